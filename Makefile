@@ -1,0 +1,40 @@
+# Everything runs in $(VENV), which is made on first use and brought up to date whenever pyproject.toml changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TEST_ENV := $(VENV)/.installed-test
+DEV_ENV := $(VENV)/.installed-dev
+
+.PHONY: help demo test check bench env clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | column -t -s '|'
+
+demo: $(TEST_ENV) ## train on the digits with and without a codec and compare
+	$(BIN)/fedlight fit --config configs/digits.yaml --baseline true
+
+test: $(TEST_ENV) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(DEV_ENV) ## run ruff, mypy and the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(TEST_ENV) ## run the benchmarks
+	$(BIN)/python tests/benchmarks/run.py
+
+env: $(TEST_ENV) ## make the environment that demo, test and bench use
+
+clean: ## remove caches and build outputs; the environment, data and logs stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find fedlight tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(TEST_ENV) $(DEV_ENV): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

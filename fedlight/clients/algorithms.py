@@ -1,0 +1,181 @@
+"""What a client does with its data in one round. One class an algorithm; each returns an update."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlight.clients.local_model import LocalModel, minibatches
+from fedlight.clients.schedule import Constant, Schedule
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import flatten
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training leaves behind: the update ``[dim]``, the mean loss over its steps (0-d) and how many steps it took."""
+
+    update: Tensor
+    loss: Tensor
+    steps: int
+
+
+class Algorithm(ABC):
+    """Local training: from the global weights in ``model`` and a client's data to its update."""
+
+    @abstractmethod
+    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
+        """Train on ``x`` ``[n, ...]`` and ``y`` ``[n]``; every draw comes from ``generator``."""
+
+
+class FedAvg(Algorithm):
+    """Local SGD; the update is the way from the end back to the start (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
+
+    Args:
+        lr: client learning rate.
+        batch_size: samples in a local batch.
+        epochs: local epochs a round; give this or ``steps``.
+        steps: local steps a round; give this or ``epochs``.
+        momentum: heavy-ball momentum of the client's SGD, started anew each round.
+        weight_decay: L2 penalty added to the gradient.
+        max_grad_norm: bound on the norm of each local gradient; none if not given.
+        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or both or neither of ``epochs`` and ``steps`` are given.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.05,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        if (epochs is None) == (steps is None):
+            raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
+        for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+            if count is not None and count < 1:
+                raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+        if lr <= 0 or not 0 <= momentum < 1 or weight_decay < 0 or (max_grad_norm is not None and max_grad_norm <= 0):
+            raise ConfigurationError(
+                "Expected `lr` > 0, `momentum` in [0, 1), `weight_decay` >= 0 and `max_grad_norm` > 0 but got "
+                f"{lr}, {momentum}, {weight_decay} and {max_grad_norm}"
+            )
+        self.lr = lr
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.steps = steps
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.schedule = schedule or Constant()
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is ``weights -= lr * gradient`` and nothing else (then no flat gradient is built)."""
+        return not (self.momentum or self.weight_decay or self.max_grad_norm)
+
+    def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
+        """Return the gradient ``[dim]`` that local SGD follows: the place for an algorithm's extra term."""
+        return gradient.add_(model.weights, alpha=self.weight_decay) if self.weight_decay else gradient
+
+    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
+        """Run local SGD from ``model.start`` and return the update."""
+        lr = self.lr * self.schedule.factor(round)
+        velocity: Tensor | None = None
+        total, steps = torch.zeros((), device=y.device), 0
+        for xb, yb in minibatches(x, y, self.batch_size, self.epochs, self.steps, generator):
+            loss, grads = model.gradients(xb, yb)
+            if self.plain:
+                model.descend(grads, lr)
+            else:
+                velocity = self._step(model, flatten(grads), velocity, lr)
+            total += loss
+            steps += 1
+        return LocalResult(model.update(), total / max(steps, 1), steps)
+
+    def _step(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float) -> Tensor:
+        with torch.no_grad():
+            step = self.direction(gradient, model)
+            if self.max_grad_norm is not None:
+                step = step * (self.max_grad_norm / step.norm()).clamp(max=1.0)
+            if self.momentum:
+                step = step if velocity is None else velocity.mul_(self.momentum).add_(step)
+            model.weights.sub_(step, alpha=lr)
+        return step
+
+
+class FedProx(FedAvg):
+    """FedAvg with a proximal term ``mu / 2 ||w - w_t||^2`` in every local loss (Li et al. 2020, arXiv 1812.06127, Eq. 2).
+
+    Args:
+        mu: weight of the proximal term; 0 is FedAvg.
+        lr: client learning rate.
+        batch_size: samples in a local batch.
+        epochs: local epochs a round; give this or ``steps``.
+        steps: local steps a round; give this or ``epochs``.
+        momentum: heavy-ball momentum of the client's SGD, started anew each round.
+        weight_decay: L2 penalty added to the gradient.
+        max_grad_norm: bound on the norm of each local gradient; none if not given.
+        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+    """
+
+    def __init__(
+        self,
+        mu: float = 0.01,
+        lr: float = 0.05,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(lr, batch_size, epochs, steps, momentum, weight_decay, max_grad_norm, schedule)
+        if mu < 0:
+            raise ConfigurationError(f"Expected `mu` >= 0 but got {mu}")
+        self.mu = mu
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no extra term at all."""
+        return super().plain and not self.mu
+
+    def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
+        """Return the gradient of the loss plus ``mu (w - w_t)``, ``[dim]``."""
+        gradient = super().direction(gradient, model)
+        return gradient.add_(model.weights, alpha=self.mu).sub_(model.start, alpha=self.mu)
+
+
+class FedSGD(Algorithm):
+    """One gradient over all of the client's data: the update *is* the gradient (McMahan et al. 2017, section 2).
+
+    The learning rate is the server optimizer's.
+
+    Args:
+        batch_size: samples in memory at once; the gradient is the same for any value (up to rounding), BatchNorm aside.
+    """
+
+    def __init__(self, batch_size: int = 1024) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"Expected `batch_size` >= 1 but got {batch_size}")
+        self.batch_size = batch_size
+
+    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
+        """Return the full gradient at the global weights."""
+        update, total = torch.zeros_like(model.weights), torch.zeros((), device=y.device)
+        for xb, yb in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
+            share = len(yb) / len(y)
+            loss, grads = model.gradients(xb, yb)
+            update.add_(flatten(grads), alpha=share)
+            total += loss * share
+        return LocalResult(update, total, 1)

@@ -1,0 +1,72 @@
+"""Updates for pretraining, recorded along a training trajectory of simulated clients on public proxy data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.local_model import LocalModel
+from fedlight.core.bank import UpdateBank
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.random import derive_seed, numpy_generator, torch_generator
+
+
+def draw_client(labels: np.ndarray, num_classes: int, samples: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Return up to ``samples`` distinct indices whose label mix is one Dirichlet(alpha) draw: one simulated client."""
+    mix = rng.dirichlet(np.full(num_classes, alpha))
+    wanted = rng.multinomial(samples, mix)
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in enumerate(wanted) if k]
+    indices = np.concatenate(chosen)
+    return indices if len(indices) else rng.permutation(len(labels))[:samples]
+
+
+def record_bank(
+    model: LocalModel,
+    weights: Tensor,
+    buffers: Tensor,
+    algorithm: Algorithm,
+    proxy: tuple[Tensor, Tensor],
+    num_classes: int,
+    rounds: int,
+    clients: int,
+    samples: int,
+    alpha: float,
+    seed: int,
+    server_lr: float = 1.0,
+    first_round: int = 0,
+    on_round: Callable[[int], None] | None = None,
+) -> UpdateBank:
+    """Return the updates ``[rounds, clients, dim]`` of a federated run on proxy data that starts from ``weights`` ``[dim]``.
+
+    Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
+    weights by the mean update, so the bank spans a trajectory rather than one point.
+
+    Raises:
+        ConfigurationError: if the proxy data is empty or the trajectory diverges.
+    """
+    x, y = proxy
+    if not len(y):
+        raise ConfigurationError("Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
+    labels = y.cpu().numpy()
+    rng = numpy_generator(seed, first_round, "proxy clients")
+    weights = weights.clone()
+    bank = torch.empty(rounds, clients, len(weights))
+    for step in range(rounds):
+        for client in range(clients):
+            chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
+            with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
+                torch.manual_seed(derive_seed(seed, first_round + step, client, "proxy noise"))
+                model.load(weights, buffers)
+                generator = torch_generator(seed, first_round + step, client, "proxy batches")
+                bank[step, client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).update
+        mean = bank[step].mean(0)
+        if not torch.isfinite(mean.sum()):
+            raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
+        weights -= server_lr * mean.to(weights.device)
+        if on_round is not None:
+            on_round(step)
+    return UpdateBank(bank, model.flat.layout)

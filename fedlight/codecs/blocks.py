@@ -1,0 +1,194 @@
+"""Cutting an update into blocks that share one small encoder, and sharing a code budget out between groups of blocks."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedlight.core.bank import UpdateBank
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that share one encoder: ``count`` blocks of ``length`` numbers each, cut from some tensors, ``code`` numbers a block."""
+
+    tensors: tuple[int, ...]
+    length: int
+    count: int
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How updates of a layout are cut into groups of equal blocks ``[..., count, length]``, padded with zeros at the end."""
+
+    layout: Layout
+    groups: tuple[Group, ...]
+
+    @property
+    def code_dim(self) -> int:
+        """Length of all blocks' codes together."""
+        return sum(group.count * group.code for group in self.groups)
+
+    def cut(self, update: Tensor) -> list[Tensor]:
+        """Return one tensor ``[..., count, length]`` a group of updates ``[..., dim]``."""
+        tensors = torch.split(update, list(self.layout.sizes), dim=-1)
+        cut = []
+        for group in self.groups:
+            flat = torch.cat([tensors[i] for i in group.tensors], dim=-1)
+            padded = F.pad(flat, (0, group.count * group.length - flat.shape[-1]))
+            cut.append(padded.unflatten(-1, (group.count, group.length)))
+        return cut
+
+    def join(self, blocks: list[Tensor]) -> Tensor:
+        """Return the updates ``[..., dim]`` that ``cut`` took apart."""
+        tensors: dict[int, Tensor] = {}
+        for group, block in zip(self.groups, blocks, strict=True):
+            sizes = [self.layout.sizes[i] for i in group.tensors]
+            flat = block.flatten(-2)[..., : sum(sizes)]
+            tensors.update(zip(group.tensors, torch.split(flat, sizes, dim=-1), strict=True))
+        return torch.cat([tensors[i] for i in range(len(tensors))], dim=-1)
+
+    def split_code(self, code: Tensor) -> list[Tensor]:
+        """View codes ``[..., code_dim]`` as one tensor ``[..., count, code]`` a group."""
+        parts = torch.split(code, [group.count * group.code for group in self.groups], dim=-1)
+        return [part.unflatten(-1, (g.count, g.code)) for part, g in zip(parts, self.groups, strict=True)]
+
+    def to_plan(self) -> dict[str, Any]:
+        """Return the groups as plain data."""
+        return {"groups": [asdict(group) | {"tensors": list(group.tensors)} for group in self.groups]}
+
+    @classmethod
+    def from_plan(cls, layout: Layout, plan: dict[str, Any]) -> Blocks:
+        """Return the blocks that ``to_plan`` described."""
+        return cls(layout, tuple(Group(**(item | {"tensors": tuple(item["tensors"])})) for item in plan["groups"]))
+
+
+def cut_rows(layout: Layout, block_size: int) -> list[Group]:
+    """Return groups aligned with the rows of weight matrices ``[out, in]``, one group a tensor; the vectors form one group together.
+
+    A block is as many whole rows as fit ``block_size``, or an equal part of a row that is longer. Rows of one tensor share their
+    input features, which is what makes them compressible by one encoder.
+    """
+    groups, vectors = [], []
+    for index, shape in enumerate(layout.shapes):
+        if len(shape) < 2:
+            vectors.append(index)
+            continue
+        rows, row = shape[0], layout.sizes[index] // shape[0]
+        if row <= block_size:
+            per_block = min(rows, max(1, block_size // row))
+            groups.append(Group((index,), per_block * row, math.ceil(rows / per_block)))
+        else:
+            length = math.ceil(row / math.ceil(row / block_size))
+            groups.append(Group((index,), length, math.ceil(rows * row / length)))
+    if vectors:
+        groups.append(_even(tuple(vectors), sum(layout.sizes[i] for i in vectors), block_size))
+    return groups
+
+
+def cut_flat(layout: Layout, block_size: int) -> list[Group]:
+    """Return the single group of equal blocks of the flat update, whatever tensors they cross."""
+    return [_even(tuple(range(len(layout.shapes))), layout.dim, block_size)]
+
+
+def _even(tensors: tuple[int, ...], size: int, block_size: int) -> Group:
+    count = math.ceil(size / block_size)
+    return Group(tensors, math.ceil(size / count), count)
+
+
+def share_code(groups: list[Group], energies: list[Tensor], budget: int) -> tuple[Group, ...]:
+    """Return the groups with code lengths that spend ``budget`` numbers where they carry most energy.
+
+    ``energies`` holds, per group, the non-increasing energy ``[length]`` that each further number of a block's code adds over
+    all blocks (the principal values). Greedy, therefore optimal for sorted energies and equal costs. Every group keeps at
+    least one number, so that no tensor is frozen.
+
+    Raises:
+        ConfigurationError: if the budget is smaller than one number a block.
+    """
+    codes = [1] * len(groups)
+    left = budget - sum(group.count for group in groups)
+    if left < 0:
+        raise ConfigurationError(
+            f"Expected a code of at least {sum(g.count for g in groups):,} numbers (one a block) but the budget is {budget:,}: "
+            "choose a smaller `ratio` or a larger `block_size`"
+        )
+    heap = [(-float(energy[1]) / g.count, i) for i, (g, energy) in enumerate(zip(groups, energies, strict=True)) if g.length > 1]
+    heapq.heapify(heap)
+    while heap:
+        _, i = heapq.heappop(heap)
+        group = groups[i]
+        if group.count > left:
+            continue
+        codes[i] += 1
+        left -= group.count
+        if codes[i] < group.length:
+            heapq.heappush(heap, (-float(energies[i][codes[i]]) / group.count, i))
+    return tuple(Group(g.tensors, g.length, g.count, code) for g, code in zip(groups, codes, strict=True))
+
+
+def cohort_rows(bank: UpdateBank, cohort: int) -> Tensor:
+    """Return rows whose Gram matrix is that of the means of ``cohort`` random clients of a round, ``[rounds * (1 + clients), dim]``.
+
+    The second moment of such a mean is the round mean's plus 1/cohort of the spread within the round; ``cohort`` 0 leaves the
+    spread out (the recorded cohorts themselves).
+    """
+    means = bank.updates.mean(1)
+    if not cohort:
+        return means
+    deviations = (bank.updates - means[:, None]) / math.sqrt(cohort * bank.clients)
+    return torch.cat([means, deviations.flatten(0, 1)])
+
+
+def principal(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (energies ``[length]``, basis ``[length, length]``) of blocks ``[rows, count, length]``, largest energy first.
+
+    With fewer rows than numbers a thin SVD is taken instead, and the basis has fewer columns.
+    """
+    rows = blocks.flatten(0, -2)
+    if len(rows) < rows.shape[1]:
+        _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+        return values.square(), vectors.T
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    return values.flip(0).clamp(min=0), vectors.flip(1)
+
+
+def plan_blocks(
+    layout: Layout, bank: UpdateBank | None, ratio: float, blocks: Literal["rows", "flat"], block_size: int, cohort: int
+) -> dict[str, Any]:
+    """Return the plan of blocks whose code is ``ratio`` times shorter than the update: shared by energy, or evenly without a bank.
+
+    Raises:
+        ConfigurationError: if the code would be shorter than one number a block.
+    """
+    size = block_size or layout.dim
+    groups = cut_rows(layout, size) if blocks == "rows" else cut_flat(layout, size)
+    if bank is None:
+        energies = [torch.ones(group.length) for group in groups]
+    else:
+        cut = Blocks(layout, tuple(groups)).cut(cohort_rows(bank, cohort))
+        energies = [F.pad(e, (0, max(0, g.length - len(e)))) for g, e in zip(groups, map(principal_energies, cut), strict=True)]
+    return Blocks(layout, share_code(groups, energies, int(layout.dim / ratio))).to_plan()
+
+
+def principal_energies(blocks: Tensor) -> Tensor:
+    """Return the energies alone of ``principal``."""
+    return principal(blocks)[0]
+
+
+def principal_bases(bank: UpdateBank, blocks: Blocks, cohort: int) -> list[Tensor]:
+    """Return one basis ``[length, code]`` a group: the principal directions of the bank's cohort means.
+
+    Where the bank has fewer independent blocks than the code has numbers the missing columns are zero.
+    """
+    bases = [principal(block)[1] for block in blocks.cut(cohort_rows(bank, cohort))]
+    return [F.pad(basis[:, : g.code], (0, max(0, g.code - basis.shape[1]))) for basis, g in zip(bases, blocks.groups, strict=True)]

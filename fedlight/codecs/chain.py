@@ -1,0 +1,121 @@
+"""Codecs one after another: encode forward, decode in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+
+
+def _stage(public: Public, i: int) -> Public:
+    return replace(public, announced=public.announced.get(str(i), {}))
+
+
+class ChainEncoder(Encoder):
+    """Applies the stages' encoders in order; the last one's format goes on the wire."""
+
+    def __init__(self, layout: Layout, stages: list[Encoder]) -> None:
+        super().__init__(layout, stages[-1].format)
+        self.stages = nn.ModuleList(stages)
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return the last stage's code ``[..., code_dim]``."""
+        for i, stage in enumerate(self.stages):
+            assert isinstance(stage, Encoder)
+            own = Private(private.generator, private.state.setdefault(str(i), {}))
+            update = stage.encode(update, _stage(public, i), own)
+        return update
+
+
+class ChainDecoder(Decoder):
+    """Applies the stages' decoders in reverse."""
+
+    def __init__(self, layout: Layout, stages: list[Decoder]) -> None:
+        super().__init__(layout, stages[-1].format)
+        self.stages = nn.ModuleList(stages)
+
+    def _numbered(self) -> list[tuple[int, Decoder]]:
+        return [(i, stage) for i, stage in enumerate(self.stages) if isinstance(stage, Decoder)]
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the first stage's aggregated update ``[..., dim]``."""
+        for i, stage in reversed(self._numbered()):
+            mean_code = stage.decode(mean_code, _stage(public, i), state.setdefault(str(i), {}))
+        return mean_code
+
+    def open(self, code: Tensor) -> Tensor:
+        """Return what the last stage adds up."""
+        return self._numbered()[-1][1].open(code)
+
+    def announce(self, state: State) -> State:
+        """Return every stage's announcement under its number."""
+        announced = {str(i): stage.announce(state.setdefault(str(i), {})) for i, stage in self._numbered()}
+        return {key: value for key, value in announced.items() if value}
+
+
+class ChainCodec(Codec):
+    """Applies codecs one after another: each encodes the code of the one before.
+
+    Args:
+        codecs: the codecs, first applied first; all but the last must be summable and make float codes.
+
+    Raises:
+        ConfigurationError: if the list is empty, or a codec before the last has several passes or integer codes.
+    """
+
+    def __init__(self, codecs: Sequence[Codec]) -> None:
+        if not codecs:
+            raise ConfigurationError("Expected `codecs` to name at least one codec but got an empty list")
+        for codec in codecs[:-1]:
+            if not codec.additive or codec.passes > 1:
+                raise ConfigurationError(f"Expected a summable one-pass codec before the last of a chain but got {type(codec).__name__}")
+        self.codecs = list(codecs)
+        self.additive = codecs[-1].additive
+        self.linear = all(codec.linear for codec in codecs)
+        self.passes = codecs[-1].passes
+        self.needs_fit = any(codec.needs_fit for codec in codecs)
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return the stages' plans and versions; with a bank they are known only once each stage is fitted."""
+        if bank is not None:
+            return {"stages": []}
+        plans = []
+        for codec in self.codecs:
+            codec.bind(layout)
+            plans.append({"layout": layout.to_json(), "plan": codec.plan, "version": codec.version})
+            layout = Layout.vector(codec.encoder.code_dim)
+        return {"stages": plans}
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        made = [c.make_encoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        return ChainEncoder(layout, made)
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        return ChainDecoder(layout, made)
+
+    def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Fit every stage to the codes of the stages before it, then put the fitted halves together."""
+        figures: dict[str, float] = {}
+        plans, layout = [], bank.layout
+        for codec in self.codecs:
+            figures |= codec.fit(bank, train)
+            plans.append({"layout": bank.layout.to_json(), "plan": codec.plan, "version": codec.version})
+            codes = codec.encoder.encode(bank.updates, Public(), Private(torch_generator("chain fit"))).detach()
+            bank = bank.map(codes.float(), Layout.vector(codec.encoder.code_dim))
+        self.version += 1
+        encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
+        self.bind(layout, {"stages": plans})
+        self.encoder.stages = nn.ModuleList(encoders)
+        self.decoder.stages = nn.ModuleList(decoders)
+        self.stamp()
+        return figures

@@ -1,0 +1,42 @@
+"""The identity codec: updates travel as they are. The uncompressed reference of every comparison."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.layout import Layout
+from fedlight.core.wire import CodeFormat
+
+
+class IdentityEncoder(Encoder):
+    """Returns the update."""
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return ``update`` ``[..., dim]``."""
+        return update
+
+
+class IdentityDecoder(Decoder):
+    """Returns the mean update."""
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return ``mean_code`` ``[..., dim]``."""
+        return mean_code
+
+
+class IdentityCodec(Codec):
+    """Sends every update in full, as float32: FedAvg without compression."""
+
+    linear = True
+
+    def __init__(self) -> None:
+        pass
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        return IdentityEncoder(layout, CodeFormat(layout.dim))
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        return IdentityDecoder(layout, CodeFormat(layout.dim))

@@ -1,0 +1,130 @@
+"""Linear codecs: orthonormal projection of blocks on principal directions, or on random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+from fedlight.core.wire import CodeFormat
+
+
+class LinearEncoder(Encoder):
+    """Projects every block on its group's basis."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
+        self.blocks = blocks
+        self.bases = _empty_bases(blocks)
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
+        cut = self.blocks.cut(update)
+        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases, strict=True)], dim=-1)
+
+
+class LinearDecoder(Decoder):
+    """Maps coefficients back with the transposed bases."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
+        self.blocks = blocks
+        self.bases = _empty_bases(blocks)
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
+        codes = self.blocks.split_code(mean_code)
+        return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases, strict=True)])
+
+
+class LinearCodec(Codec):
+    """Projects blocks of the update on an orthonormal basis; its transpose is its own decoder.
+
+    With ``basis="pca"`` the basis holds the principal directions of the bank's cohort means, the best linear code there is for
+    the squared error; with ``basis="random"`` it is drawn from a seed, the baseline that a learned code must beat.
+
+    Args:
+        ratio: how many times shorter the code is than the update.
+        basis: `pca` (fitted to recorded updates) or `random` (from `seed`, nothing to download).
+        blocks: `rows` cuts along the rows of weight matrices, one basis a tensor; `flat` cuts the flat update, one basis for all.
+        block_size: largest number of weights in a block; 0 takes the whole update as one block (with `flat`).
+        cohort: cohort size whose means the basis is fitted to; 0 takes the recorded cohorts as they are.
+        seed: seed of the random basis.
+    """
+
+    linear = True
+
+    def __init__(
+        self,
+        ratio: float = 16.0,
+        basis: Literal["pca", "random"] = "pca",
+        blocks: Literal["rows", "flat"] = "rows",
+        block_size: int = 512,
+        cohort: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if ratio < 1 or block_size < 0 or cohort < 0:
+            raise ConfigurationError(
+                f"Expected `ratio` >= 1, `block_size` >= 0 and `cohort` >= 0 but got {ratio}, {block_size} and {cohort}"
+            )
+        self.ratio = ratio
+        self.basis = basis
+        self.blocks = blocks
+        self.block_size = block_size
+        self.cohort = cohort
+        self.seed = seed
+        self.needs_fit = basis == "pca"
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return the blocks with their code lengths: by energy in the bank, or evenly without one."""
+        return plan_blocks(layout, bank, self.ratio, self.blocks, self.block_size, self.cohort)
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        encoder = LinearEncoder(Blocks.from_plan(layout, plan))
+        self._draw(encoder.bases)
+        return encoder
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        decoder = LinearDecoder(Blocks.from_plan(layout, plan))
+        self._draw(decoder.bases)
+        return decoder
+
+    def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Set the bases to the principal directions of the bank's cohort means."""
+        if self.basis == "pca":
+            for i, basis in enumerate(principal_bases(bank, Blocks.from_plan(bank.layout, self.plan), self.cohort)):
+                self.encoder.state_dict()[f"bases.{i}"].copy_(basis)
+                self.decoder.state_dict()[f"bases.{i}"].copy_(basis)
+        return {}
+
+    def _draw(self, bases: BufferList) -> None:
+        """Fill the bases with random orthonormal columns from the public seed."""
+        for i, basis in enumerate(bases):
+            square = torch.randn(basis.shape, generator=torch_generator(self.seed, "random basis", i))
+            basis.copy_(torch.linalg.qr(square).Q)
+
+
+class BufferList(nn.Module):
+    """A list of buffers: tensors that are saved and moved with a module but not trained."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(str(i), tensor)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._buffers[name] for name in self._buffers)  # type: ignore[misc]
+
+
+def _empty_bases(blocks: Blocks) -> BufferList:
+    return BufferList([torch.zeros(group.length, group.code) for group in blocks.groups])

@@ -1,0 +1,258 @@
+"""The codec interface: what a client encodes, what the server adds up, what it decodes. Read this file first.
+
+A codec is a pair of halves that live on two sides of a wire. Laws (``tests/codecs/test_contract.py`` checks each):
+
+1. ``decode(mean_i encode(u_i))`` approximates ``mean_i u_i``; a linear codec equals ``decode(encode(mean_i u_i))`` to rounding.
+2. ``decode(encode(0)) == 0`` for linear codecs; every codec maps finite to finite.
+3. The server adds ``open(code)`` to a running sum as codes arrive. For an additive codec ``open`` is the identity and the sum has
+   ``code_dim`` entries; a codec that cannot be summed decodes in ``open`` and says ``additive = False``.
+4. A client needs the encoder alone, the server the decoder alone: two modules, two files.
+5. Whatever scales a code is in ``Public``: known to everyone before the pass, never computed from the cohort's own plain updates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fedlight.core.bank import UpdateBank
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.wire import CodeFormat, read_message, write_message
+
+State = dict[str, Any]
+Plan = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Public:
+    """What everybody knows before a pass of a round.
+
+    ``step`` counts the codec's passes (0 .. ``codec.passes - 1``); ``announced`` is what the decoder broadcast
+    (``Decoder.announce``): a gain, the previous pass's result, the previous aggregate. ``clients`` is how many codes were summed:
+    known to the server when it decodes, 0 before.
+    """
+
+    seed: int = 0
+    round: int = 0
+    attempt: int = 0
+    step: int = 0
+    clients: int = 0
+    announced: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Private:
+    """What only the client knows: its generator (stochastic rounding) and the state it keeps between passes and rounds."""
+
+    generator: torch.Generator
+    state: State = field(default_factory=dict)
+
+
+class Half(nn.Module):
+    """What encoder and decoder share: the layout of updates, the format of codes on the wire, and the codec's fingerprint."""
+
+    def __init__(self, layout: Layout, format: CodeFormat) -> None:
+        super().__init__()
+        self.layout = layout
+        self.format = format
+        self.fingerprint = 0
+
+    @property
+    def dim(self) -> int:
+        """Length of an update."""
+        return self.layout.dim
+
+    @property
+    def code_dim(self) -> int:
+        """Length of a code."""
+        return self.format.length
+
+    def byte_size(self) -> int:
+        """Bytes of the half's tensors: what a download of it weighs."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+
+class Encoder(Half, ABC):
+    """The client's half."""
+
+    @abstractmethod
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return the code ``[..., code_dim]`` of updates ``[..., dim]``; ``private.state`` may be changed in place."""
+
+    def encode_message(self, update: Tensor, public: Public, private: Private) -> bytes:
+        """Return the bytes a client sends for one update ``[dim]``: header and packed code. Needs no Lightning."""
+        payload = self.format.pack(self.encode(update, public, private))
+        return write_message(payload, self.format.kind, self.code_dim, public.round, self.fingerprint)
+
+
+class Decoder(Half, ABC):
+    """The server's half."""
+
+    @abstractmethod
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the aggregated update ``[dim]`` of a mean code ``[..., code_dim]`` (after the last pass).
+
+        Before the last pass the result is what the server broadcasts for the next one. ``state`` is the server's own and may be
+        changed in place.
+        """
+
+    def open(self, code: Tensor) -> Tensor:
+        """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed."""
+        return code
+
+    def announce(self, state: State) -> State:
+        """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
+        return {}
+
+    def read_message(self, message: bytes, public: Public) -> Tensor:
+        """Return what the server adds up for one client's message.
+
+        Raises:
+            MessageError: if the message is malformed or was meant for another round or codec.
+        """
+        return self.open(self.format.unpack(read_message(message, self.format, public.round, self.fingerprint)))
+
+    def decode_sum(self, messages: Iterable[bytes], weights: Iterable[int], public: Public, state: State) -> Tensor:
+        """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
+
+        Raises:
+            ConfigurationError: if there is no message, or the weights are not positive.
+        """
+        total: Tensor | None = None
+        weight = 0
+        for message, a in zip(messages, weights, strict=True):
+            term = self.read_message(message, public)
+            term = term.to(torch.float64 if term.is_floating_point() else torch.int64) * a
+            total = term if total is None else total.add_(term)
+            weight += a
+        if total is None or weight <= 0:
+            raise ConfigurationError("Expected at least one message with a positive weight but got none")
+        return self.decode((total.double() / weight).float(), public, state)
+
+
+TrainCodec = Callable[["Codec", UpdateBank], dict[str, float]]
+"""Trains the tensors of a codec's two halves jointly on a bank and returns figures to report."""
+
+
+class Codec(ABC):
+    """A recipe for a pair of halves, and the pair once the shapes are known.
+
+    Constructor arguments are configuration and kept as attributes of the same names (scikit-learn's convention), so that a codec
+    describes itself. ``bind`` makes the halves for a layout, ``fit`` adapts them to an update bank.
+    """
+
+    additive: bool = True
+    linear: bool = False
+    passes: int = 1
+    needs_fit: bool = False
+
+    layout: Layout | None = None
+    encoder: Encoder
+    decoder: Decoder
+    plan: Plan
+    version: int = 0
+
+    @abstractmethod
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half for updates of this layout."""
+
+    @abstractmethod
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half for updates of this layout."""
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return the shapes (plain numbers and lists) that the halves need beyond configuration and layout."""
+        return {}
+
+    @property
+    def bound(self) -> bool:
+        """Whether the halves exist."""
+        return self.layout is not None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the codec can be used: bound, and fitted to a bank if it has to be."""
+        return self.bound and (self.version > 0 or not self.needs_fit)
+
+    def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
+        """Make both halves for updates of this layout.
+
+        Raises:
+            ConfigurationError: if the configuration cannot fit the layout, such as a code longer than the update.
+        """
+        self.plan = self.make_plan(layout, None) if plan is None else plan
+        self.encoder = self.make_encoder(layout, self.plan)
+        self.decoder = self.make_decoder(layout, self.plan)
+        self.layout = layout
+        self.stamp()
+        if self.encoder.format != self.decoder.format:
+            raise ConfigurationError(f"{type(self).__name__}: encoder and decoder disagree on the code's format")
+        if self.encoder.code_dim > layout.dim and self.additive:
+            raise ConfigurationError(
+                f"Expected a code no longer than the update ({layout.dim:,} numbers) but {type(self).__name__} makes one of "
+                f"{self.encoder.code_dim:,}: choose a larger `ratio` or a smaller `code_dim`"
+            )
+        return self
+
+    def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Adapt the codec to recorded updates and return figures to report. Raises the version by one."""
+        self.bind(bank.layout, self.make_plan(bank.layout, bank))
+        figures = self.fit_halves(bank, train)
+        self.version += 1
+        self.stamp()
+        return figures
+
+    def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Set the tensors of the halves from a bank: in closed form, or through ``train``."""
+        return {}
+
+    def stamp(self) -> None:
+        """Give both halves the number that messages carry: a digest of the description and of the encoder's tensors."""
+        digest = hashlib.blake2b(json.dumps(self.describe(), sort_keys=True).encode(), digest_size=4)
+        for tensor in self.encoder.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        self.encoder.fingerprint = self.decoder.fingerprint = int.from_bytes(digest.digest(), "little")
+
+    def config(self) -> dict[str, Any]:
+        """Return class path and constructor arguments, nested codecs included: enough to make the recipe again."""
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        values = {name: getattr(self, name) for name in names}
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the tensors, as plain data: configuration, layout, plan and version."""
+        if self.layout is None:
+            raise CodecMismatchError(f"{type(self).__name__} has no shapes yet: call bind(layout) first")
+        return {"config": self.config(), "layout": self.layout.to_json(), "plan": self.plan, "version": self.version}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move both halves."""
+        self.encoder.to(device)
+        self.decoder.to(device)
+        return self
+
+    def reconstruct(self, updates: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return ``decode(mean_i encode(u_i))`` ``[..., dim]`` for cohorts ``[..., clients, dim]``, in one process.
+
+        One pass and no state: for fitting and for measuring reconstruction, not for running rounds.
+        """
+        private = Private(generator or torch.Generator().manual_seed(0))
+        codes = self.decoder.open(self.encoder.encode(updates, Public(), private))
+        return self.decoder.decode(codes.to(updates.dtype).mean(-2), Public(), {})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return value.config()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

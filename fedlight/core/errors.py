@@ -1,0 +1,23 @@
+"""The errors that fedlight raises on purpose."""
+
+from __future__ import annotations
+
+
+class ConfigurationError(ValueError):
+    """An argument that cannot work: the message names it, what was expected, what came and the way out."""
+
+
+class DataError(ValueError):
+    """Data on file that is missing, corrupt or inconsistent."""
+
+
+class CodecMismatchError(ValueError):
+    """A codec that was built or trained for another model."""
+
+
+class MessageError(ValueError):
+    """A client message that is truncated, oversized or meant for another codec or round."""
+
+
+class RoundFailedError(RuntimeError):
+    """No client of a cohort could be used, and repeating the round did not help."""

@@ -1,0 +1,134 @@
+"""Flat parameters: how a model's named tensors lie in one vector of length ``dim``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedlight.core.errors import CodecMismatchError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that make up a flat vector, in order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...] = field(init=False, repr=False)
+    offsets: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = tuple(math.prod(shape) for shape in self.shapes)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "offsets", tuple(sum(sizes[:i]) for i in range(len(sizes))))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Layout:
+        """Return the layout of a model's trainable parameters, in the order of ``named_parameters``."""
+        named = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+        return cls(tuple(name for name, _ in named), tuple(shape for _, shape in named))
+
+    @classmethod
+    def vector(cls, dim: int, name: str = "code") -> Layout:
+        """Return the layout of one unstructured vector ``[dim]``: what the next codec of a chain sees."""
+        return cls((name,), ((dim,),))
+
+    @property
+    def dim(self) -> int:
+        """Length of the flat vector."""
+        return sum(self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of names and shapes: equal exactly when two vectors mean the same thing."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """View ``flat`` ``[..., dim]`` as the list of tensors ``[..., *shape]``."""
+        lead = flat.shape[:-1]
+        parts = flat.split(self.sizes, dim=-1)
+        return [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def to_json(self) -> str:
+        """Return the layout as a JSON text."""
+        return json.dumps([[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)])
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """Return the layout that ``to_json`` wrote."""
+        items = json.loads(text)
+        return cls(tuple(name for name, _ in items), tuple(tuple(shape) for _, shape in items))
+
+    def require_same(self, other: Layout, what: str) -> None:
+        """Raise ``CodecMismatchError`` naming the first difference unless ``other`` equals this layout."""
+        if self == other:
+            return
+        if self.dim != other.dim:
+            detail = f"Expected a model of dimension {self.dim:,} but got {other.dim:,}"
+        else:
+            pairs = zip(zip(self.names, self.shapes, strict=True), zip(other.names, other.shapes, strict=True), strict=False)
+            mine, theirs = next((a, b) for a, b in pairs if a != b)
+            detail = f"Expected parameter {mine[0]} {list(mine[1])} but got {theirs[0]} {list(theirs[1])}"
+        raise CodecMismatchError(
+            f"{what} was made for another model. {detail}. Use the network it was made for, or run `fedlight pretrain` for this one."
+        )
+
+
+def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Return a new vector ``[dim]`` with the tensors' entries one after another."""
+    parts = [tensor.detach().reshape(-1) for tensor in tensors]
+    flat = torch.cat(parts) if parts else torch.empty(0)
+    return flat if dtype is None else flat.to(dtype)
+
+
+class FlatModel:
+    """A model whose trainable parameters, and floating-point buffers, are views of two flat vectors.
+
+    Writing to ``weights`` ``[dim]`` or ``buffers`` ``[buffer_dim]`` changes the model in place. The module given is
+    taken over: move it to its device before, and do not call ``.to`` on it afterwards (that would cut the views).
+
+    Raises:
+        CodecMismatchError: if parameters of several dtypes are mixed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = Layout.of(module)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if len({p.dtype for p in parameters}) > 1:
+            raise CodecMismatchError(f"Expected parameters of one dtype but got {sorted({str(p.dtype) for p in parameters})}")
+        self.weights = flatten(parameters)
+        for parameter, view in zip(parameters, self.layout.split(self.weights), strict=True):
+            parameter.data = view
+        self.parameters: list[Tensor] = list(parameters)
+        self.buffers = self._flatten_buffers()
+
+    def _flatten_buffers(self) -> Tensor:
+        places = [
+            (owner, name, buffer)
+            for owner in self.module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None and buffer.is_floating_point()
+        ]
+        flat = flatten(buffer for _, _, buffer in places).to(self.weights.device)
+        offset = 0
+        for owner, name, buffer in places:
+            owner._buffers[name] = flat[offset : offset + buffer.numel()].view(buffer.shape)
+            offset += buffer.numel()
+        return flat
+
+
+def float_buffers(module: nn.Module) -> list[Tensor]:
+    """Return the model's floating-point buffers (BatchNorm statistics) in the order ``FlatModel.buffers`` has them."""
+    return [
+        buffer
+        for owner in module.modules()
+        for buffer in owner._buffers.values()
+        if buffer is not None and buffer.is_floating_point()
+    ]

@@ -1,0 +1,136 @@
+"""Client messages as bytes: a strict 16-byte header, then the code packed as tightly as its format allows."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlight.core.errors import MessageError
+
+MAGIC = b"FL"
+WIRE_VERSION = 1
+HEADER = struct.Struct("<2sBBIII")
+MAX_LENGTH = 1 << 31
+
+_FLOATS = {torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8"}
+_FLOAT_KINDS = {torch.float32: 64, torch.float16: 65, torch.float64: 66}
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """How a code ``[length]`` lies on the wire: signed integers of ``bits`` bits, or floats of ``dtype``.
+
+    ``bits`` is 0 for floats. Integers lie in ``[-(2**(bits-1)-1), 2**(bits-1)-1]`` and take exactly ``bits`` bits.
+    """
+
+    length: int
+    bits: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bits <= 32 or self.bits == 1:
+            raise MessageError(f"Expected `bits` to be 0 (floats) or 2 to 32 but got {self.bits}")
+
+    @property
+    def kind(self) -> int:
+        """One byte that says which format this is: the number of bits, or a float's tag."""
+        return self.bits or _FLOAT_KINDS[self.dtype]
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of an integer entry."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def payload_bytes(self) -> int:
+        """Predicted length of ``pack``'s result."""
+        bits = self.bits or self.dtype.itemsize * 8
+        return (self.length * bits + 7) // 8
+
+    def pack(self, code: Tensor) -> bytes:
+        """Return the ``payload_bytes`` bytes of a code ``[length]``.
+
+        Raises:
+            MessageError: if the code has another length, or an integer does not fit its bits.
+        """
+        if code.shape != (self.length,):
+            raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
+        array = code.detach().cpu().numpy()
+        if not self.bits:
+            return array.astype(_FLOATS[self.dtype], copy=False).tobytes()
+        return pack_integers(array, self.bits)
+
+    def unpack(self, payload: bytes | memoryview) -> Tensor:
+        """Return the code ``[length]`` (int32, or the format's float dtype) that ``pack`` wrote.
+
+        Raises:
+            MessageError: if the payload has the wrong number of bytes.
+        """
+        if len(payload) != self.payload_bytes:
+            raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
+        if not self.bits:
+            return torch.from_numpy(np.frombuffer(payload, dtype=_FLOATS[self.dtype]).copy())
+        return torch.from_numpy(unpack_integers(payload, self.bits, self.length))
+
+
+def pack_integers(values: np.ndarray, bits: int) -> bytes:
+    """Pack signed integers ``[n]`` into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits.
+
+    Raises:
+        MessageError: if a value lies outside ``+-(2**(bits-1) - 1)``.
+    """
+    limit = (1 << (bits - 1)) - 1
+    if values.size and max(int(values.max()), -int(values.min())) > limit:
+        raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but got up to {int(np.abs(values.astype(np.int64)).max())}")
+    offset = (values.astype(np.int64) + limit).astype(np.uint32)
+    if bits in (8, 16, 32):
+        return offset.astype(f"<u{bits // 8}").tobytes()
+    planes = (offset[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
+
+
+def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
+    """Return the int32 integers ``[length]`` that ``pack_integers`` packed."""
+    limit = (1 << (bits - 1)) - 1
+    raw = np.frombuffer(payload, dtype=np.uint8)
+    if bits in (8, 16, 32):
+        offset = raw.view(f"<u{bits // 8}").astype(np.int64)
+    else:
+        planes = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
+        offset = planes.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+    values = (offset - limit).astype(np.int32)
+    if length and int(values.max()) > limit:
+        raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the payload holds {int(values.max())}")
+    return values
+
+
+def write_message(payload: bytes, kind: int, length: int, round: int, codec: int) -> bytes:
+    """Return header and payload: magic, wire version, format, round, codec fingerprint and code length, 16 bytes."""
+    return HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length) + payload
+
+
+def read_message(message: bytes, expected: CodeFormat, round: int, codec: int) -> memoryview:
+    """Return the payload of a message after checking every field of its header.
+
+    Raises:
+        MessageError: if the message is truncated or oversized, or was meant for another round, codec or format.
+    """
+    if len(message) < HEADER.size:
+        raise MessageError(f"Expected a message of at least {HEADER.size} bytes but got {len(message)}")
+    magic, version, kind, for_round, for_codec, length = HEADER.unpack_from(message)
+    checks = (
+        ("magic", MAGIC, magic),
+        ("wire version", WIRE_VERSION, version),
+        ("format", expected.kind, kind),
+        ("round", round & 0xFFFFFFFF, for_round),
+        ("codec fingerprint", codec, for_codec),
+        ("code length", expected.length, length),
+    )
+    for name, want, got in checks:
+        if want != got:
+            raise MessageError(f"Expected {name} {want!r} in the message header but got {got!r}")
+    return memoryview(message)[HEADER.size :]

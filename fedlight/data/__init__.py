@@ -1,0 +1,38 @@
+"""Data sets, partitions into clients, cohorts, and the datamodule that puts them together."""
+
+from fedlight.data.arrays import Arrays, build_arrays, standardize
+from fedlight.data.augment import Augmentation, CropFlip
+from fedlight.data.datamodule import FederatedDataModule
+from fedlight.data.natural import Explicit, Natural
+from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
+from fedlight.data.partitioner import Partitioner
+from fedlight.data.sampling import ClientSampler, Everyone, Poisson, Uniform
+from fedlight.data.sources import ArrayFile, DataSource, Digits, Torchvision, WithClients
+from fedlight.data.splits import Partition, check_partition
+
+__all__ = [
+    "IID",
+    "ArrayFile",
+    "Arrays",
+    "Augmentation",
+    "ClientSampler",
+    "CropFlip",
+    "DataSource",
+    "Digits",
+    "Dirichlet",
+    "Everyone",
+    "Explicit",
+    "FederatedDataModule",
+    "Natural",
+    "Partition",
+    "Partitioner",
+    "Poisson",
+    "QuantitySkew",
+    "Shards",
+    "Torchvision",
+    "Uniform",
+    "WithClients",
+    "build_arrays",
+    "check_partition",
+    "standardize",
+]

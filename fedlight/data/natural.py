@@ -1,0 +1,140 @@
+"""Clients that are given rather than drawn: by the data's own client ids, or by explicit lists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.data.partitioner import Partitioner
+from fedlight.data.sources import read_npz
+from fedlight.data.splits import Partition, check_partition
+
+
+class Natural(Partitioner):
+    """The clients that the data itself has, from the source's client ids; clients are numbered in sorted order of ids.
+
+    Args:
+        min_samples: Least number of samples of a client; a smaller client is refused.
+        drop_small: Leave smaller clients out instead; their samples are then in no client and are not used.
+    """
+
+    def __init__(self, min_samples: int = 1, drop_small: bool = False) -> None:
+        super().__init__(min_samples)
+        self.drop_small = drop_small
+
+    def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
+        """Return how many clients there are; ``num_clients`` must be None, 0 or that number."""
+        found = len(self._dense(client_ids)[1])
+        if found == 0:
+            raise ConfigurationError(
+                f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples."
+            )
+        if num_clients not in (None, 0, found):
+            raise ConfigurationError(f"num_clients: the data has {found} clients of its own, got {num_clients}; set num_clients to null.")
+        return found
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
+        """Return the position of every sample's id among the sorted ids, -1 where its client was dropped."""
+        return self._dense(client_ids)[0]
+
+    def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Refuse small clients: samples of given clients are never moved."""
+        return refuse_small(assignment, num_clients, self.min_samples)
+
+    def _dense(self, client_ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if client_ids is None:
+            raise ConfigurationError("partitioner: Natural needs client ids, got a source without; use WithClients or another partitioner.")
+        ids, dense, counts = np.unique(client_ids, return_inverse=True, return_counts=True)
+        keep = counts >= self.min_samples if self.drop_small else np.ones(len(ids), dtype=bool)
+        return np.where(keep, np.cumsum(keep) - 1, -1)[dense].astype(np.int64), ids[keep]
+
+
+class Explicit(Partitioner):
+    """Clients given as lists of sample indices into the source's training set; unlisted samples are in no client.
+
+    Held-out samples (proxy, validation) leave the list they are in. A file is ``.json`` (a list of lists, or an object
+    of lists) or ``.npz`` (one index array per client, or ``order`` and ``offsets`` as in `Partition`).
+
+    Args:
+        clients: The index lists themselves, or the path of a file of them, relative to the working directory.
+        min_samples: Least number of samples of a client; a smaller client is refused.
+    """
+
+    def __init__(self, clients: str | list[list[int]], min_samples: int = 1) -> None:
+        super().__init__(min_samples)
+        self.clients = clients
+        self._read: Partition | None = None
+
+    def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
+        """Return the number of lists; ``num_clients`` must be None, 0 or that number."""
+        found = len(self._partition())
+        if num_clients not in (None, 0, found):
+            raise ConfigurationError(f"num_clients: clients lists {found} clients, got {num_clients}; set num_clients to null.")
+        return found
+
+    def client_ids(self, samples: int, natural: np.ndarray | None) -> np.ndarray:
+        """Return the list that each of ``samples`` is in, -1 for none; raises DataError on duplicates and wrong indices."""
+        lists = self._partition()
+        check_partition(lists, samples, complete=False)
+        ids = np.full(samples, -1, dtype=np.int64)
+        ids[lists.order] = lists.clients
+        return ids
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
+        """Return ``client_ids`` as made by `client_ids`, or those of the whole set if None."""
+        return self.client_ids(len(labels), None) if client_ids is None else client_ids
+
+    def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Refuse small clients: samples of given clients are never moved."""
+        return refuse_small(assignment, num_clients, self.min_samples)
+
+    def _partition(self) -> Partition:
+        if self._read is None:
+            self._read = read_lists(Path(self.clients)) if isinstance(self.clients, str) else from_lists(self.clients, "clients")
+        return self._read
+
+
+def refuse_small(assignment: np.ndarray, num_clients: int, min_samples: int) -> np.ndarray:
+    """Return ``assignment`` (int64 ``[samples]``, -1 for none) if every client has ``min_samples``, else raise ConfigurationError."""
+    sizes = np.bincount(assignment[assignment >= 0], minlength=num_clients)
+    small = np.flatnonzero(sizes < min_samples)
+    if len(small):
+        raise ConfigurationError(
+            f"min_samples: expected at least {min_samples} samples per client after hold-outs, got {len(small)} smaller clients (client "
+            f"{small[0]} has {sizes[small[0]]}); hold out less, lower min_samples, or leave them out (Natural: drop_small=true)."
+        )
+    return assignment
+
+
+def read_lists(path: Path) -> Partition:
+    """Read the index lists of a ``.json`` or ``.npz`` file; raises DataError if it is missing or malformed."""
+    if path.suffix == ".npz":
+        parts = read_npz(path, required=(), optional=None)
+        if set(parts) == {"order", "offsets"}:
+            return Partition(_indices(parts["order"], f"{path}: order"), _indices(parts["offsets"], f"{path}: offsets"))
+        return from_lists(parts, str(path))
+    try:
+        return from_lists(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a .json or .npz of index lists: {error}; see Explicit for the formats.") from error
+
+
+def from_lists(lists: Any, source: str) -> Partition:
+    """Join index lists, a sequence or a mapping of them, in their order; ``source`` names them in errors."""
+    if not isinstance(lists, (list, tuple, dict)) or len(lists) == 0:
+        raise DataError(f"{source}: expected one list of sample indices per client, got {type(lists).__name__} of nothing usable.")
+    items = lists.items() if isinstance(lists, dict) else enumerate(lists)
+    parts = [_indices(indices, f"{source}: client {key}") for key, indices in items]
+    offsets = np.cumsum([0, *(len(part) for part in parts)]).astype(np.int64)
+    return Partition(np.concatenate(parts), offsets)
+
+
+def _indices(values: Any, name: str) -> np.ndarray:
+    array = np.asarray(values) if np.size(values) else np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"{name}: expected a flat list of integers, got {array.dtype} of shape {array.shape}.")
+    return array.astype(np.int64)

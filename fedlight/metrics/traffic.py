@@ -1,0 +1,107 @@
+"""Bytes in both directions, counted from what was sent (law 6) and exact at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from operator import index
+
+from fedlight.core.errors import ConfigurationError
+
+
+@dataclass
+class TrafficCounter:
+    """Bytes sent since the run began, as Python integers: a float would lose bytes beyond 2^53.
+
+    Args:
+        uplink: bytes that clients sent.
+        downlink: bytes that clients were sent, the encoders' included.
+        codec: the encoders' part of ``downlink``.
+        messages: number of messages in ``uplink``.
+
+    >>> traffic = TrafficCounter()
+    >>> traffic.add_message(116)
+    >>> traffic.add_download(4_000)
+    >>> traffic.add_codec(1_000)
+    >>> traffic.uplink, traffic.downlink, traffic.codec, round(traffic.ratio(1_000), 1)
+    (116, 5000, 1000, 34.5)
+    """
+
+    uplink: int = 0
+    downlink: int = 0
+    codec: int = 0
+    messages: int = 0
+
+    def add_message(self, n_bytes: int) -> None:
+        """Count one client's message of ``n_bytes``.
+
+        Raises:
+            ConfigurationError: if ``n_bytes`` is negative.
+        """
+        self.uplink += _count(n_bytes)
+        self.messages += 1
+
+    def add_download(self, n_bytes: int) -> None:
+        """Count ``n_bytes`` sent to a client, other than an encoder: the model, the masks, what the codec announces.
+
+        Raises:
+            ConfigurationError: if ``n_bytes`` is negative.
+        """
+        self.downlink += _count(n_bytes)
+
+    def add_codec(self, n_bytes: int) -> None:
+        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``.
+
+        Raises:
+            ConfigurationError: if ``n_bytes`` is negative.
+        """
+        self.add_download(n_bytes)
+        self.codec += _count(n_bytes)
+
+    @property
+    def mean_message(self) -> float:
+        """Mean bytes of a message, 0 before the first."""
+        return self.uplink / self.messages if self.messages else 0.0
+
+    def ratio(self, dim: int) -> float:
+        """Return how many times smaller the mean message is than a float32 update ``[dim]``, 0 before the first message."""
+        return 4 * dim / self.mean_message if self.uplink else 0.0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counters by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Set the counters to what ``state_dict`` returned.
+
+        Raises:
+            ConfigurationError: if a counter is missing, unknown or negative.
+        """
+        names = [counter.name for counter in fields(self)]
+        if set(state) != set(names):
+            raise ConfigurationError(f"Expected the counters {names} but got {sorted(state)}")
+        for name, value in {name: _count(state[name]) for name in names}.items():
+            setattr(self, name, value)
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return a number of bytes in decimal units, to three figures.
+
+    >>> format_bytes(512), format_bytes(1_500), format_bytes(12_340_000), format_bytes(7e14)
+    ('512 B', '1.50 kB', '12.3 MB', '700 TB')
+    """
+    if n_bytes < 999.5:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        n_bytes /= 1000
+        if n_bytes < 999.5 or unit == "PB":
+            break
+    decimals = 2 if n_bytes < 9.995 else 1 if n_bytes < 99.95 else 0
+    return f"{n_bytes:.{decimals}f} {unit}"
+
+
+def _count(n_bytes: int) -> int:
+    value = index(n_bytes)
+    if value < 0:
+        raise ConfigurationError(f"Expected a number of bytes >= 0 but got {value}")
+    return value
