@@ -1,0 +1,21 @@
+"""Callbacks: the encoder and decoder of a federated run, pretraining, progress, checkpoints and the summary."""
+
+from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.checkpoint import RoundCheckpoint
+from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
+from fedlight.callbacks.pretraining import CodecPretraining
+from fedlight.callbacks.progress import RoundProgressBar
+from fedlight.callbacks.recorder import UpdateRecorder
+from fedlight.callbacks.summary import RunSummary
+
+__all__ = [
+    "CodecPretraining",
+    "FederatedCallback",
+    "GradientDecoder",
+    "GradientEncoder",
+    "RoundCheckpoint",
+    "RoundProgressBar",
+    "RunSummary",
+    "UpdateRecorder",
+    "codec_callbacks",
+]

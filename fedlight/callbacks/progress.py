@@ -26,7 +26,7 @@ _LINES = 10  # plain lines in a run whose length is known
 _ROUNDS_PER_LINE = 100  # where it is not
 
 _METRICS: tuple[tuple[str, Callable[[float], str]], ...] = (
-    ("train/loss", "loss {:.3f}".format),
+    ("sim/loss", "loss {:.3f}".format),
     ("val/loss", "val loss {:.3f}".format),
     ("val/accuracy", "val acc {:.1%}".format),
     ("bytes/uplink", lambda n_bytes: f"up {format_bytes(n_bytes)}"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlight.clients.local_model import LocalModel, minibatches
+from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import flatten
@@ -92,7 +92,7 @@ class FedAvg(Algorithm):
         lr = self.lr * self.schedule.factor(round)
         velocity: Tensor | None = None
         total, steps = torch.zeros((), device=y.device), 0
-        for xb, yb in minibatches(x, y, self.batch_size, self.epochs, self.steps, generator):
+        for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
             loss, grads = model.gradients(xb, yb)
             if self.plain:
                 model.descend(grads, lr)
@@ -173,7 +173,7 @@ class FedSGD(Algorithm):
     def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
         """Return the full gradient at the global weights."""
         update, total = torch.zeros_like(model.weights), torch.zeros((), device=y.device)
-        for xb, yb in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
+        for xb, yb in zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True):
             share = len(yb) / len(y)
             loss, grads = model.gradients(xb, yb)
             update.add_(flatten(grads), alpha=share)

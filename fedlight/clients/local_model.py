@@ -13,6 +13,9 @@ from fedlight.core.layout import FlatModel
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Maps (model, inputs ``[n, ...]``, targets ``[n]``) to a scalar mean loss."""
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Maps (inputs ``[n, ...]``, the client's generator) to changed inputs."""
+
 
 class LocalModel:
     """A private copy of the global model with flat weights, and the few operations that local training is made of.
@@ -23,14 +26,19 @@ class LocalModel:
         buffers: floating-point buffers ``[buffer_dim]`` (BatchNorm statistics), also a view.
     """
 
-    def __init__(self, network: nn.Module, objective: Objective, device: torch.device | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, objective: Objective, device: torch.device | None = None, augment: Augment | None = None
+    ) -> None:
         module = copy.deepcopy(network)
         self.flat = FlatModel(module.to(device) if device is not None else module)
         self.module = self.flat.module.train()
         self.objective = objective
+        self.augment = augment
         self.weights = self.flat.weights
         self.start = torch.empty_like(self.weights)
         self.buffers = self.flat.buffers
+        # Counters (BatchNorm's batches seen) are no part of the global state: every client starts from the same ones.
+        self._counters = [(b, b.clone()) for b in self.module.buffers() if not b.is_floating_point()]
 
     def load(self, weights: Tensor, buffers: Tensor) -> None:
         """Start from global weights ``[dim]`` and buffers ``[buffer_dim]``."""
@@ -38,6 +46,8 @@ class LocalModel:
         self.weights.copy_(weights)
         if len(self.buffers):
             self.buffers.copy_(buffers)
+        for counter, first in self._counters:
+            counter.copy_(first)
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss (detached) and its gradient per parameter tensor on one batch."""
@@ -54,28 +64,32 @@ class LocalModel:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
         return self.start - self.weights
 
+    def batches(
+        self, x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled, augmented batches: each epoch is gathered once and then sliced (see ``epoch_orders``)."""
+        for order, size in epoch_orders(len(y), batch_size, epochs, steps, generator):
+            index = order.to(y.device)
+            xs, ys = x[index], y[index]
+            if self.augment is not None:
+                xs = self.augment(xs, generator)
+            yield from zip(torch.split(xs, size), torch.split(ys, size), strict=True)
 
-def minibatches(
-    x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled batches for a number of epochs (the last batch of each may be smaller) or of steps.
 
-    Counting steps, only full batches are taken (or the whole data set, where it is smaller than a batch), reshuffled
-    whenever fewer samples than a batch are left. Each epoch is gathered once and then sliced.
+def epoch_orders(
+    n: int, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield (order ``[<= n]``, batch size) for every pass over ``n`` samples, for a number of epochs or of steps.
+
+    Counting epochs, the last batch of each may be smaller. Counting steps, only full batches are taken (or the whole data
+    set, where it is smaller than a batch), reshuffled whenever fewer samples than a batch are left.
     """
-    n = len(y)
     if steps is None:
         for _ in range(epochs or 1):
-            order = torch.randperm(n, generator=generator).to(y.device)
-            xs, ys = x[order], y[order]
-            for first in range(0, n, batch_size):
-                yield xs[first : first + batch_size], ys[first : first + batch_size]
+            yield torch.randperm(n, generator=generator), batch_size
         return
     size = min(batch_size, n)
     while steps > 0:
         now = min(steps, n // size)
-        order = torch.randperm(n, generator=generator)[: now * size].to(y.device)
-        xs, ys = x[order], y[order]
-        for first in range(0, now * size, size):
-            yield xs[first : first + size], ys[first : first + size]
+        yield torch.randperm(n, generator=generator)[: now * size], size
         steps -= now

@@ -50,7 +50,9 @@ def record_bank(
     """
     x, y = proxy
     if not len(y):
-        raise ConfigurationError("Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
+        raise ConfigurationError(
+            "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
+        )
     labels = y.cpu().numpy()
     rng = numpy_generator(seed, first_round, "proxy clients")
     weights = weights.clone()

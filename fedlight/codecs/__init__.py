@@ -1,0 +1,9 @@
+"""Codecs: what clients encode with and the server decodes the sum with."""
+
+from fedlight.codecs.autoencoder import AutoencoderCodec
+from fedlight.codecs.chain import ChainCodec
+from fedlight.codecs.identity import IdentityCodec
+from fedlight.codecs.linear import LinearCodec
+from fedlight.codecs.quantize import QuantizeCodec
+
+__all__ = ["AutoencoderCodec", "ChainCodec", "IdentityCodec", "LinearCodec", "QuantizeCodec"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
+from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
@@ -171,6 +172,11 @@ class AutoencoderCodec(Codec):
         """Return the server's half."""
         blocks = Blocks.from_plan(layout, plan)
         return AutoencoderDecoder(blocks, [self._network(g.code, g.length) for g in blocks.groups])
+
+    def references(self) -> dict[str, Codec]:
+        """Return PCA and a random projection of the same blocks and code lengths."""
+        same = {"ratio": self.ratio, "blocks": self.blocks, "block_size": self.block_size, "cohort": self.cohort, "seed": self.seed}
+        return {"pca": LinearCodec(basis="pca", **same), "random": LinearCodec(basis="random", **same)}
 
     def _network(self, inputs: int, outputs: int) -> BlockNetwork:
         return BlockNetwork(inputs, outputs, self._hidden, self.activation, self.skip, self.bias)

@@ -45,7 +45,7 @@ class Blocks:
         for group in self.groups:
             flat = torch.cat([tensors[i] for i in group.tensors], dim=-1)
             padded = F.pad(flat, (0, group.count * group.length - flat.shape[-1]))
-            cut.append(padded.unflatten(-1, (group.count, group.length)))
+            cut.append(padded.reshape(*padded.shape[:-1], group.count, group.length))
         return cut
 
     def join(self, blocks: list[Tensor]) -> Tensor:
@@ -60,7 +60,7 @@ class Blocks:
     def split_code(self, code: Tensor) -> list[Tensor]:
         """View codes ``[..., code_dim]`` as one tensor ``[..., count, code]`` a group."""
         parts = torch.split(code, [group.count * group.code for group in self.groups], dim=-1)
-        return [part.unflatten(-1, (g.count, g.code)) for part, g in zip(parts, self.groups, strict=True)]
+        return [part.reshape(*code.shape[:-1], g.count, g.code) for part, g in zip(parts, self.groups, strict=True)]
 
     def to_plan(self) -> dict[str, Any]:
         """Return the groups as plain data."""

@@ -103,6 +103,10 @@ class ChainCodec(Codec):
         made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
         return ChainDecoder(layout, made)
 
+    def references(self) -> dict[str, Codec]:
+        """Return the first stage's references, without the later stages."""
+        return self.codecs[0].references()
+
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Fit every stage to the codes of the stages before it, then put the fitted halves together."""
         figures: dict[str, float] = {}

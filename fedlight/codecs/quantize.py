@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,39 +26,45 @@ class QuantizeEncoder(Encoder):
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return integers ``[..., dim]`` (int32) with ``E[code] * step * gain == update`` inside the range."""
         limit = self.format.limit
-        scaled = update / (self.step * public.announced.get("gain", 1.0))
+        scaled = update / (self.step * float(public.announced.get("gain", 1.0)))
         noise = torch.rand(scaled.shape, generator=private.generator).to(scaled.device)
         return (scaled + noise).floor_().clamp_(-limit, limit).to(torch.int32)
 
 
 class QuantizeDecoder(Decoder):
-    """Scales the mean integer back, and follows the size of the codes with one public gain."""
+    """Scales the mean integer back, and predicts from it how large the next round's codes will be: one public gain.
+
+    How a client's code size goes with the size of the mean code is learned from the bank: a line through (log size of the mean,
+    log size of the clients' codes), one point a round. Late in training updates cancel more, so that slope is below 1.
+    """
 
     step: Tensor
-    reference: Tensor
+    line: Tensor
+    moments: Tensor
 
-    def __init__(self, layout: Layout, bits: int, track: float) -> None:
+    def __init__(self, layout: Layout, bits: int, smoothing: float) -> None:
         super().__init__(layout, CodeFormat(layout.dim, bits))
-        self.track = track
+        self.smoothing = smoothing
         self.register_buffer("step", torch.ones(layout.dim))
-        # Second moments, in steps, of the bank's codes: between rounds, within a round, and the gain of its first round.
-        self.register_buffer("reference", torch.tensor([1.0, 0.0, 1.0]))
+        self.register_buffer("line", torch.tensor([0.0, 0.0, 0.0]))  # slope, intercept, log gain of the first round
+        self.register_buffer("moments", torch.tensor([1.0, 0.0, 1.0]))  # between rounds, within a round, the bank's cohort size
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
-        """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain towards what this mean shows."""
-        gain = public.announced.get("gain", 1.0)
-        if self.track and public.clients:
-            between, within, _ = self.reference.tolist()
-            expected = between + within / public.clients
-            rounding = 1 / (6 * public.clients)
-            measured = max(float(mean_code.double().square().mean()) - rounding, 0.01 * expected)
-            factor = (measured / expected) ** (self.track / 2)
-            state["gain"] = gain * min(max(factor, 0.5), 2.0)
+        """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain to what this mean predicts."""
+        gain = float(public.announced.get("gain", 1.0))
+        if self.smoothing < 1 and public.clients:
+            power = float(mean_code.double().square().mean()) - 1 / (6 * public.clients)  # less the rounding's share
+            if power > 0:
+                between, within, cohort = self.moments.tolist()
+                same_cohort = (between + within / cohort) / (between + within / public.clients)
+                slope, intercept, _ = self.line.tolist()
+                predicted = intercept + slope * 0.5 * math.log(power * gain**2 * same_cohort)
+                state["gain"] = math.exp(self.smoothing * math.log(gain) + (1 - self.smoothing) * predicted)
         return mean_code * (self.step * gain)
 
     def announce(self, state: State) -> State:
         """Return the gain of the coming round."""
-        return {"gain": state.get("gain", float(self.reference[2]))}
+        return {"gain": state.get("gain", math.exp(float(self.line[2])))}
 
 
 class QuantizeCodec(Codec):
@@ -68,18 +76,20 @@ class QuantizeCodec(Codec):
     Args:
         bits: bits a coefficient takes on the wire, 2 to 16.
         clip: the range ends at this many standard deviations of the coefficient.
-        track: how fast the gain follows the size of the aggregates: 0 keeps it, 1 follows at once.
+        smoothing: how much of the old gain stays in the new one: 0 follows the last aggregate at once, 1 keeps the gain for ever.
     """
 
     linear = False
     needs_fit = True
 
-    def __init__(self, bits: int = 4, clip: float = 3.0, track: float = 0.5) -> None:
-        if not 2 <= bits <= 16 or clip <= 0 or not 0 <= track <= 1:
-            raise ConfigurationError(f"Expected `bits` in 2..16, `clip` > 0 and `track` in [0, 1] but got {bits}, {clip} and {track}")
+    def __init__(self, bits: int = 4, clip: float = 3.0, smoothing: float = 0.5) -> None:
+        if not 2 <= bits <= 16 or clip <= 0 or not 0 <= smoothing <= 1:
+            raise ConfigurationError(
+                f"Expected `bits` in 2..16, `clip` > 0 and `smoothing` in [0, 1] but got {bits}, {clip} and {smoothing}"
+            )
         self.bits = bits
         self.clip = clip
-        self.track = track
+        self.smoothing = smoothing
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
@@ -87,7 +97,7 @@ class QuantizeCodec(Codec):
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        return QuantizeDecoder(layout, self.bits, self.track)
+        return QuantizeDecoder(layout, self.bits, self.smoothing)
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the grid from the standard deviations of the bank's coefficients ``[dim]``."""
@@ -99,8 +109,19 @@ class QuantizeCodec(Codec):
         step = deviation * (self.clip / self.encoder.format.limit)
         self.encoder.step.copy_(step)
         self.decoder.step.copy_(step)
-        scaled = bank.updates / step
-        means = scaled.mean(1, keepdim=True)
-        first = float(scaled[0].square().mean() / scaled.square().mean()) ** 0.5
-        self.decoder.reference.copy_(torch.stack([means.square().mean(), (scaled - means).square().mean(), torch.tensor(first)]))
+        self._fit_gain(bank.updates / step, self.decoder)
         return {}
+
+    def _fit_gain(self, scaled: Tensor, decoder: QuantizeDecoder) -> None:
+        """Fit the line from mean codes to clients' codes, in steps, over the bank's rounds ``[rounds, clients, dim]``."""
+        means = scaled.mean(1, keepdim=True)
+        within = (scaled - means).square().mean()
+        x = means.square().mean((1, 2)).clamp(min=1e-30).log() / 2
+        y = (scaled.square().mean((1, 2)) / scaled.square().mean()).clamp(min=1e-30).log() / 2
+        spread = (x - x.mean()).square().sum()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 1e-6 else torch.zeros(())
+        slope = slope.clamp(0, 1)
+        decoder.line.copy_(torch.stack([slope, y.mean() - slope * x.mean(), y[0]]))
+        decoder.moments.copy_(
+            torch.stack([means.square().mean() - within / scaled.shape[1], within, torch.tensor(scaled.shape[1])]).clamp(min=1e-12)
+        )

@@ -17,7 +17,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
+from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import CodeFormat, read_message, write_message
 
 State = dict[str, Any]
@@ -90,7 +91,8 @@ class Encoder(Half, ABC):
 
     def encode_message(self, update: Tensor, public: Public, private: Private) -> bytes:
         """Return the bytes a client sends for one update ``[dim]``: header and packed code. Needs no Lightning."""
-        payload = self.format.pack(self.encode(update, public, private))
+        with torch.no_grad():
+            payload = self.format.pack(self.encode(update, public, private))
         return write_message(payload, self.format.kind, self.code_dim, public.round, self.fingerprint)
 
 
@@ -125,18 +127,18 @@ class Decoder(Half, ABC):
         """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
 
         Raises:
-            ConfigurationError: if there is no message, or the weights are not positive.
+            ConfigurationError: if there is no message, or a weight is not positive.
+            MessageError: if a message is malformed or was meant for another round or codec.
         """
-        total: Tensor | None = None
-        weight = 0
-        for message, a in zip(messages, weights, strict=True):
-            term = self.read_message(message, public)
-            term = term.to(torch.float64 if term.is_floating_point() else torch.int64) * a
-            total = term if total is None else total.add_(term)
-            weight += a
-        if total is None or weight <= 0:
-            raise ConfigurationError("Expected at least one message with a positive weight but got none")
-        return self.decode((total.double() / weight).float(), public, state)
+        total = RunningSum()
+        for message, weight in zip(messages, weights, strict=True):
+            if weight < 1:
+                raise ConfigurationError(f"Expected `weights` >= 1 but got {weight}")
+            total.add(self.read_message(message, public), weight)
+        if not total.count:
+            raise ConfigurationError("Expected at least one message but got none")
+        with torch.no_grad():
+            return self.decode(total.mean(), replace(public, clients=total.count), state)
 
 
 TrainCodec = Callable[["Codec", UpdateBank], dict[str, float]]
@@ -192,8 +194,6 @@ class Codec(ABC):
         self.plan = self.make_plan(layout, None) if plan is None else plan
         self.encoder = self.make_encoder(layout, self.plan)
         self.decoder = self.make_decoder(layout, self.plan)
-        self.layout = layout
-        self.stamp()
         if self.encoder.format != self.decoder.format:
             raise ConfigurationError(f"{type(self).__name__}: encoder and decoder disagree on the code's format")
         if self.encoder.code_dim > layout.dim and self.additive:
@@ -201,6 +201,8 @@ class Codec(ABC):
                 f"Expected a code no longer than the update ({layout.dim:,} numbers) but {type(self).__name__} makes one of "
                 f"{self.encoder.code_dim:,}: choose a larger `ratio` or a smaller `code_dim`"
             )
+        self.layout = layout
+        self.stamp()
         return self
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
@@ -213,6 +215,10 @@ class Codec(ABC):
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the tensors of the halves from a bank: in closed form, or through ``train``."""
+        return {}
+
+    def references(self) -> dict[str, Codec]:
+        """Return codecs of the same code length that this one should be compared with after fitting, by name."""
         return {}
 
     def stamp(self) -> None:

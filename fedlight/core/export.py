@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fedlight.core.codec import Codec, Decoder, Encoder, Half
@@ -81,10 +81,19 @@ def _rebuild(codec: Codec, description: dict[str, Any], encoder: dict[str, Tenso
 def save_codec(codec: Codec, folder: Path) -> None:
     """Write ``encoder.safetensors`` and ``decoder.safetensors``, each complete without the other."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"codec": json.dumps(codec.describe()), "fingerprint": str(codec.encoder.fingerprint)}
-    for half, name in ((codec.encoder, ENCODER_FILE), (codec.decoder, DECODER_FILE)):
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in half.state_dict().items()}
-        save_file(tensors, folder / name, metadata=metadata)
+    (folder / ENCODER_FILE).write_bytes(_serialise(codec, "encoder"))
+    (folder / DECODER_FILE).write_bytes(_serialise(codec, "decoder"))
+
+
+def encoder_bytes(codec: Codec) -> int:
+    """Return what a download of the client's half weighs: the length of its exported file."""
+    return len(_serialise(codec, "encoder"))
+
+
+def _serialise(codec: Codec, half: Literal["encoder", "decoder"]) -> bytes:
+    module = codec.encoder if half == "encoder" else codec.decoder
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    return save(tensors, {"half": half, "codec": json.dumps(codec.describe()), "fingerprint": str(module.fingerprint)})
 
 
 def load_encoder(path: Path) -> Encoder:
@@ -93,7 +102,7 @@ def load_encoder(path: Path) -> Encoder:
     Raises:
         CodecMismatchError: if the file is missing or is not an exported encoder.
     """
-    description, tensors = _read(path)
+    description, tensors = _read(path, "encoder")
     codec = codec_from_config(description["config"])
     codec.version = description["version"]
     encoder = codec.make_encoder(Layout.from_json(description["layout"]), description["plan"])
@@ -106,7 +115,7 @@ def load_decoder(path: Path) -> Decoder:
     Raises:
         CodecMismatchError: if the file is missing or is not an exported decoder.
     """
-    description, tensors = _read(path)
+    description, tensors = _read(path, "decoder")
     codec = codec_from_config(description["config"])
     codec.version = description["version"]
     decoder = codec.make_decoder(Layout.from_json(description["layout"]), description["plan"])
@@ -119,8 +128,8 @@ def load_codec(folder: Path) -> Codec:
     Raises:
         CodecMismatchError: if a file is missing, or the two files belong to different codecs.
     """
-    first, encoder = _read(folder / ENCODER_FILE)
-    second, decoder = _read(folder / DECODER_FILE)
+    first, encoder = _read(folder / ENCODER_FILE, "encoder")
+    second, decoder = _read(folder / DECODER_FILE, "decoder")
     if first != second:
         raise CodecMismatchError(f"{folder}: encoder and decoder belong to different codecs or versions; export both again")
     codec = codec_from_config(first["config"])
@@ -128,15 +137,17 @@ def load_codec(folder: Path) -> Codec:
     return codec
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:
         raise CodecMismatchError(f"Expected an exported codec at {path} but could not read it: {error}") from error
-    if "codec" not in metadata:
+    if not {"codec", "fingerprint"} <= set(metadata):
         raise CodecMismatchError(f"Expected an exported codec at {path} but the file has no codec description")
+    if metadata.get("half") != half:
+        raise CodecMismatchError(f"Expected an exported {half} at {path} but the file holds the codec's {metadata.get('half')}")
     return json.loads(metadata["codec"]) | {"fingerprint": int(metadata["fingerprint"])}, tensors
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Layout:
     def split(self, flat: Tensor) -> list[Tensor]:
         """View ``flat`` ``[..., dim]`` as the list of tensors ``[..., *shape]``."""
         lead = flat.shape[:-1]
-        parts = flat.split(self.sizes, dim=-1)
+        parts = torch.split(flat, list(self.sizes), dim=-1)
         return [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def to_json(self) -> str:
@@ -72,7 +73,8 @@ class Layout:
         if self.dim != other.dim:
             detail = f"Expected a model of dimension {self.dim:,} but got {other.dim:,}"
         else:
-            pairs = zip(zip(self.names, self.shapes, strict=True), zip(other.names, other.shapes, strict=True), strict=False)
+            none = ("nothing more", ())
+            pairs = zip_longest(zip(self.names, self.shapes, strict=True), zip(other.names, other.shapes, strict=True), fillvalue=none)
             mine, theirs = next((a, b) for a, b in pairs if a != b)
             detail = f"Expected parameter {mine[0]} {list(mine[1])} but got {theirs[0]} {list(theirs[1])}"
         raise CodecMismatchError(
@@ -126,9 +128,4 @@ class FlatModel:
 
 def float_buffers(module: nn.Module) -> list[Tensor]:
     """Return the model's floating-point buffers (BatchNorm statistics) in the order ``FlatModel.buffers`` has them."""
-    return [
-        buffer
-        for owner in module.modules()
-        for buffer in owner._buffers.values()
-        if buffer is not None and buffer.is_floating_point()
-    ]
+    return [buffer for owner in module.modules() for buffer in owner._buffers.values() if buffer is not None and buffer.is_floating_point()]

@@ -13,10 +13,11 @@ Part = int | str
 def derive_seed(*parts: Part) -> int:
     """Return the 63-bit seed that belongs to a path such as ``(seed, round, client, "batches")``.
 
-    Parts are joined with their types, so ``("1",)`` and ``(1,)`` are different streams; BLAKE2b spreads
-    neighbouring paths over the whole range, so streams of neighbouring rounds or clients are unrelated.
+    Parts are joined with their types, so ``("1",)`` and ``(1,)`` are different streams (a slash within a part is doubled, so
+    that it separates nothing); BLAKE2b spreads neighbouring paths over the whole range, so streams of neighbouring rounds or
+    clients are unrelated.
     """
-    text = "/".join(f"{type(part).__name__[0]}{part}" for part in parts)
+    text = "/".join(type(part).__name__[0] + str(part).replace("/", "//") for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -34,6 +34,8 @@ class CodeFormat:
     def __post_init__(self) -> None:
         if not 0 <= self.bits <= 32 or self.bits == 1:
             raise MessageError(f"Expected `bits` to be 0 (floats) or 2 to 32 but got {self.bits}")
+        if self.dtype not in _FLOATS:
+            raise MessageError(f"Expected `dtype` to be one of {[str(dtype) for dtype in _FLOATS]} but got {self.dtype}")
 
     @property
     def kind(self) -> int:
@@ -55,25 +57,29 @@ class CodeFormat:
         """Return the ``payload_bytes`` bytes of a code ``[length]``.
 
         Raises:
-            MessageError: if the code has another length, or an integer does not fit its bits.
+            MessageError: if the code has another length, or an entry is no integer that fits its bits.
         """
         if code.shape != (self.length,):
             raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
-        array = code.detach().cpu().numpy()
         if not self.bits:
-            return array.astype(_FLOATS[self.dtype], copy=False).tobytes()
-        return pack_integers(array, self.bits)
+            return code.detach().to("cpu", self.dtype).numpy().astype(_FLOATS[self.dtype], copy=False).tobytes()
+        if code.is_floating_point():
+            raise MessageError(f"Expected an integer code for a format of {self.bits} bits but got {code.dtype}: round it first")
+        return pack_integers(code.detach().cpu().numpy(), self.bits)
 
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` (int32, or the format's float dtype) that ``pack`` wrote.
 
         Raises:
-            MessageError: if the payload has the wrong number of bytes.
+            MessageError: if the payload has the wrong number of bytes, or holds a number that is not finite or out of range.
         """
         if len(payload) != self.payload_bytes:
             raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
         if not self.bits:
-            return torch.from_numpy(np.frombuffer(payload, dtype=_FLOATS[self.dtype]).copy())
+            code = torch.from_numpy(np.frombuffer(payload, dtype=_FLOATS[self.dtype]).copy())
+            if not torch.isfinite(code).all():
+                raise MessageError("Expected finite numbers but the payload holds NaN or Inf")
+            return code
         return torch.from_numpy(unpack_integers(payload, self.bits, self.length))
 
 
@@ -102,10 +108,10 @@ def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.n
     else:
         planes = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
         offset = planes.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
-    values = (offset - limit).astype(np.int32)
+    values = offset - limit
     if length and int(values.max()) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the payload holds {int(values.max())}")
-    return values
+    return values.astype(np.int32)
 
 
 def write_message(payload: bytes, kind: int, length: int, round: int, codec: int) -> bytes:

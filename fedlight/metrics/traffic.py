@@ -32,14 +32,14 @@ class TrafficCounter:
     codec: int = 0
     messages: int = 0
 
-    def add_message(self, n_bytes: int) -> None:
-        """Count one client's message of ``n_bytes``.
+    def add_message(self, n_bytes: int, messages: int = 1) -> None:
+        """Count one client's message of ``n_bytes``, or that many bytes of several messages together.
 
         Raises:
             ConfigurationError: if ``n_bytes`` is negative.
         """
         self.uplink += _count(n_bytes)
-        self.messages += 1
+        self.messages += _count(messages)
 
     def add_download(self, n_bytes: int) -> None:
         """Count ``n_bytes`` sent to a client, other than an encoder: the model, the masks, what the codec announces.

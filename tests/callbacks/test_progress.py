@@ -48,7 +48,7 @@ class Federated(LightningModule):
         self.weight.sum().backward()
         optimizer.step()
         done = float(self.global_step)
-        self.log_dict({"train/loss": 1 / done, "bytes/uplink": 1000.0 * done, "bytes/downlink": 2e6, "bytes/ratio": 137.0}, batch_size=1)
+        self.log_dict({"sim/loss": 1 / done, "bytes/uplink": 1000.0 * done, "bytes/downlink": 2e6, "bytes/ratio": 137.0}, batch_size=1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/accuracy", self.global_step / 100, batch_size=1)

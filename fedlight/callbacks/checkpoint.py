@@ -1,0 +1,58 @@
+"""The checkpoint that a run goes on from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fedlight.core.errors import ConfigurationError
+
+
+class RoundCheckpoint(Checkpoint):
+    """Writes `last.ckpt` every few rounds, at the end, and on SIGTERM; never a half-written one.
+
+    Args:
+        every_n_rounds: Rounds between checkpoints.
+        dirpath: Folder; `checkpoints` in the run's folder if not given.
+    """
+
+    def __init__(self, every_n_rounds: int = 10, dirpath: str | None = None) -> None:
+        super().__init__()
+        if every_n_rounds < 1:
+            raise ConfigurationError(f"Expected `every_n_rounds` >= 1 but got {every_n_rounds}")
+        self.every_n_rounds = every_n_rounds
+        self.dirpath = dirpath
+        self._saved = -1
+
+    def path(self, trainer: Trainer) -> Path:
+        """Return where the checkpoint of this run is written."""
+        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save after every n-th round."""
+        if trainer.global_step % self.every_n_rounds == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last round."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save on SIGTERM, which Lightning raises between rounds only; any other exception may have struck within one."""
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run or trainer.sanity_checking or self._saved == trainer.global_step:  # type: ignore[attr-defined]
+            return
+        path = Path(str(trainer.strategy.broadcast(str(self.path(trainer)))))
+        draft = path.with_suffix(".tmp")
+        trainer.save_checkpoint(draft)
+        if trainer.is_global_zero:
+            os.replace(draft, path)
+        self._saved = trainer.global_step

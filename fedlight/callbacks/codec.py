@@ -1,0 +1,110 @@
+"""The pair of callbacks that intercepts clients' updates and the sum of their codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from fedlight.callbacks.base import FederatedCallback
+from fedlight.core.codec import Codec, Private, State
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.random import torch_generator
+from fedlight.core.rounds import Round, Upload
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+
+class GradientEncoder(FederatedCallback):
+    """Encodes every client's update into the message that the client sends: the client side of a round.
+
+    Args:
+        codec: the codec, shared with the `GradientDecoder` of the same Trainer.
+
+    Raises:
+        ConfigurationError: if the Trainer has no matching decoder, or the module runs no federated rounds.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a Trainer without the other half."""
+        require_pair(trainer, pl_module, self.codec)
+
+    def on_client_update(self, trainer: Trainer, pl_module: FederatedModule, round: Round, upload: Upload) -> None:  # type: ignore[override]
+        """Set the client's message."""
+        public = round.public
+        generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
+        state = pl_module.store.draft(upload.client).setdefault("codec", {})
+        with torch.no_grad():
+            upload.message = self.codec.encoder.encode_message(upload.update, public, Private(generator, state))
+
+
+class GradientDecoder(FederatedCallback):
+    """Adds up the clients' codes and decodes their sum, once, into the aggregated update: the server side of a round.
+
+    Args:
+        codec: the codec, shared with the `GradientEncoder` of the same Trainer.
+
+    Raises:
+        ConfigurationError: if the Trainer has no matching encoder, or the module runs no federated rounds.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.server_state: State = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a Trainer without the other half."""
+        require_pair(trainer, pl_module, self.codec)
+
+    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+        """Announce what every client has to know before it encodes: a gain, or the previous pass's result."""
+        announced = dict(self.codec.decoder.announce(self.server_state))
+        if round.aggregate is not None:
+            announced["reply"] = round.aggregate
+        round.public = replace(round.public, announced=announced)
+
+    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
+        """Add one client's code to the running sum."""
+        term = self.codec.decoder.read_message(upload.message, round.public)
+        round.codes.add(term.to(pl_module.device), upload.weight)
+
+    def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+        """Decode the cohort's sum."""
+        public = replace(round.public, clients=round.codes.count)
+        with torch.no_grad():
+            round.aggregate = self.codec.decoder.decode(round.codes.mean(), public, self.server_state)
+
+    def state_dict(self) -> State:
+        """Return the server's own codec state (gain, residual) for the checkpoint."""
+        return self.server_state
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.server_state = dict(state_dict)
+
+
+def codec_callbacks(codec: Codec) -> tuple[GradientEncoder, GradientDecoder]:
+    """Return the pair of callbacks of one codec."""
+    return GradientEncoder(codec), GradientDecoder(codec)
+
+
+def require_pair(trainer: Trainer, pl_module: LightningModule, codec: Codec) -> None:
+    """Raise ``ConfigurationError`` unless the Trainer has exactly one encoder and one decoder, both of this codec."""
+    for kind in (GradientEncoder, GradientDecoder):
+        found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+        if len(found) != 1 or found[0].codec is not codec:
+            raise ConfigurationError(
+                f"Expected one GradientEncoder and one GradientDecoder that share one codec but got {len(found)} of {kind.__name__} for "
+                f"this codec: use `codec_callbacks(codec)`, or set `model.codec` and list neither under `trainer.callbacks`"
+            )
+    if not hasattr(pl_module, "store"):
+        raise ConfigurationError(
+            f"Expected a FederatedModule but got {type(pl_module).__name__}, which runs no federated rounds: "
+            "wrap its network in fedlight.modules.FederatedModule"
+        )

@@ -1,0 +1,55 @@
+"""The pretraining phase as a callback: it trains the codec before round 0, unless there is a trained one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+
+class CodecPretraining(Callback):
+    """Records updates on proxy data and trains the module's codec on them before round 0.
+
+    Nothing happens if the codec needs no training, was given trained, or comes from a checkpoint. Under several processes
+    rank 0 trains and broadcasts.
+
+    Args:
+        proxy: How updates are recorded.
+        training: How a codec with trainable layers is trained on them.
+    """
+
+    def __init__(self, proxy: ProxyFederation | None = None, training: CodecTraining | None = None) -> None:
+        self.proxy = proxy or ProxyFederation()
+        self.training = training or CodecTraining()
+
+    def setup(self, trainer: Trainer, pl_module: FederatedModule, stage: str) -> None:  # type: ignore[override]
+        """Check that codec and model go together, and that there is proxy data if it is needed.
+
+        Raises:
+            ConfigurationError: if the codec has to be trained and there is no proxy data.
+            CodecMismatchError: if the codec was trained for another model.
+        """
+        if stage != "fit":
+            return
+        codec = pl_module.codec
+        if codec.layout is not None:
+            codec.layout.require_same(pl_module.layout, f"The {type(codec).__name__} given")
+            return
+        codec.bind(pl_module.layout)
+        if codec.needs_fit and pl_module.data.proxy is None:
+            raise ConfigurationError(
+                f"Expected proxy data to train {type(codec).__name__} on but there is none: raise `data.proxy_samples`, set "
+                "`data.proxy_source`, or give a trained codec with `model.codec_path`"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train the codec if it has to be, on rank 0, and send it to all processes."""
+        module = cast("FederatedModule", pl_module)
+        if not module.codec.fitted:
+            module.pretrain(self.proxy, self.training)

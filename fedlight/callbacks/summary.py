@@ -1,0 +1,107 @@
+"""What a run leaves behind beside checkpoints and events: summary.json, the codec's two files, the global model."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save_file
+
+from fedlight.core.export import save_codec
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+SUMMARY_FILE = "summary.json"
+MODEL_FILE = "model.safetensors"
+
+
+class RunSummary(Callback):
+    """Writes `summary.json`, `encoder.safetensors`, `decoder.safetensors` and `model.safetensors` to the run's folder.
+
+    Attributes:
+        summary: the figures of the run so far.
+    """
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Carry the time spent so far over to a resumed run."""
+        if "fedlight" in checkpoint and self._start:
+            checkpoint["fedlight"]["train_seconds"] += time.monotonic() - self._start
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export codec and model, and write the summary."""
+        module = cast("FederatedModule", pl_module)
+        module.train_seconds += time.monotonic() - self._start
+        self._start = 0.0
+        folder = trainer.log_dir
+        if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        save_codec(module.codec, Path(folder))
+        save_file({name: value.cpu().contiguous() for name, value in module.network.state_dict().items()}, Path(folder) / MODEL_FILE)
+        self._write(trainer, module, Path(folder))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the test figures, and give them to the HParams tab."""
+        folder = trainer.log_dir
+        if folder is None or not trainer.is_global_zero:
+            return
+        module = cast("FederatedModule", pl_module)
+        self._write(trainer, module, Path(folder))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                figures = {name: value for name, value in self.summary.items() if isinstance(value, (int, float))}
+                logger.log_hyperparams(flat_settings(module), figures)
+
+    def _write(self, trainer: Trainer, module: FederatedModule, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.summary |= summarize(trainer, module)
+        (folder / SUMMARY_FILE).write_text(json.dumps(self.summary, indent=2) + "\n")
+
+
+def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
+    """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
+    traffic = module.traffic
+    return {name.replace("/", "_"): value for name, value in metrics.items()} | {
+        "rounds": trainer.global_step,
+        "clients": module.data.num_population,
+        "seed": module.seed,
+        "parameters": module.layout.dim,
+        "uplink_bytes_per_client": traffic.mean_message,
+        "uplink_bytes": traffic.uplink,
+        "downlink_bytes": traffic.downlink,
+        "codec_bytes": traffic.codec,
+        "uplink_ratio": traffic.ratio(module.layout.dim),
+        "train_seconds": module.train_seconds,
+        "pretrain_seconds": module.pretrain_seconds,
+        "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
+    }
+
+
+def flat_settings(module: FederatedModule) -> dict[str, Any]:
+    """Return the run's settings as one level of names, for TensorBoard's HParams tab."""
+    settings: dict[str, Any] = {
+        "network": type(module.network).__name__,
+        "codec": json.dumps(module.codec.config()),
+        "algorithm": type(module.algorithm).__name__,
+        "weighting": module.weighting,
+        "seed": module.seed,
+        "clients": module.data.num_population,
+        "partitioner": type(module.data.partitioner).__name__,
+        "source": module.data.source.name,
+    }
+    numbers = {f"algorithm/{k}": v for k, v in vars(module.algorithm).items() if isinstance(v, (int, float))}
+    return settings | numbers

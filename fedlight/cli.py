@@ -1,0 +1,130 @@
+"""The command line: `fedlight fit|validate|test|predict|pretrain`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+
+from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
+from fedlight.data import FederatedDataModule
+from fedlight.modules import FederatedModule
+from fedlight.modules.report import show_runs
+from fedlight.modules.trainer import FederatedTrainer
+
+DESCRIPTION = "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum."
+
+_TYPICAL_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*dataloader did not contain.*",
+)
+
+
+class FederatedCLI(LightningCLI):
+    """LightningCLI with the parts of a federated run as groups of options, and a summary at the end of `fit`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands with the parameters that are not options."""
+        return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's own options."""
+        parser.add_argument("--experiment", type=str, default="federated", help="Name of the folder under logs/ that the run is kept in.")
+        parser.add_argument(
+            "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, to compare with."
+        )
+        parser.add_lightning_class_args(CodecPretraining, "pretraining")
+        parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the usual callbacks and loggers to what the configuration lists."""
+        config = self._get(self.config_init, "trainer")
+        given = list(config.callbacks or [])
+        wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
+        if config.enable_progress_bar is not False:
+            wanted.append(RoundProgressBar())
+        if config.enable_checkpointing is not False:
+            best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
+            wanted.append(best)
+        own_kinds = {type(callback) for callback in given}
+        if config.logger in (None, True):
+            kwargs["logger"] = run_loggers(self._get(self.config_init, "experiment"), config.default_root_dir)
+        kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Test the final model, run the baseline if asked for, and say where everything is."""
+        if self.trainer.interrupted or self.trainer.fast_dev_run:
+            return
+        runs = [("this run", self._finish())]
+        if self._get(self.config, "baseline"):
+            self._become_baseline()
+            self.trainer.fit(self.model, datamodule=self.datamodule)
+            runs.append(("without a codec", self._finish()))
+        if self.trainer.is_global_zero:
+            show_runs(runs, Console())
+
+    def _finish(self) -> tuple[dict[str, Any], str | None]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*recommended to use.*devices=1.*")
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        summaries = [callback.summary for callback in self.trainer.callbacks if isinstance(callback, RunSummary)]
+        return (summaries[0] if summaries else {}), self.trainer.log_dir
+
+    def _become_baseline(self) -> None:
+        """Make model, data and Trainer anew from the same configuration without the codec."""
+        assert self.subcommand is not None
+        config = self.config.clone()
+        config[self.subcommand].model.codec = None
+        config[self.subcommand].model.codec_path = None
+        config[self.subcommand].ckpt_path = None
+        seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
+        self.config_init = self.parser.instantiate_classes(config)
+        self.model = self._get(self.config_init, "model")
+        self.datamodule = self._get(self.config_init, "data")
+        self.trainer = self.instantiate_trainer()
+
+
+def run_loggers(experiment: str, root: str | None) -> list[Any]:
+    """Return a TensorBoard logger under logs/<experiment>, and metrics.csv in the same folder."""
+    board = TensorBoardLogger(root or "logs", name=experiment, default_hp_metric=False)
+    return [board, CSVLogger(root or "logs", name=experiment, version=board.version)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; mistakes in the configuration end with one sentence and exit status 2."""
+    for message in _TYPICAL_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    try:
+        FederatedCLI(
+            FederatedModule,
+            FederatedDataModule,
+            trainer_class=FederatedTrainer,
+            trainer_defaults={"log_every_n_steps": 1, "check_val_every_n_epoch": None, "val_check_interval": 10, "max_epochs": -1},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": DESCRIPTION},
+            args=args,
+        )
+    except (ConfigurationError, DataError, CodecMismatchError, RoundFailedError) as error:
+        logging.getLogger(__name__).debug("details", exc_info=True)
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Settings of the pretraining phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedlight.core.errors import ConfigurationError
+
+
+@dataclass
+class ProxyFederation:
+    """How updates are recorded on proxy data.
+
+    Args:
+        rounds: recorded rounds.
+        clients: simulated clients a round.
+        samples: samples of a simulated client; the mean size of a real client if not given.
+        alpha: Dirichlet concentration of the simulated clients' label mix.
+        server_lr: step of the recorded trajectory along the mean update.
+    """
+
+    rounds: int = 40
+    clients: int = 10
+    samples: int | None = None
+    alpha: float = 0.5
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 6 or self.clients < 1 or (self.samples is not None and self.samples < 1) or self.alpha <= 0:
+            raise ConfigurationError(
+                "Expected `rounds` >= 6, `clients` >= 1, `samples` >= 1 and `alpha` > 0 but got "
+                f"{self.rounds}, {self.clients}, {self.samples} and {self.alpha}"
+            )
+
+
+@dataclass
+class CodecTraining:
+    """How a learned codec is trained on the recorded updates.
+
+    Args:
+        steps: most optimizer steps; 0 trains nothing.
+        lr: peak learning rate of Adam, reached after a tenth of the steps and then lowered along a cosine.
+        rounds_per_step: recorded rounds in a batch, one cohort of each.
+        check_every: steps between looks at held-out updates.
+        patience: looks without improvement before training stops early.
+        holdout: share of the recorded rounds that decides when to stop, and as large a share that is only reported on.
+        all_clients: whether every step takes the whole recorded cohort with equal weights, rather than a random part with
+            random weights.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-3
+    rounds_per_step: int = 4
+    check_every: int = 100
+    patience: int = 5
+    holdout: float = 0.1
+    all_clients: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rounds_per_step", "check_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"Expected `{name}` >= 1 but got {getattr(self, name)}")
+        if self.steps < 0 or self.lr <= 0 or not 0 < self.holdout <= 0.25:
+            raise ConfigurationError(
+                f"Expected `steps` >= 0, `lr` > 0 and `holdout` in (0, 0.25] but got {self.steps}, {self.lr} and {self.holdout}"
+            )

@@ -1,0 +1,62 @@
+"""The values that travel through one round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from fedlight.core.codec import Public
+from fedlight.core.running_sum import RunningSum
+
+
+@dataclass
+class Upload:
+    """What one client makes of a round, and the message that leaves it.
+
+    ``update`` ``[dim]`` and ``loss`` never leave the client: only ``message``, ``weight`` and ``buffers`` ``[buffer_dim]``
+    (BatchNorm statistics, sent in the clear) do.
+    """
+
+    client: int
+    update: Tensor
+    buffers: Tensor
+    weight: int
+    loss: float
+    message: bytes = b""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of everything the client sends."""
+        return len(self.message) + self.buffers.numel() * self.buffers.element_size()
+
+
+@dataclass
+class Round:
+    """One attempt at a round: who takes part, what has arrived, what went wrong.
+
+    Attributes:
+        public: what everybody knows before the current pass.
+        cohort: the clients of the round, sorted.
+        mine: those that this process runs.
+        codes: what the server has added up so far.
+        dropped: clients run here whose update could not be used, with the reason; ``dropped_count`` counts those of all processes.
+        buffers: (client, weight, buffers) of the clients run here.
+        true: the sum of the plain updates, kept only where the simulation compares (``sim/``).
+        uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
+        loss: sum of the clients' losses, likewise.
+        aggregate: the decoded aggregated update ``[dim]``, once there is one.
+    """
+
+    public: Public
+    cohort: np.ndarray
+    mine: np.ndarray
+    codes: RunningSum = field(default_factory=RunningSum)
+    dropped: list[tuple[int, str]] = field(default_factory=list)
+    dropped_count: int = 0
+    buffers: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    true: RunningSum | None = None
+    uplink: int = 0
+    loss: float = 0.0
+    aggregate: Tensor | None = None

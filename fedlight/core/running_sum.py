@@ -1,0 +1,40 @@
+"""The running sum: all that the server holds for a cohort of any size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningSum:
+    """Adds weighted terms as they arrive: exactly (int64) for integers, in float64 for floats.
+
+    Attributes:
+        total: the sum of ``weight * term``, or None before the first.
+        weight: the sum of the weights.
+        count: how many terms were added.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.weight = 0
+        self.count = 0
+
+    def add(self, term: Tensor, weight: int = 1) -> None:
+        """Add ``weight * term``, a term ``[n]``."""
+        if self.total is None:
+            self.total = torch.zeros(term.shape, dtype=sum_dtype(term.dtype), device=term.device)
+        self.total.add_(term, alpha=weight)
+        self.weight += weight
+        self.count += 1
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean ``[n]``, float32."""
+        assert self.total is not None, "nothing was added"
+        assert self.weight, "the weights add up to nothing"
+        return (self.total.double() / self.weight).float()
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that terms of ``dtype`` are summed in."""
+    return torch.float64 if dtype.is_floating_point else torch.int64

@@ -1,0 +1,69 @@
+"""What processes exchange in a round: sums of codes and a few numbers; buffers and client state only where there are any."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from fedlight.core.codec import Codec, State
+from fedlight.core.rounds import Round
+from fedlight.core.running_sum import RunningSum, sum_dtype
+
+T = TypeVar("T")
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of the tensor over all processes."""
+    if several_processes():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather(parts: list[T]) -> list[T]:
+    """Return the parts of all processes."""
+    if not several_processes():
+        return parts
+    everyone: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(everyone, parts)
+    return [part for one in everyone for part in one]
+
+
+def gather_states(states: dict[int, State]) -> dict[int, State]:
+    """Return the client states that any process changed."""
+    return dict(gather(list(states.items())))
+
+
+def weighted_mean(parts: list[tuple[int, int, Tensor]]) -> Tensor:
+    """Return the weighted mean of clients' buffers ``[buffer_dim]``, added up in client order, whatever process ran them."""
+    ordered = sorted(parts, key=lambda part: part[0])
+    total = torch.stack([buffers.double() * weight for _, weight, buffers in ordered]).sum(0)
+    return (total / sum(weight for _, weight, _ in ordered)).float()
+
+
+def merge(round: Round, codec: Codec, device: torch.device) -> None:
+    """Add up what all processes have of a round, in place: codes, not updates, travel between processes."""
+    if not several_processes():
+        return
+    counts = [round.codes.weight, round.codes.count, round.uplink, round.dropped_count]
+    merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
+    round.codes.weight, round.codes.count, round.uplink, round.dropped_count = merged
+    round.loss = float(reduce_sum(torch.tensor([round.loss], dtype=torch.float64, device=device)))
+    length = codec.encoder.code_dim if codec.additive else codec.encoder.dim
+    kind = torch.int64 if codec.additive and codec.encoder.format.bits else torch.float64
+    _reduce_total(round.codes, length, kind, device)
+    if round.true is not None:
+        _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device)
+        round.true.weight = round.codes.weight
+
+
+def _reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Sum over processes; one whose clients were all dropped adds zeros."""
+    total = running.total if running.total is not None else torch.zeros(length, dtype=dtype, device=device)
+    running.total = reduce_sum(total)

@@ -1,0 +1,281 @@
+"""The LightningModule that orchestrates rounds: one `training_step` is one round is one step of the server optimizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.codec import codec_callbacks
+from fedlight.callbacks.pretraining import CodecPretraining
+from fedlight.clients.algorithms import Algorithm, FedAvg
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.personal import PersonalNorm, personal_forward
+from fedlight.clients.store import ClientStore
+from fedlight.codecs.identity import IdentityCodec
+from fedlight.core.codec import Codec
+from fedlight.core.errors import ConfigurationError, RoundFailedError
+from fedlight.core.export import codec_state, load_codec, restore_codec
+from fedlight.core.layout import Layout, flatten, float_buffers
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.rounds import Round
+from fedlight.data import FederatedDataModule
+from fedlight.metrics import TrafficCounter
+from fedlight.modules.attempt import attempt_round
+from fedlight.modules.evaluation import StageMetrics
+from fedlight.modules.exchange import gather, gather_states, weighted_mean
+from fedlight.modules.logs import log_histogram, round_figures
+from fedlight.modules.pretraining import fit_codec, record_for
+from fedlight.modules.runner import CohortRunner
+from fedlight.modules.state import check_trainer, restore_run, run_state
+
+def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return SGD with learning rate 1: the global model moves by exactly the aggregated update."""
+    return torch.optim.SGD(params, lr=1.0)
+
+
+class FederatedModule(LightningModule):
+    """Federated training of a network: clients train locally, send codes of their updates, the server decodes the sum.
+
+    Args:
+        network: The global model; maps inputs to logits.
+        codec: How updates are encoded (sent in full, as float32, if not given).
+        codec_path: Folder of a trained codec (`encoder.safetensors`, `decoder.safetensors`) to use instead of pretraining one.
+        algorithm: Local training of the clients (FedAvg with 10 steps of 32 samples at learning rate 0.05 if not given).
+        loss: Loss of logits and targets (cross entropy if not given).
+        server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
+        server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
+        weighting: Whether clients count equally, or by their number of samples.
+        batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
+        min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
+        max_attempts: Attempts at a round before the run is stopped.
+        sim_every: Rounds between comparisons with the true aggregate and code histograms, which a real server could not make; 0 for never.
+        seed: Seed of everything that clients draw.
+
+    Raises:
+        ConfigurationError: if an argument is out of range, or (before training) does not go with the data, the codec or the Trainer.
+        RoundFailedError: if no attempt at a round had enough usable clients.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        codec: Codec | None = None,
+        codec_path: str | None = None,
+        algorithm: Algorithm | None = None,
+        loss: nn.Module | None = None,
+        server_optimizer: OptimizerCallable = sgd,
+        server_scheduler: LRSchedulerCallable | None = None,
+        weighting: Literal["equal", "samples"] = "equal",
+        batch_norm: Literal["mean", "local"] = "mean",
+        min_clients: int = 1,
+        max_attempts: int = 3,
+        sim_every: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min_clients < 1 or max_attempts < 1 or sim_every < 0:
+            raise ConfigurationError(
+                f"Expected `min_clients` >= 1, `max_attempts` >= 1 and `sim_every` >= 0 but got {min_clients}, {max_attempts} and {sim_every}"
+            )
+        self.automatic_optimization = False
+        self.network = network
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.codec: Codec = load_codec(Path(codec_path)) if codec_path else codec or IdentityCodec()
+        if codec_path and codec and codec.config() != self.codec.config():
+            raise ConfigurationError(
+                f"Expected the codec at {codec_path!r} to be the configured {codec.config()} but it is {self.codec.config()}: leave one out"
+            )
+        self.codec_path = codec_path
+        self.algorithm = algorithm or FedAvg(lr=0.05, steps=10, batch_size=32)
+        self.server_optimizer: Callable[..., torch.optim.Optimizer] = server_optimizer
+        self.server_scheduler = server_scheduler
+        self.weighting = weighting
+        self.batch_norm = batch_norm
+        self.min_clients = min_clients
+        self.max_attempts = max_attempts
+        self.sim_every = sim_every
+        self.seed = seed
+        self.store = ClientStore()
+        self.traffic = TrafficCounter()
+        self.encoder_versions: np.ndarray = np.zeros(0, dtype=np.int64)
+        self.pretrain_seconds = 0.0
+        self.train_seconds = 0.0
+        self.pretrain_figures: dict[str, float] = {}
+        self.stage_metrics: StageMetrics
+        self.runner: CohortRunner
+
+    # -- set-up ----------------------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the global model's trainable parameters."""
+        return Layout.of(self.network)
+
+    @property
+    def data(self) -> FederatedDataModule:
+        """The Trainer's data module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...)")
+        return data
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the encoder and decoder of the module's codec, and a pretraining phase unless the Trainer has one."""
+        check_trainer(self.trainer)
+        given = self.trainer.callbacks  # type: ignore[attr-defined]
+        extra = [] if any(isinstance(callback, CodecPretraining) for callback in given) else [CodecPretraining()]
+        return [*extra, *codec_callbacks(self.codec)]
+
+    def configure_optimizers(self) -> Any:
+        """Return the server optimizer, the only one that Lightning sees."""
+        optimizer = self.server_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics, which need the number of classes and clients."""
+        self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
+        if stage == "fit" and len(self.encoder_versions) != self.data.num_population:
+            self.encoder_versions = np.zeros(self.data.num_population, dtype=np.int64)
+
+    def on_fit_start(self) -> None:
+        """Check what was restored, and make the local model on the device that rounds run on."""
+        self.data.to(self.device)
+        self.codec.to(self.device)
+        model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
+        personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
+        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, self.weighting == "samples", personal)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the global model's logits ``[n, classes]``."""
+        return self.network(x)  # type: ignore[no-any-return]
+
+    def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (0-d) that clients minimise on a batch."""
+        return self.loss(network(x), y)  # type: ignore[no-any-return]
+
+    def pretrain(self, proxy: ProxyFederation, training: CodecTraining, progress: bool | None = None) -> dict[str, float]:
+        """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
+
+        Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks).
+        """
+        start, figures, state = time.monotonic(), {}, None
+        log_dir = self.trainer.log_dir  # asked of all processes together
+        if self.trainer.is_global_zero:
+            show = self.trainer.progress_bar_callback is not None if progress is None else progress
+            bank = record_for(self, proxy, show)
+            folder = Path(log_dir) if log_dir and self.loggers else None
+            figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
+            state = codec_state(self.codec)
+            for logger in self.loggers:
+                logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=0)
+        if self.trainer.world_size > 1:
+            restore_codec(self.codec, self.trainer.strategy.broadcast(state))
+        self.pretrain_seconds += time.monotonic() - start
+        self.pretrain_figures = figures
+        return figures
+
+    # -- a round ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Run the round whose number is the Trainer's global step."""
+        number = self.trainer.global_step
+        weights = flatten(self._parameters())
+        buffers = flatten(float_buffers(self.network)).to(weights)
+        reasons: list[str] = []
+        for attempt in range(self.max_attempts):
+            round = attempt_round(self, number, attempt, weights, buffers)
+            if round.aggregate is not None:
+                self._finish(round)
+                return
+            reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
+            self.store.discard()
+        raise RoundFailedError(
+            f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
+            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): lower the client learning rate, or sample more clients"
+        )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def _finish(self, round: Round) -> None:
+        assert round.aggregate is not None
+        self.store.commit(gather_states(self.store.take_draft()))
+        for parameter, piece in zip(self._parameters(), self.layout.split(round.aggregate), strict=True):
+            parameter.grad = piece.to(parameter)
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.step()  # type: ignore[union-attr]
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+        if self.batch_norm == "mean" and float_buffers(self.network):
+            self._set_buffers(weighted_mean(gather(round.buffers)))
+        self.dispatch("on_round_end", round)
+        self.log_dict(round_figures(self, round), batch_size=1)
+        log_histogram(self, round)
+
+    def _set_buffers(self, flat: Tensor) -> None:
+        own = float_buffers(self.network)
+        for buffer, piece in zip(own, flat.split([b.numel() for b in own]), strict=True):
+            buffer.copy_(piece.view(buffer.shape))
+
+    def dispatch(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of `FederatedCallback` on every callback of that class."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FederatedCallback):
+                getattr(callback, hook)(self.trainer, self, *arguments)
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluate the global model on the server's data, and on what clients hold out."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluate the global model on the test set."""
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: tuple[Tensor, ...]) -> None:
+        x, y = batch[0], batch[1]
+        if len(batch) == 2:
+            logits = self(x)
+            self.stage_metrics.update(logits, y, self.loss(logits, y))
+        elif self.batch_norm == "mean":
+            self.stage_metrics.update_clients(self(x), y, batch[2])
+        else:
+            for client in batch[2].unique().tolist():
+                mine = batch[2] == client
+                self.stage_metrics.update_clients(self.personal_logits(client, x[mine]), y[mine], batch[2][mine])
+
+    def personal_logits(self, client: int, x: Tensor) -> Tensor:
+        """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
+        return personal_forward(self.network, PersonalNorm(self.network), self.store.peek(client).get("norm", {}), x)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation figures."""
+        self.log_dict(self.stage_metrics.compute("val"), batch_size=1, prog_bar=False)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self.log_dict(self.stage_metrics.compute("test"), batch_size=1)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the predicted labels ``[n]``."""
+        return self(batch).argmax(-1)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add everything a round needs beyond weights and optimizer."""
+        checkpoint["fedlight"] = run_state(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another configuration, and take over its state."""
+        restore_run(self, checkpoint)

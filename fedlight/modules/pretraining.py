@@ -1,0 +1,249 @@
+"""The pretraining phase: an ordinary Lightning fit of a codec's two halves on recorded updates."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.proxy import record_bank
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.random import derive_seed, torch_generator
+from fedlight.metrics import ReconstructionError
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+
+class Cohorts:
+    """An endless loader of cohorts from a bank: updates ``[rounds, clients, dim]`` with weights ``[rounds, clients, 1]`` that add up to 1."""
+
+    def __init__(self, bank: UpdateBank, training: CodecTraining, seed: int) -> None:
+        self.bank = bank
+        self.training = training
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        step, rounds, clients = 0, self.bank.rounds, self.bank.clients
+        while True:
+            generator = torch_generator(self.seed, "pretraining cohort", step)
+            chosen = torch.randint(rounds, (self.training.rounds_per_step,), generator=generator)
+            size = clients if self.training.all_clients else int(torch.randint(1, clients + 1, (1,), generator=generator))
+            members = torch.rand(len(chosen), clients, generator=generator).argsort(1)[:, :size]
+            weights = torch.rand(len(chosen), size, 1, generator=generator) + 0.1
+            if self.training.all_clients:
+                weights = torch.ones_like(weights)
+            yield self.bank.updates[chosen[:, None], members], weights / weights.sum(1, keepdim=True)
+            step += 1
+
+
+def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | None = None) -> Tensor:
+    """Return ``||D(sum_i a_i E(u_i)) - sum_i a_i u_i||^2`` relative to the target's own square (or ``norm``), averaged over rounds."""
+    private = Private(torch_generator("pretraining"))
+    target = (updates * weights).sum(-2)
+    mean_code = (codec.encoder.encode(updates, Public(), private) * weights).sum(-2)
+    error = (codec.decoder.decode(mean_code, Public(), {}) - target).square().sum(-1)
+    return (error / (target.square().sum(-1).clamp(min=1e-30) if norm is None else norm)).mean()
+
+
+class CodecPretrainingModule(LightningModule):
+    """Trains encoder and decoder jointly so that the decoded mean code is the mean update, and keeps the best weights seen.
+
+    Args:
+        codec: a codec bound to the bank's layout.
+        bank: recorded updates to train on.
+        held_out: recorded updates that decide when to stop.
+        training: how to train.
+        seed: seed of the cohorts.
+    """
+
+    def __init__(self, codec: Codec, bank: UpdateBank, held_out: UpdateBank, training: CodecTraining, seed: int = 0) -> None:
+        super().__init__()
+        self.codec = codec
+        self.halves = nn.ModuleList([codec.encoder, codec.decoder])
+        self.bank = bank
+        self.held_out = held_out
+        self.training_settings = training
+        self.seed = seed
+        self.error = ReconstructionError()
+        self.best = float("inf")
+        self.best_state: dict[str, Tensor] = {}
+
+    def train_dataloader(self) -> Cohorts:
+        """Return an endless loader of cohorts."""
+        return Cohorts(self.bank, self.training_settings, self.seed)
+
+    def val_dataloader(self) -> list[list[Tensor]]:
+        """Return one loader of the held-out rounds, updates ``[clients, dim]`` each."""
+        return [list(self.held_out.updates)]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the relative squared error of a batch of cohorts."""
+        loss = cohort_loss(self.codec, *batch)
+        self.log("pretrain/loss", loss, prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, updates: Tensor, batch_idx: int) -> None:
+        """Measure the reconstruction of one held-out round's mean."""
+        self.error.update(self.codec.reconstruct(updates), updates.mean(0))
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember the best weights so far."""
+        error = float(self.error.compute())
+        self.error.reset()
+        self.log("pretrain/held_out_error", error, prog_bar=True)
+        if error < self.best:
+            self.best = error
+            self.best_state = {name: value.detach().clone() for name, value in self.halves.state_dict().items()}
+
+    def on_fit_end(self) -> None:
+        """Put the best weights back."""
+        if self.best_state:
+            self.halves.load_state_dict(self.best_state)
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam with a warm-up and a cosine decay, stepped every batch."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.training_settings.lr)
+        steps = max(self.training_settings.steps, 2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.training_settings.lr, total_steps=steps, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LightningCodecTrainer:
+    """Trains codecs with a Lightning Trainer of its own on one device (a `TrainCodec`).
+
+    Args:
+        training: how to train.
+        held_out: recorded updates that decide when to stop.
+        device: where to train.
+        log_dir: folder of the TensorBoard events (under `pretrain/`), or None.
+        progress: whether to show a progress bar.
+        seed: seed of the cohorts.
+    """
+
+    def __init__(
+        self, training: CodecTraining, held_out: UpdateBank, device: torch.device, log_dir: Path | None, progress: bool, seed: int
+    ) -> None:
+        self.training = training
+        self.held_out = held_out
+        self.device = device
+        self.log_dir = log_dir
+        self.progress = progress
+        self.seed = seed
+
+    def __call__(self, codec: Codec, bank: UpdateBank) -> dict[str, float]:
+        """Train on the bank, stop early on the held-out updates, and return the number of steps taken."""
+        if not self.training.steps:
+            return {"pretrain_steps": 0.0}
+        held_out = self.held_out
+        if bank.layout != held_out.layout:  # a later stage of a chain sees codes
+            bank, held_out = bank.split(self.training.holdout)
+        trainer = self._trainer()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(does not have many workers|num_workers|sync_dist).*")
+            trainer.fit(CodecPretrainingModule(codec, bank, held_out, self.training, self.seed))
+        codec.to("cpu")
+        return {"pretrain_steps": float(trainer.global_step)}
+
+    def _trainer(self) -> Trainer:
+        settings = self.training
+        bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if self.progress else []
+        with quiet_lightning():
+            return Trainer(
+                accelerator=self.device.type,
+                devices=1 if self.device.type == "cpu" else [self.device.index or 0],
+                max_steps=settings.steps,
+                val_check_interval=min(settings.check_every, settings.steps),
+                check_val_every_n_epoch=None,
+                num_sanity_val_steps=-1,
+                logger=TensorBoardLogger(self.log_dir, name="pretrain", version="") if self.log_dir else False,
+                log_every_n_steps=10,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=self.progress,
+                callbacks=[EarlyStopping("pretrain/held_out_error", patience=settings.patience), *bar],
+            )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning from telling again which devices there are."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def fit_codec(
+    codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
+) -> dict[str, float]:
+    """Fit a codec to a bank; return its error on rounds that neither training nor stopping saw, and its references' errors there."""
+    fit, rest = bank.split(2 * training.holdout)
+    stop, report = rest.split(0.5)
+    figures = codec.fit(fit, LightningCodecTrainer(training, stop, device, log_dir, progress, seed))
+    codec.to("cpu")
+    figures["held_out_error"] = reconstruction_error(codec, report)
+    for name, reference in codec.references().items():
+        reference.fit(fit, lambda *_: {})
+        figures[f"held_out_error_{name}"] = reconstruction_error(reference, report)
+    return figures
+
+
+def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None) -> float:
+    """Return the relative error of ``decode(mean_i encode(u_i))`` over the means of the bank's rounds (of their first ``cohort`` clients)."""
+    metric = ReconstructionError()
+    with torch.no_grad():
+        for updates in bank.updates[:, :cohort]:
+            metric.update(codec.reconstruct(updates), updates.mean(0))
+    return float(metric.compute())
+
+
+def errors_by_cohort(codec: Codec, bank: UpdateBank, sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)) -> dict[int, float]:
+    """Return the relative error for cohorts of several sizes, as far as the bank has so many clients a round."""
+    return {size: reconstruction_error(codec, bank, size) for size in sizes if size <= bank.clients}
+
+
+def record_for(module: FederatedModule, proxy: ProxyFederation, progress: bool, seed: int | None = None) -> UpdateBank:
+    """Record updates of simulated clients on the module's proxy data, from the module's current weights and its own algorithm."""
+    data, device = module.data, module.device
+    if data.proxy is None:
+        raise ConfigurationError("Expected proxy data to record updates on but there is none: raise `data.proxy_samples`")
+    data.to(device)
+    model = LocalModel(module.network, module.objective, device, data.augmentation)
+    samples = proxy.samples or max(1, round(len(data.y) / data.num_population))
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task("Recording updates on proxy data", total=proxy.rounds)
+        return record_bank(
+            model,
+            model.weights.clone(),
+            model.buffers.clone(),
+            module.algorithm,
+            data.proxy,
+            data.num_classes,
+            rounds=proxy.rounds,
+            clients=proxy.clients,
+            samples=samples,
+            alpha=proxy.alpha,
+            seed=derive_seed(module.seed if seed is None else seed, "proxy"),
+            server_lr=proxy.server_lr,
+            on_round=lambda _: bar.advance(task),
+        )

@@ -1,0 +1,46 @@
+"""The table that ends a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedlight.metrics import format_bytes
+
+
+def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console: Console) -> None:
+    """Print accuracies, bytes and seconds of (name, (summary, folder)) runs side by side, and where to look next."""
+    table = Table("", *(name for name, _ in runs), title="Federated run")
+    summaries = [summary for _, (summary, _) in runs]
+    for title, key, show in _ROWS:
+        if any(key in summary for summary in summaries):
+            table.add_row(title, *(show(summary[key]) if key in summary else "" for summary in summaries))
+    console.print(table)
+    for name, (_, folder) in runs:
+        if folder:
+            console.print(f"{name}: {folder}", soft_wrap=True)
+    console.print("Curves: [bold]tensorboard --logdir logs[/bold]")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s"
+
+
+_ROWS: tuple[tuple[str, str, Any], ...] = (
+    ("test accuracy", "test_accuracy", _percent),
+    ("validation accuracy", "val_accuracy", _percent),
+    ("rounds", "rounds", str),
+    ("uplink a client and round", "uplink_bytes_per_client", format_bytes),
+    ("uplink ratio", "uplink_ratio", "{:.1f}x".format),
+    ("uplink in all", "uplink_bytes", format_bytes),
+    ("downlink in all", "downlink_bytes", format_bytes),
+    ("of it encoders", "codec_bytes", format_bytes),
+    ("pretraining", "pretrain_seconds", _seconds),
+    ("training", "train_seconds", _seconds),
+)

@@ -1,0 +1,84 @@
+"""Running a cohort: each client from the global model to its upload, one after another on this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.personal import PersonalNorm
+from fedlight.clients.store import ClientStore
+from fedlight.core.random import derive_seed, torch_generator
+from fedlight.core.rounds import Round, Upload
+from fedlight.data import FederatedDataModule
+
+
+class CohortRunner:
+    """Trains the clients of a cohort from one global state; nothing of one client reaches the next.
+
+    Args:
+        model: the local model that every client of this process uses in turn.
+        algorithm: the local training.
+        data: clients' data.
+        store: clients' own state.
+        by_samples: whether an upload's weight is the client's number of samples (else 1).
+        personal: the normalisation layers that stay with the clients, if any do.
+    """
+
+    def __init__(
+        self,
+        model: LocalModel,
+        algorithm: Algorithm,
+        data: FederatedDataModule,
+        store: ClientStore,
+        by_samples: bool,
+        personal: PersonalNorm | None,
+    ) -> None:
+        self.model = model
+        self.algorithm = algorithm
+        self.data = data
+        self.store = store
+        self.by_samples = by_samples
+        self.personal = personal
+
+    def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Iterator[Upload]:
+        """Yield the upload of every client of this process whose training stayed finite; name the others in ``round.dropped``."""
+        public = round.public
+        devices = [weights.device] if weights.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            for client in map(int, round.mine):
+                # Dropout draws from the global generator, which is seeded for the client here and put back after the cohort.
+                torch.manual_seed(derive_seed(public.seed, public.round, public.attempt, client, "dropout"))
+                upload = self._train(client, public.seed, public.round, public.attempt, weights, buffers)
+                reason = unusable(upload)
+                if reason is None:
+                    yield upload
+                else:
+                    self.store.drop(client)
+                    round.dropped.append((client, reason))
+
+    def _train(self, client: int, seed: int, number: int, attempt: int, weights: Tensor, buffers: Tensor) -> Upload:
+        x, y = self.data.client_data(client)
+        state = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
+        if self.personal:
+            weights, buffers = self.personal.restore(state, weights, buffers)
+        self.model.load(weights, buffers)
+        generator = torch_generator(seed, number, attempt, client, "batches")
+        result = self.algorithm.run(self.model, x, y, number, generator)
+        sent = self.model.buffers.clone()
+        if self.personal:
+            self.personal.keep(state, self.model.weights, self.model.buffers, result.update)
+            sent = sent[:0]
+        return Upload(client, result.update, sent, len(y) if self.by_samples else 1, float(result.loss))
+
+
+def unusable(upload: Upload) -> str | None:
+    """Return why an upload must not enter a sum, or None: one pass over the update, for NaN, Inf and what would overflow."""
+    if not torch.isfinite(torch.tensor(upload.loss)):
+        return f"its loss is {upload.loss}"
+    if not torch.isfinite(upload.update.sum()) or not torch.isfinite(upload.buffers.sum()):
+        return "its update is not finite"
+    return None

@@ -1,0 +1,101 @@
+"""What goes into a checkpoint beyond weights and optimizer, and which Trainers a federated run can have."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.export import codec_state, restore_codec
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse Trainer flags that mean something else in a federated run.
+
+    Raises:
+        ConfigurationError: naming the flag and the way out.
+    """
+    if trainer.gradient_clip_val:
+        raise ConfigurationError(
+            f"Expected no `trainer.gradient_clip_val` but got {trainer.gradient_clip_val}: the server takes one step a round with the "
+            "aggregated update. To clip clients' local gradients set `model.algorithm.init_args.max_grad_norm`"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"Expected `trainer.accumulate_grad_batches` 1 but got {trainer.accumulate_grad_batches}: a round is one server step. "
+            "For larger local batches set `model.algorithm.init_args.batch_size`, for larger cohorts `data.sampler`"
+        )
+    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+        raise ConfigurationError(
+            f"Expected `trainer.precision` 32-true, 64-true or bf16-mixed but got {trainer.precision}: local training scales no losses "
+            "and updates are differences of weights, which half precision would lose"
+        )
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ConfigurationError(
+            f"Expected `trainer.strategy` auto or ddp but got {type(trainer.strategy).__name__}: every process needs the whole model"
+        )
+    if trainer.state.fn == "fit" and trainer.max_steps < 0 and trainer.limit_train_batches == 1.0 and trainer.max_time is None:
+        raise ConfigurationError(
+            "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
+            "Set e.g. `--trainer.max_steps 100` and leave `trainer.max_epochs` alone"
+        )
+
+
+def fingerprint(module: FederatedModule) -> dict[str, str]:
+    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show."""
+    return {
+        "network (parameter names and shapes)": module.layout.fingerprint,
+        "codec": json.dumps(module.codec.config(), sort_keys=True),
+        "data and partition": module.data.fingerprint(),
+        "client sampler (cohort of round 0)": str(hash(tuple(module.data.cohort(0).tolist()))),
+        "weighting": module.weighting,
+        "batch_norm": module.batch_norm,
+        "seed": str(module.seed),
+    }
+
+
+def run_state(module: FederatedModule) -> dict[str, Any]:
+    """Return the state of a run as plain data and tensors."""
+    return {
+        "fingerprint": fingerprint(module),
+        "codec": codec_state(module.codec) if module.codec.bound else None,
+        "traffic": module.traffic.state_dict(),
+        "encoder_versions": torch.from_numpy(module.encoder_versions.copy()),
+        "clients": module.store.state_dict(),
+        "pretrain_seconds": module.pretrain_seconds,
+        "train_seconds": module.train_seconds,
+    }
+
+
+def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
+    """Take over the state that ``run_state`` returned.
+
+    Raises:
+        ConfigurationError: if the checkpoint has none, or belongs to another configuration (naming what differs).
+    """
+    state = checkpoint.get("fedlight")
+    if state is None:
+        raise ConfigurationError("Expected a checkpoint of a FederatedModule but this one holds no federated state")
+    trainer = getattr(module, "_trainer", None)
+    if trainer is not None and trainer.state.fn == "fit":
+        now = fingerprint(module)
+        different = [name for name, value in now.items() if state["fingerprint"].get(name) != value]
+        if different:
+            raise ConfigurationError(
+                f"Expected a checkpoint of this configuration but it differs in: {', '.join(different)}. Resume with the config.yaml "
+                "beside the checkpoint, or start a new run without `--ckpt_path`"
+            )
+    if state["codec"] is not None:
+        restore_codec(module.codec, state["codec"])
+    module.traffic.load_state_dict(state["traffic"])
+    module.encoder_versions = state["encoder_versions"].numpy().copy()
+    module.store.load_state_dict(state["clients"])
+    module.pretrain_seconds = state["pretrain_seconds"]
+    module.train_seconds = state["train_seconds"]
