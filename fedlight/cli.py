@@ -26,8 +26,15 @@ _TYPICAL_WARNINGS = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*dataloader did not contain.*",
+    ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml lies there already
 )
+
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what Lightning says on every run and nobody can act on."""
+    text = record.getMessage()
+    return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
 
 
 class FederatedCLI(LightningCLI):
@@ -108,12 +115,13 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     try:
         FederatedCLI(
             FederatedModule,
             FederatedDataModule,
             trainer_class=FederatedTrainer,
-            trainer_defaults={"log_every_n_steps": 1, "check_val_every_n_epoch": None, "val_check_interval": 10, "max_epochs": -1},
+            trainer_defaults={"log_every_n_steps": 1, "check_val_every_n_epoch": None, "val_check_interval": 10, "max_epochs": -1, "enable_model_summary": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},

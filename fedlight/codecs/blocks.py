@@ -173,7 +173,8 @@ def plan_blocks(
     size = block_size or layout.dim
     groups = cut_rows(layout, size) if blocks == "rows" else cut_flat(layout, size)
     if bank is None:
-        energies = [torch.ones(group.length) for group in groups]
+        # As if every further number of a block's code told a little less: all groups are then filled to the same share.
+        energies = [group.count * (1 - torch.arange(group.length) / group.length) for group in groups]
     else:
         cut = Blocks(layout, tuple(groups)).cut(cohort_rows(bank, cohort))
         energies = [F.pad(e, (0, max(0, g.length - len(e)))) for g, e in zip(groups, map(principal_energies, cut), strict=True)]

@@ -25,7 +25,7 @@ def codec_from_config(config: dict[str, Any]) -> Codec:
     """Return a new codec from what ``Codec.config`` returned.
 
     Raises:
-        CodecMismatchError: if the class path does not name a codec that can be imported.
+        CodecMismatchError: if the class path does not name a codec that can be imported, or the arguments are not its own.
     """
     path = config["class_path"]
     module, _, name = path.rpartition(".")
@@ -35,7 +35,11 @@ def codec_from_config(config: dict[str, Any]) -> Codec:
         raise CodecMismatchError(f"Expected the class path of a codec but got {path!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Codec)):
         raise CodecMismatchError(f"Expected the class path of a codec but {path!r} is not one")
-    return cls(**{key: _revive(value) for key, value in config["init_args"].items()})
+    arguments = {key: _revive(value) for key, value in config["init_args"].items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise CodecMismatchError(f"Expected arguments of {path} but got {sorted(arguments)}: {error}") from error
 
 
 def _revive(value: Any) -> Any:
@@ -91,9 +95,10 @@ def encoder_bytes(codec: Codec) -> int:
 
 
 def _serialise(codec: Codec, half: Literal["encoder", "decoder"]) -> bytes:
+    description = json.dumps(codec.describe())
     module = codec.encoder if half == "encoder" else codec.decoder
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    return save(tensors, {"half": half, "codec": json.dumps(codec.describe()), "fingerprint": str(module.fingerprint)})
+    return save(tensors, {"half": half, "codec": description, "fingerprint": str(module.fingerprint)})
 
 
 def load_encoder(path: Path) -> Encoder:

@@ -54,7 +54,7 @@ class Layout:
         """View ``flat`` ``[..., dim]`` as the list of tensors ``[..., *shape]``."""
         lead = flat.shape[:-1]
         parts = torch.split(flat, list(self.sizes), dim=-1)
-        return [part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def to_json(self) -> str:
         """Return the layout as a JSON text."""

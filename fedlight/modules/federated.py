@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedCallback
-from fedlight.callbacks.codec import codec_callbacks
+from fedlight.callbacks.codec import GradientDecoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.local_model import LocalModel
@@ -131,13 +131,17 @@ class FederatedModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return the encoder and decoder of the module's codec, and a pretraining phase unless the Trainer has one."""
         check_trainer(self.trainer)
-        given = self.trainer.callbacks  # type: ignore[attr-defined]
-        extra = [] if any(isinstance(callback, CodecPretraining) for callback in given) else [CodecPretraining()]
-        return [*extra, *codec_callbacks(self.codec)]
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        added: list[Callback] = []
+        if not any(isinstance(callback, CodecPretraining) for callback in given):
+            added.append(CodecPretraining())
+        if not any(isinstance(callback, GradientDecoder) and callback.codec is self.codec for callback in given):
+            added += codec_callbacks(self.codec)
+        return added
 
     def configure_optimizers(self) -> Any:
         """Return the server optimizer, the only one that Lightning sees."""
-        optimizer = self.server_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        optimizer = self.server_optimizer(self.trainable())
         return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
 
     def setup(self, stage: str) -> None:
@@ -188,7 +192,7 @@ class FederatedModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run the round whose number is the Trainer's global step."""
         number = self.trainer.global_step
-        weights = flatten(self._parameters())
+        weights = flatten(self.trainable())
         buffers = flatten(float_buffers(self.network)).to(weights)
         reasons: list[str] = []
         for attempt in range(self.max_attempts):
@@ -203,13 +207,14 @@ class FederatedModule(LightningModule):
             f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): lower the client learning rate, or sample more clients"
         )
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the global model's trainable parameters, in the layout's order."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     def _finish(self, round: Round) -> None:
         assert round.aggregate is not None
         self.store.commit(gather_states(self.store.take_draft()))
-        for parameter, piece in zip(self._parameters(), self.layout.split(round.aggregate), strict=True):
+        for parameter, piece in zip(self.trainable(), self.layout.split(round.aggregate), strict=True):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]

@@ -53,6 +53,19 @@ class Cohorts:
             step += 1
 
 
+class HeldOut:
+    """A loader of a bank's rounds, updates ``[clients, dim]`` each."""
+
+    def __init__(self, bank: UpdateBank) -> None:
+        self.bank = bank
+
+    def __len__(self) -> int:
+        return self.bank.rounds
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.bank.updates)
+
+
 def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | None = None) -> Tensor:
     """Return ``||D(sum_i a_i E(u_i)) - sum_i a_i u_i||^2`` relative to the target's own square (or ``norm``), averaged over rounds."""
     private = Private(torch_generator("pretraining"))
@@ -89,9 +102,9 @@ class CodecPretrainingModule(LightningModule):
         """Return an endless loader of cohorts."""
         return Cohorts(self.bank, self.training_settings, self.seed)
 
-    def val_dataloader(self) -> list[list[Tensor]]:
-        """Return one loader of the held-out rounds, updates ``[clients, dim]`` each."""
-        return [list(self.held_out.updates)]
+    def val_dataloader(self) -> HeldOut:
+        """Return the held-out rounds, updates ``[clients, dim]`` each."""
+        return HeldOut(self.held_out)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the relative squared error of a batch of cohorts."""
