@@ -26,6 +26,7 @@ _TYPICAL_WARNINGS = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from.*",  # a resumed run has a folder of its own
     ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml lies there already
 )
 
@@ -115,7 +116,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
     try:
         FederatedCLI(
             FederatedModule,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,22 +29,10 @@ class RunSummary(Callback):
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
-        self._start = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Carry the time spent so far over to a resumed run."""
-        if "fedlight" in checkpoint and self._start:
-            checkpoint["fedlight"]["train_seconds"] += time.monotonic() - self._start
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export codec and model, and write the summary."""
         module = cast("FederatedModule", pl_module)
-        module.train_seconds += time.monotonic() - self._start
-        self._start = 0.0
         folder = trainer.log_dir
         if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -85,7 +72,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
         "downlink_bytes": traffic.downlink,
         "codec_bytes": traffic.codec,
         "uplink_ratio": traffic.ratio(module.layout.dim),
-        "train_seconds": module.train_seconds,
+        "train_seconds": module.seconds_trained(),
         "pretrain_seconds": module.pretrain_seconds,
         "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
     }

@@ -109,6 +109,7 @@ class FederatedModule(LightningModule):
         self.encoder_versions: np.ndarray = np.zeros(0, dtype=np.int64)
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
+        self._started: float | None = None
         self.pretrain_figures: dict[str, float] = {}
         self.stage_metrics: StageMetrics
         self.runner: CohortRunner
@@ -186,6 +187,18 @@ class FederatedModule(LightningModule):
         self.pretrain_seconds += time.monotonic() - start
         self.pretrain_figures = figures
         return figures
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_end(self) -> None:
+        """Stop the clock."""
+        self.train_seconds, self._started = self.seconds_trained(), None
+
+    def seconds_trained(self) -> float:
+        """Return the seconds spent in rounds and validation so far, those before a resume included."""
+        return self.train_seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     # -- a round ---------------------------------------------------------------------------------------------------
 
@@ -265,11 +278,11 @@ class FederatedModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
-        self.log_dict(self.stage_metrics.compute("val"), batch_size=1, prog_bar=False)
+        self.log_dict(self.stage_metrics.compute("val"), batch_size=1, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
-        self.log_dict(self.stage_metrics.compute("test"), batch_size=1)
+        self.log_dict(self.stage_metrics.compute("test"), batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the predicted labels ``[n]``."""

@@ -94,7 +94,7 @@ class CodecPretrainingModule(LightningModule):
         self.held_out = held_out
         self.training_settings = training
         self.seed = seed
-        self.error = ReconstructionError()
+        self.error = ReconstructionError(sync_on_compute=False)  # rank 0 trains alone
         self.best = float("inf")
         self.best_state: dict[str, Tensor] = {}
 
@@ -223,7 +223,7 @@ def fit_codec(
 
 def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None) -> float:
     """Return the relative error of ``decode(mean_i encode(u_i))`` over the means of the bank's rounds (of their first ``cohort`` clients)."""
-    metric = ReconstructionError()
+    metric = ReconstructionError(sync_on_compute=False)
     with torch.no_grad():
         for updates in bank.updates[:, :cohort]:
             metric.update(codec.reconstruct(updates), updates.mean(0))

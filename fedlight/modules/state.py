@@ -70,7 +70,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "encoder_versions": torch.from_numpy(module.encoder_versions.copy()),
         "clients": module.store.state_dict(),
         "pretrain_seconds": module.pretrain_seconds,
-        "train_seconds": module.train_seconds,
+        "train_seconds": module.seconds_trained(),
     }
 
 

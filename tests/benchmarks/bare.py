@@ -1,0 +1,67 @@
+"""The bare loop: the least PyTorch that does a workload's client steps. What fedlight is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class ClientTurn:
+    """One client's part of a round: its samples ``[n]`` in the order in which they are used, and its seed of dropout."""
+
+    rows: Tensor
+    seed: int
+
+
+class BareLoop:
+    """FedAvg with equal weights and nothing else: flat weights, plain SGD, a running sum; no messages, losses, logs or checks.
+
+    Who takes part and in which order samples are used is decided before the clock starts: the loop does not pay for it.
+
+    Args:
+        network: the model, taken over; its weights become views of one vector.
+        x: all samples ``[samples, ...]``.
+        y: their labels ``[samples]``.
+        lr: client learning rate.
+        batch_size: samples in a local batch.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor, y: Tensor, lr: float, batch_size: int) -> None:
+        self.network = network.train()
+        self.x = x
+        self.y = y
+        self.lr = lr
+        self.batch_size = batch_size
+        self.parameters: list[Tensor] = list(network.parameters())
+        self.weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        for parameter, piece in zip(self.parameters, self.weights.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.data = piece.view(parameter.shape)
+        self.noisy = any(isinstance(layer, nn.Dropout) for layer in network.modules())
+
+    def run(self, rounds: Sequence[Sequence[ClientTurn]]) -> None:
+        """Run rounds, one sequence of clients each."""
+        start, total = self.weights.clone(), torch.empty_like(self.weights)
+        for cohort in rounds:
+            total.zero_()
+            for client in cohort:
+                self.weights.copy_(start)
+                self._train(client)
+                total.add_(self.weights)
+            torch.div(total, len(cohort), out=start)
+        self.weights.copy_(start)
+
+    def _train(self, client: ClientTurn) -> None:
+        if self.noisy:
+            torch.manual_seed(client.seed)
+        for x, y in self._batches(client.rows):
+            grads = torch.autograd.grad(cross_entropy(self.network(x), y), self.parameters)
+            with torch.no_grad():
+                torch._foreach_add_(self.parameters, grads, alpha=-self.lr)
+
+    def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.x[rows].split(self.batch_size), self.y[rows].split(self.batch_size), strict=True)
