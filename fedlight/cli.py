@@ -20,7 +20,10 @@ from fedlight.modules import FederatedModule
 from fedlight.modules.report import show_runs
 from fedlight.modules.trainer import FederatedTrainer
 
-DESCRIPTION = "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum."
+DESCRIPTION = (
+    "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
+    "Start with `fedlight fit --config configs/digits.yaml`; the number of rounds is --trainer.max_steps."
+)
 
 _TYPICAL_WARNINGS = (
     ".*does not have many workers.*",
@@ -29,7 +32,6 @@ _TYPICAL_WARNINGS = (
     ".*The dirpath has changed from.*",  # a resumed run has a folder of its own
     ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml lies there already
 )
-
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -75,7 +77,7 @@ class FederatedCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the final model, run the baseline if asked for, and say where everything is."""
-        if self.trainer.interrupted or self.trainer.fast_dev_run:
+        if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         runs = [("this run", self._finish())]
         if self._get(self.config, "baseline"):
@@ -89,7 +91,8 @@ class FederatedCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*recommended to use.*devices=1.*")
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        summaries = [callback.summary for callback in self.trainer.callbacks if isinstance(callback, RunSummary)]
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        summaries = [callback.summary for callback in callbacks if isinstance(callback, RunSummary)]
         return (summaries[0] if summaries else {}), self.trainer.log_dir
 
     def _become_baseline(self) -> None:
@@ -123,7 +126,13 @@ def main(args: list[str] | None = None) -> None:
             FederatedModule,
             FederatedDataModule,
             trainer_class=FederatedTrainer,
-            trainer_defaults={"log_every_n_steps": 1, "check_val_every_n_epoch": None, "val_check_interval": 10, "max_epochs": -1, "enable_model_summary": False},
+            trainer_defaults={
+                "log_every_n_steps": 1,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 10,
+                "max_epochs": -1,
+                "enable_model_summary": False,
+            },
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},

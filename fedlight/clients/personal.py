@@ -55,6 +55,7 @@ def personal_forward(network: nn.Module, personal: PersonalNorm, state: State, x
     weights, buffers = personal.restore(state, weights, buffers.to(weights))
     tensors = dict(zip(layout.names, layout.split(weights), strict=True))
     floats = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
-    pieces = buffers.split([b.numel() for _, b in floats])
+    pieces = torch.split(buffers, [b.numel() for _, b in floats])
     tensors |= {name: piece.view(b.shape) for (name, b), piece in zip(floats, pieces, strict=True)}
-    return torch.func.functional_call(network, tensors, (x,))
+    output: Tensor = torch.func.functional_call(network, tensors, (x,))
+    return output

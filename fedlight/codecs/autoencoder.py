@@ -175,8 +175,8 @@ class AutoencoderCodec(Codec):
 
     def references(self) -> dict[str, Codec]:
         """Return PCA and a random projection of the same blocks and code lengths."""
-        same = {"ratio": self.ratio, "blocks": self.blocks, "block_size": self.block_size, "cohort": self.cohort, "seed": self.seed}
-        return {"pca": LinearCodec(basis="pca", **same), "random": LinearCodec(basis="random", **same)}
+        bases: tuple[Literal["pca", "random"], ...] = ("pca", "random")
+        return {basis: LinearCodec(self.ratio, basis, self.blocks, self.block_size, self.cohort, self.seed) for basis in bases}
 
     def _network(self, inputs: int, outputs: int) -> BlockNetwork:
         return BlockNetwork(inputs, outputs, self._hidden, self.activation, self.skip, self.bias)

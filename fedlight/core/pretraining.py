@@ -46,6 +46,8 @@ class CodecTraining:
         holdout: share of the recorded rounds that decides when to stop, and as large a share that is only reported on.
         all_clients: whether every step takes the whole recorded cohort with equal weights, rather than a random part with
             random weights.
+        relative: whether every cohort's error counts relative to its own size, so that late, small updates matter as much as
+            early ones; else relative to the bank's mean size, the error that PCA minimises.
     """
 
     steps: int = 1000
@@ -55,6 +57,7 @@ class CodecTraining:
     patience: int = 5
     holdout: float = 0.1
     all_clients: bool = False
+    relative: bool = True
 
     def __post_init__(self) -> None:
         for name in ("rounds_per_step", "check_every", "patience"):

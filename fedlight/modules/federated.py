@@ -37,6 +37,7 @@ from fedlight.modules.pretraining import fit_codec, record_for
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
 
+
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return SGD with learning rate 1: the global model moves by exactly the aggregated update."""
     return torch.optim.SGD(params, lr=1.0)
@@ -84,7 +85,8 @@ class FederatedModule(LightningModule):
         super().__init__()
         if min_clients < 1 or max_attempts < 1 or sim_every < 0:
             raise ConfigurationError(
-                f"Expected `min_clients` >= 1, `max_attempts` >= 1 and `sim_every` >= 0 but got {min_clients}, {max_attempts} and {sim_every}"
+                "Expected `min_clients` >= 1, `max_attempts` >= 1 and `sim_every` >= 0 but got "
+                f"{min_clients}, {max_attempts} and {sim_every}"
             )
         self.automatic_optimization = False
         self.network = network
@@ -126,7 +128,9 @@ class FederatedModule(LightningModule):
         """The Trainer's data module."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...)")
+            raise ConfigurationError(
+                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...)"
+            )
         return data
 
     def configure_callbacks(self) -> list[Callback]:
@@ -172,7 +176,9 @@ class FederatedModule(LightningModule):
 
         Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks).
         """
-        start, figures, state = time.monotonic(), {}, None
+        start = time.monotonic()
+        figures: dict[str, float] = {}
+        state: dict[str, Any] = {}
         log_dir = self.trainer.log_dir  # asked of all processes together
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
@@ -232,7 +238,7 @@ class FederatedModule(LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]
         if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):
             self._set_buffers(weighted_mean(gather(round.buffers)))
         self.dispatch("on_round_end", round)
@@ -241,7 +247,7 @@ class FederatedModule(LightningModule):
 
     def _set_buffers(self, flat: Tensor) -> None:
         own = float_buffers(self.network)
-        for buffer, piece in zip(own, flat.split([b.numel() for b in own]), strict=True):
+        for buffer, piece in zip(own, torch.split(flat, [b.numel() for b in own]), strict=True):
             buffer.copy_(piece.view(buffer.shape))
 
     def dispatch(self, hook: str, *arguments: Any) -> None:
@@ -268,7 +274,7 @@ class FederatedModule(LightningModule):
         elif self.batch_norm == "mean":
             self.stage_metrics.update_clients(self(x), y, batch[2])
         else:
-            for client in batch[2].unique().tolist():
+            for client in torch.unique(batch[2]).tolist():
                 mine = batch[2] == client
                 self.stage_metrics.update_clients(self.personal_logits(client, x[mine]), y[mine], batch[2][mine])
 
@@ -286,7 +292,8 @@ class FederatedModule(LightningModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the predicted labels ``[n]``."""
-        return self(batch).argmax(-1)
+        labels: Tensor = self(batch).argmax(-1)
+        return labels
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Cohorts:
-    """An endless loader of cohorts from a bank: updates ``[rounds, clients, dim]`` with weights ``[rounds, clients, 1]`` that add up to 1."""
+    """An endless loader of cohorts: updates ``[rounds, clients, dim]`` with weights ``[rounds, clients, 1]`` that add up to 1."""
 
     def __init__(self, bank: UpdateBank, training: CodecTraining, seed: int) -> None:
         self.bank = bank
@@ -67,7 +67,10 @@ class HeldOut:
 
 
 def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | None = None) -> Tensor:
-    """Return ``||D(sum_i a_i E(u_i)) - sum_i a_i u_i||^2`` relative to the target's own square (or ``norm``), averaged over rounds."""
+    """Return ``||D(sum_i a_i E(u_i)) - sum_i a_i u_i||^2`` averaged over rounds, relative to ``norm`` or to each target's own square.
+
+    ``updates`` ``[rounds, clients, dim]``, ``weights`` ``[rounds, clients, 1]`` adding up to 1 over clients.
+    """
     private = Private(torch_generator("pretraining"))
     target = (updates * weights).sum(-2)
     mean_code = (codec.encoder.encode(updates, Public(), private) * weights).sum(-2)
@@ -94,6 +97,7 @@ class CodecPretrainingModule(LightningModule):
         self.held_out = held_out
         self.training_settings = training
         self.seed = seed
+        self.norm = None if training.relative else bank.updates.mean(1).square().sum(-1).mean()
         self.error = ReconstructionError(sync_on_compute=False)  # rank 0 trains alone
         self.best = float("inf")
         self.best_state: dict[str, Tensor] = {}
@@ -108,7 +112,7 @@ class CodecPretrainingModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the relative squared error of a batch of cohorts."""
-        loss = cohort_loss(self.codec, *batch)
+        loss = cohort_loss(self.codec, *batch, norm=self.norm)
         self.log("pretrain/loss", loss, prog_bar=True, batch_size=1)
         return loss
 
@@ -222,7 +226,7 @@ def fit_codec(
 
 
 def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None) -> float:
-    """Return the relative error of ``decode(mean_i encode(u_i))`` over the means of the bank's rounds (of their first ``cohort`` clients)."""
+    """Return the relative error of ``decode(mean_i encode(u_i))`` over the bank's rounds (over their first ``cohort`` clients)."""
     metric = ReconstructionError(sync_on_compute=False)
     with torch.no_grad():
         for updates in bank.updates[:, :cohort]:

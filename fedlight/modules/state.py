@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fedlight.core.errors import ConfigurationError
@@ -41,11 +42,17 @@ def check_trainer(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"Expected `trainer.strategy` auto or ddp but got {type(trainer.strategy).__name__}: every process needs the whole model"
         )
-    if trainer.state.fn == "fit" and trainer.max_steps < 0 and trainer.limit_train_batches == 1.0 and trainer.max_time is None:
+    if trainer.state.fn == "fit" and trainer.max_steps < 0 and not _stops_otherwise(trainer):
         raise ConfigurationError(
             "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
             "Set e.g. `--trainer.max_steps 100` and leave `trainer.max_epochs` alone"
         )
+
+
+def _stops_otherwise(trainer: Trainer) -> bool:
+    """Whether a limit on batches and epochs, or on time, ends a run whose number of rounds is not set."""
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return timed or (trainer.limit_train_batches != 1.0 and (trainer.max_epochs or -1) > 0)
 
 
 def fingerprint(module: FederatedModule) -> dict[str, str]:
