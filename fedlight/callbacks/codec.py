@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ class GradientDecoder(FederatedCallback):
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.server_state: State = {}
+        self._draft: State = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer without the other half."""
@@ -64,7 +66,10 @@ class GradientDecoder(FederatedCallback):
 
     def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Announce what every client has to know before it encodes: a gain, or the previous pass's result."""
-        announced = dict(self.codec.decoder.announce(self.server_state))
+        if round.public.step == 0:
+            # What decoding changes is kept only if the round succeeds.
+            self._draft = copy.deepcopy(self.server_state)
+        announced = dict(self.codec.decoder.announce(self._draft))
         if round.aggregate is not None:
             announced["reply"] = round.aggregate
         round.public = replace(round.public, announced=announced)
@@ -78,7 +83,11 @@ class GradientDecoder(FederatedCallback):
         """Decode the cohort's sum."""
         public = replace(round.public, clients=round.codes.count)
         with torch.no_grad():
-            round.aggregate = self.codec.decoder.decode(round.codes.mean(), public, self.server_state)
+            round.aggregate = self.codec.decoder.decode(round.codes.mean(), public, self._draft)
+
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+        """Keep the server's state of the round that succeeded."""
+        self.server_state = self._draft
 
     def state_dict(self) -> State:
         """Return the server's own codec state (gain, residual) for the checkpoint."""
@@ -107,4 +116,9 @@ def require_pair(trainer: Trainer, pl_module: LightningModule, codec: Codec) -> 
         raise ConfigurationError(
             f"Expected a FederatedModule but got {type(pl_module).__name__}, which runs no federated rounds: "
             "wrap its network in fedlight.modules.FederatedModule"
+        )
+    if pl_module.codec is not codec:
+        raise ConfigurationError(
+            f"Expected the module's own codec but got a GradientEncoder and a GradientDecoder of another {type(codec).__name__}: "
+            "set `model.codec` and list neither under `trainer.callbacks`"
         )

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedCallback
-from fedlight.callbacks.codec import GradientDecoder, codec_callbacks
+from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.local_model import LocalModel
@@ -140,7 +140,8 @@ class FederatedModule(LightningModule):
         added: list[Callback] = []
         if not any(isinstance(callback, CodecPretraining) for callback in given):
             added.append(CodecPretraining())
-        if not any(isinstance(callback, GradientDecoder) and callback.codec is self.codec for callback in given):
+        # Lightning would quietly replace a half that was given by one returned here, so a lone or foreign half is left to be refused.
+        if not any(isinstance(callback, (GradientEncoder, GradientDecoder)) for callback in given):
             added += codec_callbacks(self.codec)
         return added
 

@@ -214,7 +214,7 @@ def fit_codec(
     codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
 ) -> dict[str, float]:
     """Fit a codec to a bank; return its error on rounds that neither training nor stopping saw, and its references' errors there."""
-    fit, rest = bank.split(2 * training.holdout)
+    fit, rest = bank.split(max(2 * training.holdout, 1 / (bank.rounds // 2)))  # a round for each of the two, however few there are
     stop, report = rest.split(0.5)
     figures = codec.fit(fit, LightningCodecTrainer(training, stop, device, log_dir, progress, seed))
     codec.to("cpu")

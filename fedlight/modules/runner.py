@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -77,7 +78,7 @@ class CohortRunner:
 
 def unusable(upload: Upload) -> str | None:
     """Return why an upload must not enter a sum, or None: one pass over the update, for NaN, Inf and what would overflow."""
-    if not torch.isfinite(torch.tensor(upload.loss)):
+    if not math.isfinite(upload.loss):
         return f"its loss is {upload.loss}"
     if not torch.isfinite(upload.update.sum()) or not torch.isfinite(upload.buffers.sum()):
         return "its update is not finite"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
+import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,12 +40,13 @@ STEPS = COHORT * SAMPLES // BATCH  # client steps in a round
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and how many rounds are timed in one repeat, after ``warm`` rounds that are not."""
+    """A model and how many rounds are timed in one repeat, in blocks, after ``warm`` rounds that are not."""
 
     title: str
     network: Callable[[], nn.Module]
     rounds: int
     warm: int
+    block: int
 
 
 def linear() -> nn.Module:
@@ -51,8 +55,8 @@ def linear() -> nn.Module:
 
 
 WORKLOADS = {
-    "b1": Workload("B1 linear(3072, 10)", linear, rounds=60, warm=5),
-    "b2": Workload("B2 BenchmarkCNN", BenchmarkCNN, rounds=5, warm=1),
+    "b1": Workload("B1 linear(3072, 10)", linear, rounds=60, warm=5, block=5),
+    "b2": Workload("B2 BenchmarkCNN", BenchmarkCNN, rounds=5, warm=2, block=1),
 }
 
 
@@ -82,46 +86,50 @@ def load_data() -> FederatedDataModule:
     return data
 
 
-class RoundClock(Callback):
-    """Times the rounds after the first few, with everything that happens between them.
+class Alternation(Callback):
+    """Lets fedlight and the bare loop take turns, a block of the same rounds each, and times both: noise hits them alike.
 
-    First in the list of callbacks: it starts before the others hear of a round and stops after the last one's checkpoint.
+    First in the list of callbacks, so that everything other callbacks do in a block falls into its time.
+
+    Attributes:
+        ours: seconds of fedlight, a number for each block.
+        bare: seconds of the bare loop, likewise.
+        error: distance of the two weight vectors after the first round, as a share of the distance travelled.
     """
 
-    def __init__(self, warm: int) -> None:
-        self.warm = warm
-        self.seconds = 0.0
+    def __init__(self, loop: BareLoop, plan: Sequence[Sequence[ClientTurn]], work: Workload) -> None:
+        self.loop = loop
+        self.plan = plan
+        self.turns = {1, *range(work.warm, work.warm + work.rounds, work.block)}
+        self.done = 0
+        self.resumed = 0.0
+        self.ours: list[float] = []
+        self.bare: list[float] = []
+        self.error = math.nan
+        self.start = loop.weights.clone()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start when the warm-up is over."""
-        if batch_idx == self.warm:
-            self.seconds = -time.perf_counter()
+        """Give the bare loop its turn where a block ends; ``batch_idx`` rounds are done."""
+        if batch_idx in self.turns:
+            self._turn(pl_module, batch_idx)
+        elif not batch_idx:
+            self.resumed = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop."""
-        self.seconds += time.perf_counter()
+        """End the last block."""
+        self._turn(pl_module, len(self.plan))
 
-
-def run_fedlight(work: Workload, network: nn.Module, data: FederatedDataModule, folder: str) -> tuple[float, torch.Tensor]:
-    """Return the seconds of ``work.rounds`` rounds and the final weights ``[dim]``: the Trainer is what `fedlight fit` makes."""
-    seed_everything(0, workers=True, verbose=False)
-    clock = RoundClock(work.warm)
-    every = min(10, work.rounds)  # at least one checkpoint falls into a repeat
-    trainer = FederatedTrainer(
-        accelerator="cpu",
-        max_steps=work.warm + work.rounds,
-        max_epochs=-1,
-        log_every_n_steps=1,
-        check_val_every_n_epoch=None,
-        val_check_interval=10,
-        enable_model_summary=False,
-        logger=run_loggers("benchmark", folder),
-        default_root_dir=folder,
-        callbacks=[clock, RunSummary(), LearningRateMonitor("step"), RoundProgressBar(), RoundCheckpoint(every)],
-    )
-    module = FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0)
-    trainer.fit(module, datamodule=data)
-    return clock.seconds, flatten(module.trainable())
+    def _turn(self, module: LightningModule, done: int) -> None:
+        begin = time.perf_counter()
+        self.loop.run(self.plan[self.done : done])
+        end = time.perf_counter()
+        self.ours.append(begin - self.resumed)
+        self.bare.append(end - begin)
+        if done == 1:
+            ours = flatten(module.network.parameters())  # type: ignore[union-attr]
+            self.error = float((ours - self.loop.weights).norm() / (ours - self.start).norm())
+        self.done = done
+        self.resumed = time.perf_counter()
 
 
 def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]]:
@@ -135,39 +143,63 @@ def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]
     return [[turn(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]
 
 
-def run_bare(work: Workload, network: nn.Module, data: FederatedDataModule) -> tuple[float, torch.Tensor]:
-    """Return the seconds of the same rounds in the bare loop, and its final weights ``[dim]``."""
-    plan = plan_rounds(data, work.warm + work.rounds)
-    loop = BareLoop(network, data.x, data.y, LR, BATCH)
-    loop.run(plan[: work.warm])
-    start = time.perf_counter()
-    loop.run(plan[work.warm :])
-    return time.perf_counter() - start, loop.weights
-
-
-def measure(name: str, repeats: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for each system, and notes on what was measured.
+def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[float, float]:
+    """Return the seconds that fedlight and the bare loop took for ``work.rounds`` rounds. The Trainer is what `fedlight fit` makes.
 
     Raises:
-        AssertionError: if the two systems did not do the same work, that is if their weights differ.
+        AssertionError: if the two did not do the same work, that is if their weights differ after a round.
     """
-    work, data = WORKLOADS[name], load_data()
-    torch.manual_seed(0)
+    seed_everything(0, workers=True, verbose=False)
     network = work.network()
-    seconds: dict[str, list[float]] = {"fedlight": [], "bare loop": []}
-    with TemporaryDirectory() as folder, pseudo_terminal(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for repeat in range(repeats + 1):  # the first warms up
-            ours, weights = run_fedlight(work, copy.deepcopy(network), data, folder)
-            bare, bare_weights = run_bare(work, copy.deepcopy(network), data)
-            error = float((weights - bare_weights).norm() / (weights - flatten(network.parameters())).norm())
-            assert error < 1e-3, f"fedlight and the bare loop did different work: their weights differ by {error:.1e} of the way"
-            if repeat:
-                seconds["fedlight"].append(ours)
-                seconds["bare loop"].append(bare)
-    ratio = statistics.median(bare / ours for ours, bare in zip(seconds["fedlight"], seconds["bare loop"], strict=True))
-    rows = [row(work, system, times, ratio if system == "fedlight" else 1.0) for system, times in seconds.items()]
-    return rows, [f"{work.title}: {data.source.name}, final weights equal to {error:.0e} of the distance travelled."]
+    loop = BareLoop(copy.deepcopy(network), data.x, data.y, LR, BATCH)
+    rounds = work.warm + work.rounds
+    alternation = Alternation(loop, plan_rounds(data, rounds), work)
+    trainer = FederatedTrainer(
+        accelerator="cpu",
+        max_steps=rounds,
+        max_epochs=-1,
+        log_every_n_steps=1,
+        check_val_every_n_epoch=None,
+        val_check_interval=10,
+        enable_model_summary=False,
+        logger=run_loggers("benchmark", folder),
+        default_root_dir=folder,
+        callbacks=[
+            alternation,
+            RunSummary(),
+            LearningRateMonitor("step"),
+            RoundProgressBar(),
+            RoundCheckpoint(min(10, work.rounds)),  # at least one checkpoint falls into a repeat
+        ],
+    )
+    module = FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0)
+    trainer.fit(module, datamodule=data)
+    assert alternation.error < 1e-3, f"expected equal weights after a round but they differ by {alternation.error:.0e} of the way"
+    return sum(alternation.ours[2:]), sum(alternation.bare[2:])  # without the first round and the warm-up
+
+
+def measure(name: str, repeats: int) -> tuple[list[dict[str, Any]], str]:
+    """Return a row for each system, and a line on the data."""
+    work, data = WORKLOADS[name], load_data()
+    with TemporaryDirectory() as folder, pseudo_terminal(), quiet():
+        times = [run_once(work, data, folder) for _ in range(repeats + 1)][1:]  # the first warms up
+    ratio = statistics.median(bare / ours for ours, bare in times)
+    rows = [row(work, "fedlight", [ours for ours, _ in times], ratio), row(work, "bare loop", [bare for _, bare in times], 1.0)]
+    return rows, f"{work.title}: {data.source.name}, {len(data.y):,} samples"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's notices off the terminal."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def row(work: Workload, system: str, seconds: list[float], ratio: float) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_blocks_respect_the_size_and_cover_every_tensor_once(shapes: tuple[tuple
         for group in groups:
             size = sum(layout.sizes[i] for i in group.tensors)
             assert group.length <= block_size and size <= group.count * group.length < size + group.count * group.length
-            assert (group.count - 1) * group.length < size  # no block is padding alone
+            assert (group.count - 1) * group.length < size and group.length <= size  # no block is padding alone
 
 
 def test_row_blocks_hold_whole_rows_where_they_fit() -> None:
@@ -103,6 +103,11 @@ def test_share_code_keeps_the_most_energy_for_equal_counts(lengths: list[int], c
     choices = [codes for codes in product(*(range(1, length + 1) for length in lengths)) if sum(codes) * count <= budget]
     best = max(sum(float(e[:code].double().sum()) for code, e in zip(codes, energies, strict=True)) for codes in choices)
     assert kept == pytest.approx(best)
+
+
+def test_share_code_passes_over_a_group_that_the_rest_does_not_pay_for() -> None:
+    loud, quiet = Group((0,), 4, 3), Group((1,), 4, 1)
+    assert [g.code for g in share_code([loud, quiet], [torch.full((4,), 9.0), torch.full((4,), 0.1)], 9)] == [2, 3]
 
 
 def test_share_code_refuses_less_than_one_a_block() -> None:
