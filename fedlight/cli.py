@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
@@ -116,7 +118,7 @@ def run_loggers(experiment: str, root: str | None) -> list[Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; mistakes in the configuration end with one sentence and exit status 2."""
+    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
@@ -143,6 +145,9 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(__name__).debug("details", exc_info=True)
         print(f"fedlight: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except SIGTERMException as stopped:  # Lightning's own ends with status 0, as if the run were done
+        print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from stopped
 
 
 if __name__ == "__main__":

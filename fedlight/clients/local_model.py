@@ -49,6 +49,16 @@ class LocalModel:
         for counter, first in self._counters:
             counter.copy_(first)
 
+    def seed_noise(self, seed: int) -> None:
+        """Seed the generators that dropout draws from, on the model's device."""
+        # `torch.manual_seed` does this for every kind of accelerator, and for each that is not in use it keeps a stack trace for ever.
+        if self.weights.device.type not in ("cpu", "cuda"):
+            torch.manual_seed(seed)
+            return
+        torch.default_generator.manual_seed(seed)
+        if self.weights.is_cuda:
+            torch.cuda.default_generators[self.weights.device.index].manual_seed(seed)
+
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss (detached) and its gradient per parameter tensor on one batch."""
         loss = self.objective(self.module, x, y)

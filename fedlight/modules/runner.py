@@ -52,7 +52,7 @@ class CohortRunner:
         with torch.random.fork_rng(devices=devices):
             for client in map(int, round.mine):
                 # Dropout draws from the global generator, which is seeded for the client here and put back after the cohort.
-                torch.manual_seed(derive_seed(public.seed, public.round, public.attempt, client, "dropout"))
+                self.model.seed_noise(derive_seed(public.seed, public.round, public.attempt, client, "dropout"))
                 upload = self._train(client, public.seed, public.round, public.attempt, weights, buffers)
                 reason = unusable(upload)
                 if reason is None:

@@ -57,7 +57,7 @@ class BareLoop:
 
     def _train(self, client: ClientTurn) -> None:
         if self.noisy:
-            torch.manual_seed(client.seed)
+            torch.default_generator.manual_seed(client.seed)
         for x, y in self._batches(client.rows):
             grads = torch.autograd.grad(cross_entropy(self.network(x), y), self.parameters)
             with torch.no_grad():

@@ -123,6 +123,11 @@ def test_fedavg_counts_its_steps(arguments: dict[str, int], steps: int, model: L
     assert run(FedAvg(lr=0.1, batch_size=4, **arguments), model, data).steps == steps
 
 
+def test_fedavgs_loss_is_the_mean_over_its_steps(model: LocalModel, data: Data) -> None:
+    result = run(FedAvg(lr=1e-8, batch_size=10, steps=5), model, data)
+    torch.testing.assert_close(result.loss, cross_entropy(model.module, *data).detach(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("lr", [0.05, 0.3])

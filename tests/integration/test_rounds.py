@@ -1,0 +1,155 @@
+"""What a whole run counts, drops and logs (laws 6, 7 and 9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.federation import Blobs, Fixed, History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
+
+from fedlight.clients import FedAvg
+from fedlight.core.errors import RoundFailedError
+from fedlight.core.export import encoder_bytes
+from fedlight.core.layout import float_buffers
+from fedlight.data import Uniform
+
+
+def logged(module: Any, rounds: int = 3, **changes: Any) -> tuple[History, Spy]:
+    history = History()
+    return history, run(module, rounds, logger=history, **changes)
+
+
+# -- law 6 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
+@pytest.mark.parametrize("make", [lambda: None, learned], ids=["identity", "learned"])
+def test_uplink_is_the_length_of_what_was_sent(make, norm):
+    module = federated(mlp(norm=norm), codec=make())
+    history, spy = logged(module)
+    assert history.rounds("bytes/uplink_round") == spy.sizes
+    running = [sum(spy.sizes[number] for number in range(last + 1)) for last in range(3)]
+    assert list(history.rounds("bytes/uplink").values()) == running
+    assert module.traffic.uplink == running[-1]
+    assert module.traffic.messages == 24
+    assert module.traffic.ratio(module.layout.dim) == 4 * module.layout.dim / (running[-1] / 24)
+    (size,) = {len(upload.message) for upload in spy.uploads.values()}
+    assert size > module.codec.encoder.format.length * (module.codec.encoder.format.bits or 32) / 8, "a message without a header"
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
+def test_downlink_is_the_model_and_the_announcements_and_each_encoder_once(norm):
+    module = federated(mlp(norm=norm), codec=learned())
+    spy = run(module, 5, data=federated_data(sampler=Uniform(3)))
+    assert all(set(announced) == {"0", "1"} or "gain" in str(announced) for announced in spy.announced.values())
+    model = 4 * (module.layout.dim + sum(b.numel() for b in float_buffers(module.network)))
+    gain = 8
+    met = {client for clients in spy.clients.values() for client in clients}
+    assert 3 < len(met) <= 8
+    assert module.traffic.codec == len(met) * encoder_bytes(module.codec)
+    assert module.traffic.downlink == 15 * (model + gain) + module.traffic.codec
+    assert {client for client in range(8) if module.encoder_versions[client]} == met
+
+
+def test_a_codec_without_tensors_is_not_downloaded():
+    module = federated()
+    run(module, 2)
+    assert module.traffic.codec == 0
+    assert module.traffic.downlink == 16 * 4 * module.layout.dim
+
+
+def test_a_new_encoder_version_is_downloaded_again():
+    module = federated(codec=learned())
+    run(module, 1)
+    once = module.traffic.codec
+    module.codec.version += 1
+    module.codec.stamp()
+    run(module, 1)
+    assert module.traffic.codec == pytest.approx(2 * once, rel=0.01)
+
+
+# -- law 7 -------------------------------------------------------------------------------------------------------------
+
+
+def poisoned(*clients: int, value: float = float("nan")):
+    data = federated_data()
+    data.setup()
+    for client in clients:
+        data.x[torch.from_numpy(data.client_indices(client))] = value
+    return data
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("make", [lambda: None, learned], ids=["identity", "learned"])
+def test_a_client_with_bad_data_is_dropped_named_and_counted(make, value, caplog):
+    module = federated(codec=make())
+    history, spy = logged(module, 2, data=poisoned(3, 6, value=value))
+    assert list(history.rounds("round/dropped").values()) == [2, 2]
+    assert list(history.rounds("round/clients").values()) == [6, 6]
+    assert spy.clients[0] == [0, 1, 2, 4, 5, 7]
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("client 3 was dropped" in message for message in messages)
+    assert any("client 6 was dropped" in message for message in messages)
+    assert torch.isfinite(weights_of(module)).all()
+    assert module.traffic.messages == 12
+
+
+def test_a_dropped_client_changes_nothing_for_the_others():
+    """The round is the one that the remaining clients would have made alone."""
+    with_bad, without = federated(), federated()
+    run(with_bad, 1, data=poisoned(3))
+    run(without, 1, data=federated_data(sampler=Fixed([0, 1, 2, 4, 5, 6, 7])))
+    assert torch.equal(weights_of(with_bad), weights_of(without))
+
+
+def test_a_cohort_lost_as_a_whole_is_an_error_that_says_why():
+    module = federated(max_attempts=2)
+    start = weights_of(module)
+    with pytest.raises(RoundFailedError, match=r"Round 0 had no usable aggregate.*2 attempts.*client 0: .*lower the client learning rate"):
+        run(module, 1, data=poisoned(*range(8)))
+    assert torch.equal(weights_of(module), start)
+
+
+def test_a_learning_rate_that_diverges_is_an_error_that_says_why():
+    with pytest.raises(RoundFailedError, match="lower the client learning rate"):
+        run(federated(algorithm=FedAvg(lr=1e30, steps=5, batch_size=8)), 1)
+
+
+# -- law 9 -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_only_a_simulation_sees_is_logged_as_often_as_asked_and_changes_nothing():
+    ends = {}
+    for every in (0, 1, 2):
+        module = federated(codec=learned(), sim_every=every)
+        history, _ = logged(module, 5)
+        expected = [number for number in range(5) if every and number % every == 0]
+        assert list(history.rounds("sim/relative_error")) == list(history.rounds("sim/cosine")) == expected
+        ends[every] = weights_of(module)
+        if every == 0:
+            names = {name for metrics in history.steps.values() for name in metrics if name.startswith("sim/")}
+            assert names <= {"sim/loss"}
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+def test_an_update_sent_in_full_has_no_error():
+    history, _ = logged(federated(sim_every=1), 2)
+    assert max(history.rounds("sim/relative_error").values()) < 1e-6
+    assert min(history.rounds("sim/cosine").values()) > 1 - 1e-6
+
+
+def test_only_sim_figures_tell_of_single_clients():
+    """Every other figure can be computed from the sum of codes, counts and bytes."""
+    history, _ = logged(federated(codec=learned(), sim_every=1), 1)
+    server = {name for metrics in history.steps.values() for name in metrics} - {"epoch"}
+    server = {name for name in server if not name.startswith(("sim/", "bytes/", "pretrain/"))}
+    assert server == {"round/clients", "round/dropped", "round/attempts", "round/aggregate_norm"}
+
+
+def test_a_run_learns():
+    module = federated(codec=learned(), algorithm=FedAvg(lr=0.3, steps=5, batch_size=16))
+    data = federated_data(source=Blobs(400))
+    runner = trainer(15, callbacks=[pretraining()])
+    runner.fit(module, datamodule=data)
+    assert runner.test(module, datamodule=data, verbose=False)[0]["test/accuracy"] > 0.6
