@@ -6,11 +6,12 @@ import logging
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -40,6 +41,15 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Leave out what Lightning says on every run and nobody can act on."""
     text = record.getMessage()
     return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml to the run's folder; a run without a logger has no folder, and writes none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration once, never over another run's."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class FederatedCLI(LightningCLI):
@@ -76,6 +86,22 @@ class FederatedCLI(LightningCLI):
             kwargs["logger"] = run_loggers(self._get(self.config_init, "experiment"), config.default_root_dir)
         kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
         return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Leave the checkpoint out where checkpoints are switched off."""
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, RoundCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_predict(self) -> None:
+        """Write the predicted labels of the test set, in its order."""
+        batches = self.trainer.predict_loop.predictions if self.trainer.is_global_zero else []
+        if batches:
+            folder = Path(self.trainer.log_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            labels = [str(label) for batch in batches for label in batch.tolist()]
+            (folder / "predictions.csv").write_text("label\n" + "\n".join(labels) + "\n")
+            print(f"{len(labels)} predictions: {folder / 'predictions.csv'}")
 
     def after_fit(self) -> None:
         """Test the final model, run the baseline if asked for, and say where everything is."""
@@ -137,7 +163,7 @@ def main(args: list[str] | None = None) -> None:
             },
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             parser_kwargs={"description": DESCRIPTION},
             args=args,
         )

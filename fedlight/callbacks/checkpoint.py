@@ -14,7 +14,7 @@ from fedlight.core.errors import ConfigurationError
 
 
 class RoundCheckpoint(Checkpoint):
-    """Writes `last.ckpt` every few rounds, at the end, and on SIGTERM; never a half-written one.
+    """Writes `last.ckpt` before round 0, every few rounds, at the end, and on SIGTERM; never a half-written one.
 
     Args:
         every_n_rounds: Rounds between checkpoints.
@@ -32,6 +32,21 @@ class RoundCheckpoint(Checkpoint):
     def path(self, trainer: Trainer) -> Path:
         """Return where the checkpoint of this run is written."""
         return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew."""
+        self._saved = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save round 0, so that a run that is killed early does not pretrain again."""
+        if trainer.global_step == 0:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save again after the validation of a round that was saved, so that a resumed run does not leave it out or repeat it."""
+        if trainer.state.fn == "fit" and self._saved == trainer.global_step > 0:
+            self._saved = -1
+            self._save(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save after every n-th round."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -41,8 +43,8 @@ class GradientEncoder(FederatedCallback):
         public = round.public
         generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
         state = pl_module.store.draft(upload.client).setdefault("codec", {})
-        with torch.no_grad():
-            upload.message = self.codec.encoder.encode_message(upload.update, public, Private(generator, state))
+        with exactly(upload.update.device):
+            upload.message = self.codec.encoder.encode_message(upload.update.float(), public, Private(generator, state))
 
 
 class GradientDecoder(FederatedCallback):
@@ -76,13 +78,14 @@ class GradientDecoder(FederatedCallback):
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         """Add one client's code to the running sum."""
-        term = self.codec.decoder.read_message(upload.message, round.public)
-        round.codes.add(term.to(pl_module.device), upload.weight)
+        with exactly(pl_module.device):
+            term = self.codec.decoder.read_message(upload.message, round.public, pl_module.device)
+        round.codes.add(term, upload.weight)
 
     def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Decode the cohort's sum."""
-        public = replace(round.public, clients=round.codes.count)
-        with torch.no_grad():
+        public = replace(round.public, clients=round.codes.effective_count)
+        with exactly(pl_module.device):
             round.aggregate = self.codec.decoder.decode(round.codes.mean(), public, self._draft)
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
@@ -96,6 +99,16 @@ class GradientDecoder(FederatedCallback):
     def load_state_dict(self, state_dict: State) -> None:
         """Restore what ``state_dict`` returned."""
         self.server_state = dict(state_dict)
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Run without gradients and in full precision, whatever the Trainer's: codecs are fitted and their laws hold in float32."""
+    mixed = torch.is_autocast_enabled(
+        device.type
+    )  # entering `autocast` for every message where there is none would cost more than the message
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if mixed else nullcontext():
+        yield
 
 
 def codec_callbacks(codec: Codec) -> tuple[GradientEncoder, GradientDecoder]:
@@ -117,7 +130,7 @@ def require_pair(trainer: Trainer, pl_module: LightningModule, codec: Codec) -> 
             f"Expected a FederatedModule but got {type(pl_module).__name__}, which runs no federated rounds: "
             "wrap its network in fedlight.modules.FederatedModule"
         )
-    if pl_module.codec is not codec:
+    if cast("FederatedModule", pl_module).codec is not codec:
         raise ConfigurationError(
             f"Expected the module's own codec but got a GradientEncoder and a GradientDecoder of another {type(codec).__name__}: "
             "set `model.codec` and list neither under `trainer.callbacks`"

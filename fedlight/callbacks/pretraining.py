@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 
 if TYPE_CHECKING:
@@ -29,10 +28,10 @@ class CodecPretraining(Callback):
         self.training = training or CodecTraining()
 
     def setup(self, trainer: Trainer, pl_module: FederatedModule, stage: str) -> None:  # type: ignore[override]
-        """Check that codec and model go together, and that there is proxy data if it is needed.
+        """Check that codec and model go together.
 
         Raises:
-            ConfigurationError: if the codec has to be trained and there is no proxy data.
+            ConfigurationError: if the codec cannot be made for the model, such as a code longer than the update.
             CodecMismatchError: if the codec was trained for another model.
         """
         if stage != "fit":
@@ -42,14 +41,13 @@ class CodecPretraining(Callback):
             codec.layout.require_same(pl_module.layout, f"The {type(codec).__name__} given")
             return
         codec.bind(pl_module.layout)
-        if codec.needs_fit and pl_module.data.proxy is None:
-            raise ConfigurationError(
-                f"Expected proxy data to train {type(codec).__name__} on but there is none: raise `data.proxy_samples`, set "
-                "`data.proxy_source`, or give a trained codec with `model.codec_path`"
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train the codec if it has to be, on rank 0, and send it to all processes."""
+        """Train the codec if it has to be, on rank 0, and send it to all processes.
+
+        Raises:
+            ConfigurationError: if it has to be trained and there is no proxy data.
+        """
         module = cast("FederatedModule", pl_module)
         if not module.codec.fitted:
             module.pretrain(self.proxy, self.training)

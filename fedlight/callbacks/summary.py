@@ -37,7 +37,9 @@ class RunSummary(Callback):
         if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         save_codec(module.codec, Path(folder))
-        save_file({name: value.cpu().contiguous() for name, value in module.network.state_dict().items()}, Path(folder) / MODEL_FILE)
+        save_file(
+            {name: value.cpu().contiguous().clone() for name, value in module.network.state_dict().items()}, Path(folder) / MODEL_FILE
+        )
         self._write(trainer, module, Path(folder))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +65,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
     traffic = module.traffic
     return {name.replace("/", "_"): value for name, value in metrics.items()} | {
-        "rounds": trainer.global_step,
+        "rounds": module.rounds,
         "clients": module.data.num_population,
         "seed": module.seed,
         "parameters": module.layout.dim,

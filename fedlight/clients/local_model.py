@@ -35,6 +35,7 @@ class LocalModel:
         self.objective = objective
         self.augment = augment
         self.weights = self.flat.weights
+        self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors that autograd does not watch
         self.start = torch.empty_like(self.weights)
         self.buffers = self.flat.buffers
         # Counters (BatchNorm's batches seen) are no part of the global state: every client starts from the same ones.
@@ -61,14 +62,17 @@ class LocalModel:
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss (detached) and its gradient per parameter tensor on one batch."""
+        if torch.is_autocast_enabled(x.device.type):
+            torch.clear_autocast_cache()  # it holds low-precision copies of weights that have been changed in place since
         loss = self.objective(self.module, x, y)
-        grads = torch.autograd.grad(loss, self.flat.parameters, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(loss, self.flat.parameters, allow_unused=True)
+        if any(grad is None for grad in grads):  # of a parameter that the loss does not depend on
+            grads = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._pieces, strict=True))
         return loss.detach(), grads
 
     def descend(self, grads: tuple[Tensor, ...], lr: float) -> None:
         """Take one plain SGD step without building a flat gradient: one fused pass over the weights."""
-        with torch.no_grad():
-            torch._foreach_add_(self.flat.parameters, grads, alpha=-lr)
+        torch._foreach_add_(self._pieces, grads, alpha=-lr)
 
     def update(self) -> Tensor:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
@@ -80,7 +84,7 @@ class LocalModel:
         """Yield shuffled, augmented batches: each epoch is gathered once and then sliced (see ``epoch_orders``)."""
         for order, size in epoch_orders(len(y), batch_size, epochs, steps, generator):
             index = order.to(y.device)
-            xs, ys = x[index], y[index]
+            xs, ys = x.index_select(0, index), y.index_select(0, index)  # copies rows: several times faster than x[index]
             if self.augment is not None:
                 xs = self.augment(xs, generator)
             yield from zip(torch.split(xs, size), torch.split(ys, size), strict=True)

@@ -34,8 +34,8 @@ class ClientStore:
         self._draft = {}
 
     def take_draft(self) -> dict[int, State]:
-        """Return the non-empty states of the attempt and forget the attempt."""
-        taken = {client: state for client, state in self._draft.items() if _holds_something(state)}
+        """Return the states of the attempt that hold something, or did before, and forget the attempt."""
+        taken = {client: state for client, state in self._draft.items() if _holds_something(state) or client in self._states}
         self._draft = {}
         return taken
 

@@ -16,7 +16,7 @@ from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -135,11 +135,18 @@ class AutoencoderCodec(Codec):
         cohort: int = 10,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("ratio", ratio, 1), ("block_size", block_size, 1), ("depth", depth, 0), ("width", width, 1)):
+        for name, value, least in (
+            ("ratio", ratio, 1),
+            ("block_size", block_size, 1),
+            ("depth", depth, 0),
+            ("width", width, 1),
+            ("cohort", cohort, 0),
+        ):
             if value < least:
                 raise ConfigurationError(f"Expected `{name}` >= {least} but got {value}")
-        if activation != "linear" and activation not in _ACTIVATIONS:
-            raise ConfigurationError(f"Expected `activation` to be one of {[*_ACTIVATIONS, 'linear']} but got {activation!r}")
+        require_choice("activation", activation, (*_ACTIVATIONS, "linear"))
+        require_choice("blocks", blocks, ("rows", "flat"))
+        require_choice("start", start, ("pca", "random"))
         self.ratio = ratio
         self.blocks = blocks
         self.block_size = block_size
@@ -179,7 +186,9 @@ class AutoencoderCodec(Codec):
         return {basis: LinearCodec(self.ratio, basis, self.blocks, self.block_size, self.cohort, self.seed) for basis in bases}
 
     def _network(self, inputs: int, outputs: int) -> BlockNetwork:
-        return BlockNetwork(inputs, outputs, self._hidden, self.activation, self.skip, self.bias)
+        with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator; ``start`` draws ours
+            torch.manual_seed(0)
+            return BlockNetwork(inputs, outputs, self._hidden, self.activation, self.skip, self.bias)
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the scales, start the weights, and train both halves jointly."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
@@ -25,12 +27,17 @@ class ChainEncoder(Encoder):
         super().__init__(layout, stages[-1].format)
         self.stages = nn.ModuleList(stages)
 
+    def stage(self, i: int) -> Encoder:
+        """Return a stage's encoder."""
+        stage = self.stages[i]
+        assert isinstance(stage, Encoder)
+        return stage
+
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the last stage's code ``[..., code_dim]``."""
-        for i, stage in enumerate(self.stages):
-            assert isinstance(stage, Encoder)
+        for i in range(len(self.stages)):
             own = Private(private.generator, private.state.setdefault(str(i), {}))
-            update = stage.encode(update, _stage(public, i), own)
+            update = self.stage(i).encode(update, _stage(public, i), own)
         return update
 
 
@@ -41,22 +48,25 @@ class ChainDecoder(Decoder):
         super().__init__(layout, stages[-1].format)
         self.stages = nn.ModuleList(stages)
 
-    def _numbered(self) -> list[tuple[int, Decoder]]:
-        return [(i, stage) for i, stage in enumerate(self.stages) if isinstance(stage, Decoder)]
+    def stage(self, i: int) -> Decoder:
+        """Return a stage's decoder."""
+        stage = self.stages[i]
+        assert isinstance(stage, Decoder)
+        return stage
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the first stage's aggregated update ``[..., dim]``."""
-        for i, stage in reversed(self._numbered()):
-            mean_code = stage.decode(mean_code, _stage(public, i), state.setdefault(str(i), {}))
+        for i in reversed(range(len(self.stages))):
+            mean_code = self.stage(i).decode(mean_code, _stage(public, i), state.setdefault(str(i), {}))
         return mean_code
 
     def open(self, code: Tensor) -> Tensor:
         """Return what the last stage adds up."""
-        return self._numbered()[-1][1].open(code)
+        return self.stage(len(self.stages) - 1).open(code)
 
     def announce(self, state: State) -> State:
         """Return every stage's announcement under its number."""
-        announced = {str(i): stage.announce(state.setdefault(str(i), {})) for i, stage in self._numbered()}
+        announced = {str(i): self.stage(i).announce(state.setdefault(str(i), {})) for i in range(len(self.stages))}
         return {key: value for key, value in announced.items() if value}
 
 
@@ -74,12 +84,18 @@ class ChainCodec(Codec):
         if not codecs:
             raise ConfigurationError("Expected `codecs` to name at least one codec but got an empty list")
         for codec in codecs[:-1]:
-            if not codec.additive or codec.passes > 1:
-                raise ConfigurationError(f"Expected a summable one-pass codec before the last of a chain but got {type(codec).__name__}")
+            if not codec.additive or codec.integer:
+                raise ConfigurationError(
+                    f"Expected summable codecs with float codes before the last of a chain but got {type(codec).__name__}: put it last"
+                )
+        for codec in codecs:
+            if codec.passes > 1:
+                raise ConfigurationError(f"Expected one-pass codecs in a chain but {type(codec).__name__} takes {codec.passes} passes")
         self.codecs = list(codecs)
         self.additive = codecs[-1].additive
         self.linear = all(codec.linear for codec in codecs)
-        self.passes = codecs[-1].passes
+        self.client_state = any(codec.client_state for codec in codecs)
+        self.integer = codecs[-1].integer
         self.needs_fit = any(codec.needs_fit for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
@@ -103,6 +119,15 @@ class ChainCodec(Codec):
         made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
         return ChainDecoder(layout, made)
 
+    def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
+        """Make both halves, and bind every stage's codec to its part of them."""
+        super().bind(layout, plan)
+        if isinstance(self.encoder, ChainEncoder) and isinstance(self.decoder, ChainDecoder):
+            for i, (codec, stage) in enumerate(zip(self.codecs, self.plan["stages"], strict=True)):
+                codec.layout, codec.plan, codec.version = Layout.from_json(stage["layout"]), stage["plan"], stage["version"]
+                codec.encoder, codec.decoder = self.encoder.stage(i), self.decoder.stage(i)
+        return self
+
     def references(self) -> dict[str, Codec]:
         """Return the first stage's references, without the later stages."""
         return self.codecs[0].references()
@@ -114,12 +139,14 @@ class ChainCodec(Codec):
         for codec in self.codecs:
             figures |= codec.fit(bank, train)
             plans.append({"layout": bank.layout.to_json(), "plan": codec.plan, "version": codec.version})
-            codes = codec.encoder.encode(bank.updates, Public(), Private(torch_generator("chain fit"))).detach()
+            with torch.no_grad():
+                codes = codec.encoder.encode(bank.updates, Public(), Private(torch_generator("chain fit")))
             bank = bank.map(codes.float(), Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
         self.bind(layout, {"stages": plans})
-        self.encoder.stages = nn.ModuleList(encoders)
-        self.decoder.stages = nn.ModuleList(decoders)
+        for i, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
+            self.codecs[i].encoder.load_state_dict(encoder.state_dict())
+            self.codecs[i].decoder.load_state_dict(decoder.state_dict())
         self.stamp()
         return figures

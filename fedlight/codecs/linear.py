@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -20,10 +20,10 @@ from fedlight.core.wire import CodeFormat
 class LinearEncoder(Encoder):
     """Projects every block on its group's basis."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, bases: BufferList) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
         self.blocks = blocks
-        self.bases = _empty_bases(blocks)
+        self.bases = bases
 
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
@@ -34,10 +34,10 @@ class LinearEncoder(Encoder):
 class LinearDecoder(Decoder):
     """Maps coefficients back with the transposed bases."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, bases: BufferList) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
         self.blocks = blocks
-        self.bases = _empty_bases(blocks)
+        self.bases = bases
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
@@ -75,6 +75,8 @@ class LinearCodec(Codec):
             raise ConfigurationError(
                 f"Expected `ratio` >= 1, `block_size` >= 0 and `cohort` >= 0 but got {ratio}, {block_size} and {cohort}"
             )
+        require_choice("basis", basis, ("pca", "random"))
+        require_choice("blocks", blocks, ("rows", "flat"))
         self.ratio = ratio
         self.basis = basis
         self.blocks = blocks
@@ -89,15 +91,11 @@ class LinearCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        encoder = LinearEncoder(Blocks.from_plan(layout, plan))
-        self._draw(encoder.bases)
-        return encoder
+        return LinearEncoder(Blocks.from_plan(layout, plan), self._bases(layout, plan))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        decoder = LinearDecoder(Blocks.from_plan(layout, plan))
-        self._draw(decoder.bases)
-        return decoder
+        return LinearDecoder(Blocks.from_plan(layout, plan), self._bases(layout, plan))
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the bases to the principal directions of the bank's cohort means."""
@@ -107,24 +105,22 @@ class LinearCodec(Codec):
                 self.decoder.state_dict()[f"bases.{i}"].copy_(basis)
         return {}
 
-    def _draw(self, bases: BufferList) -> None:
-        """Fill the bases with random orthonormal columns from the public seed."""
-        for i, basis in enumerate(bases):
-            square = torch.randn(basis.shape, generator=torch_generator(self.seed, "random basis", i))
-            basis.copy_(torch.linalg.qr(square).Q)
+    def _bases(self, layout: Layout, plan: Plan) -> BufferList:
+        """Return the bases: to be fitted, or random orthonormal columns from the public seed, which nobody has to send."""
+        groups = Blocks.from_plan(layout, plan).groups
+        if self.basis == "pca":
+            return BufferList([torch.zeros(group.length, group.code) for group in groups])
+        drawn = [torch.randn(g.length, g.code, generator=torch_generator(self.seed, "random basis", i)) for i, g in enumerate(groups)]
+        return BufferList([torch.linalg.qr(square).Q for square in drawn], persistent=False)
 
 
 class BufferList(nn.Module):
-    """A list of buffers: tensors that are saved and moved with a module but not trained."""
+    """A list of buffers: tensors that are moved (and, if persistent, saved) with a module but not trained."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], persistent: bool = True) -> None:
         super().__init__()
         for i, tensor in enumerate(tensors):
-            self.register_buffer(str(i), tensor)
+            self.register_buffer(str(i), tensor, persistent=persistent)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._buffers[name] for name in self._buffers)  # type: ignore[misc]
-
-
-def _empty_bases(blocks: Blocks) -> BufferList:
-    return BufferList([torch.zeros(group.length, group.code) for group in blocks.groups])

@@ -53,7 +53,9 @@ class QuantizeDecoder(Decoder):
         """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain to what this mean predicts."""
         gain = float(public.announced.get("gain", 1.0))
         if self.smoothing < 1 and public.clients:
-            power = float(mean_code.double().square().mean()) - 1 / (6 * public.clients)  # less the rounding's share
+            measured = float(mean_code.double().square().mean())
+            # Less the rounding's share, which is smaller than this where most codes round to zero: never to nothing.
+            power = max(measured - 1 / (6 * public.clients), 0.1 * measured)
             if power > 0:
                 between, within, cohort = self.moments.tolist()
                 same_cohort = (between + within / cohort) / (between + within / public.clients)
@@ -79,8 +81,8 @@ class QuantizeCodec(Codec):
         smoothing: how much of the old gain stays in the new one: 0 follows the last aggregate at once, 1 keeps the gain for ever.
     """
 
-    linear = False
     needs_fit = True
+    integer = True
 
     def __init__(self, bits: int = 4, clip: float = 3.0, smoothing: float = 0.5) -> None:
         if not 2 <= bits <= 16 or clip <= 0 or not 0 <= smoothing <= 1:

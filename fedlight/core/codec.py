@@ -38,15 +38,15 @@ class Public:
     """What everybody knows before a pass of a round.
 
     ``step`` counts the codec's passes (0 .. ``codec.passes - 1``); ``announced`` is what the decoder broadcast
-    (``Decoder.announce``): a gain, the previous pass's result, the previous aggregate. ``clients`` is how many codes were summed:
-    known to the server when it decodes, 0 before.
+    (``Decoder.announce``): a gain, the previous pass's result, the previous aggregate. ``clients`` is how many codes were summed
+    (the effective number, if weights differ): known to the server when it decodes, 0 before.
     """
 
     seed: int = 0
     round: int = 0
     attempt: int = 0
     step: int = 0
-    clients: int = 0
+    clients: float = 0
     announced: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,13 +115,14 @@ class Decoder(Half, ABC):
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
 
-    def read_message(self, message: bytes, public: Public) -> Tensor:
-        """Return what the server adds up for one client's message.
+    def read_message(self, message: bytes, public: Public, device: torch.device | str = "cpu") -> Tensor:
+        """Return what the server adds up for one client's message, on ``device`` (the decoder's).
 
         Raises:
             MessageError: if the message is malformed or was meant for another round or codec.
         """
-        return self.open(self.format.unpack(read_message(message, self.format, public.round, self.fingerprint)))
+        code = self.format.unpack(read_message(message, self.format, public.round, self.fingerprint))
+        return self.open(code.to(device))
 
     def decode_sum(self, messages: Iterable[bytes], weights: Iterable[int], public: Public, state: State) -> Tensor:
         """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
@@ -138,7 +139,7 @@ class Decoder(Half, ABC):
         if not total.count:
             raise ConfigurationError("Expected at least one message but got none")
         with torch.no_grad():
-            return self.decode(total.mean(), replace(public, clients=total.count), state)
+            return self.decode(total.mean(), replace(public, clients=total.effective_count), state)
 
 
 TrainCodec = Callable[["Codec", UpdateBank], dict[str, float]]
@@ -156,6 +157,8 @@ class Codec(ABC):
     linear: bool = False
     passes: int = 1
     needs_fit: bool = False
+    client_state: bool = False
+    integer: bool = False
 
     layout: Layout | None = None
     encoder: Encoder
@@ -246,14 +249,16 @@ class Codec(ABC):
         self.decoder.to(device)
         return self
 
-    def reconstruct(self, updates: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return ``decode(mean_i encode(u_i))`` ``[..., dim]`` for cohorts ``[..., clients, dim]``, in one process.
+    def reconstruct(self, updates: Tensor, state: State | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return ``decode(mean_i encode(u_i))`` ``[..., dim]`` for cohorts ``[..., clients, dim]``, as a round would, in one process.
 
-        One pass and no state: for fitting and for measuring reconstruction, not for running rounds.
+        ``state`` is the server's (a fresh one if not given). One pass, additive codecs: to fit and to measure, not to run rounds.
         """
+        state = {} if state is None else state
+        public = Public(announced=self.decoder.announce(state))
         private = Private(generator or torch.Generator().manual_seed(0))
-        codes = self.decoder.open(self.encoder.encode(updates, Public(), private))
-        return self.decoder.decode(codes.to(updates.dtype).mean(-2), Public(), {})
+        codes = self.decoder.open(self.encoder.encode(updates, public, private))
+        return self.decoder.decode(codes.to(updates.dtype).mean(-2), replace(public, clients=updates.shape[-2]), state)
 
 
 def _plain(value: Any) -> Any:

@@ -21,3 +21,9 @@ class MessageError(ValueError):
 
 class RoundFailedError(RuntimeError):
     """No client of a cohort could be used, and repeating the round did not help."""
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ``ConfigurationError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigurationError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")

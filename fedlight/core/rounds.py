@@ -24,12 +24,13 @@ class Upload:
     buffers: Tensor
     weight: int
     loss: float
+    weighted: bool = False
     message: bytes = b""
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of everything the client sends."""
-        return len(self.message) + self.buffers.numel() * self.buffers.element_size()
+        """Bytes of everything the client sends: message, buffers, and 4 for its weight where weights differ."""
+        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + (4 if self.weighted else 0)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Round:
         buffers: (client, weight, buffers) of the clients run here.
         true: the sum of the plain updates, kept only where the simulation compares (``sim/``).
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
+        uplink_passes: bytes that clients sent in all passes so far.
         loss: sum of the clients' losses, likewise.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
@@ -55,6 +57,7 @@ class Round:
     codes: RunningSum = field(default_factory=RunningSum)
     dropped: list[tuple[int, str]] = field(default_factory=list)
     dropped_count: int = 0
+    uplink_passes: int = 0
     buffers: list[tuple[int, int, Tensor]] = field(default_factory=list)
     true: RunningSum | None = None
     uplink: int = 0

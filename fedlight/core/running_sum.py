@@ -13,12 +13,14 @@ class RunningSum:
         total: the sum of ``weight * term``, or None before the first.
         weight: the sum of the weights.
         count: how many terms were added.
+        squares: the sum of the squared weights.
     """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
         self.weight = 0
         self.count = 0
+        self.squares = 0
 
     def add(self, term: Tensor, weight: int = 1) -> None:
         """Add ``weight * term``, a term ``[n]``."""
@@ -27,6 +29,12 @@ class RunningSum:
         self.total.add_(term, alpha=weight)
         self.weight += weight
         self.count += 1
+        self.squares += weight * weight
+
+    @property
+    def effective_count(self) -> float:
+        """How many equally weighted terms would average out as much noise: ``weight**2 / squares``."""
+        return self.weight**2 / self.squares if self.squares else 0.0
 
     def mean(self) -> Tensor:
         """Return the weighted mean ``[n]``, float32."""

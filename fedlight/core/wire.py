@@ -14,7 +14,6 @@ from fedlight.core.errors import MessageError
 MAGIC = b"FL"
 WIRE_VERSION = 1
 HEADER = struct.Struct("<2sBBIII")
-MAX_LENGTH = 1 << 31
 
 _FLOATS = {torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8"}
 _FLOAT_KINDS = {torch.float32: 64, torch.float16: 65, torch.float64: 66}
@@ -95,6 +94,11 @@ def pack_integers(values: np.ndarray, bits: int) -> bytes:
     offset = (values.astype(np.int64) + limit).astype(np.uint32)
     if bits in (8, 16, 32):
         return offset.astype(f"<u{bits // 8}").tobytes()
+    if bits in (2, 4):
+        parts = np.zeros((-(-offset.size * bits // 8), 8 // bits), dtype=np.uint8)
+        parts.reshape(-1)[: offset.size] = offset
+        packed: bytes = np.bitwise_or.reduce(parts << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8).tobytes()
+        return packed
     planes = (offset[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
     return np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import Public
+from fedlight.core.errors import MessageError
 from fedlight.core.export import encoder_bytes
 from fedlight.core.layout import float_buffers
 from fedlight.core.rounds import Round, Upload
@@ -39,7 +40,8 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
         _count_downlink(module, round)
         kept = []
         for upload in uploads:
-            _exchange(module, round, upload)
+            if not _exchange(module, round, upload):
+                continue
             if step == 0:
                 _note(round, upload)
             if codec.passes > 1:
@@ -51,6 +53,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
                 log.warning("Round %d: client %d was dropped, %s", number, client, reason)
         merge(round, codec, module.device)
         module.traffic.add_message(round.uplink, round.codes.count if step == 0 else 0)
+        round.uplink_passes += round.uplink
         if round.codes.count < module.min_clients:
             round.aggregate = None
             return round
@@ -61,17 +64,25 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     return round
 
 
-def _exchange(module: FederatedModule, round: Round, upload: Upload) -> None:
-    """Carry one upload over the wire: what the client sends and how much."""
-    module.dispatch("on_client_update", round, upload)
-    module.dispatch("on_client_message", round, upload)
-    round.uplink += upload.sent_bytes if round.public.step == 0 else len(upload.message)
+def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
+    """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
+    try:
+        module.dispatch("on_client_update", round, upload)
+        module.dispatch("on_client_message", round, upload)
+    except MessageError as error:
+        module.store.drop(upload.client)
+        round.dropped.append((upload.client, str(error)))
+        return False
+    finally:
+        round.uplink += upload.sent_bytes if round.public.step == 0 else len(upload.message)
+    return True
 
 
 def _note(round: Round, upload: Upload) -> None:
     """Note what is read once per client: buffers, and what only a simulation can see."""
     round.loss += upload.loss
-    round.buffers.append((upload.client, upload.weight, upload.buffers))
+    if len(upload.buffers):
+        round.buffers.append((upload.client, upload.weight, upload.buffers.cpu()))
     if round.true is not None:
         round.true.add(upload.update, upload.weight)
 

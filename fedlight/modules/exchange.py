@@ -51,13 +51,16 @@ def merge(round: Round, codec: Codec, device: torch.device) -> None:
     """Add up what all processes have of a round, in place: codes, not updates, travel between processes."""
     if not several_processes():
         return
-    counts = [round.codes.weight, round.codes.count, round.uplink, round.dropped_count]
+    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink]
     merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    round.codes.weight, round.codes.count, round.uplink, round.dropped_count = merged
-    round.loss = float(reduce_sum(torch.tensor([round.loss], dtype=torch.float64, device=device)))
+    round.codes.weight, round.codes.count, round.codes.squares, round.uplink = merged
     length = codec.encoder.code_dim if codec.additive else codec.encoder.dim
     kind = torch.int64 if codec.additive and codec.encoder.format.bits else torch.float64
     _reduce_total(round.codes, length, kind, device)
+    if round.public.step:
+        return
+    once = reduce_sum(torch.tensor([round.loss, round.dropped_count], dtype=torch.float64, device=device)).tolist()
+    round.loss, round.dropped_count = once[0], int(once[1])
     if round.true is not None:
         _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device)
         round.true.weight = round.codes.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ from fedlight.metrics import TrafficCounter
 from fedlight.modules.attempt import attempt_round
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
-from fedlight.modules.logs import log_histogram, round_figures
+from fedlight.modules.logs import log_comparison, round_figures
 from fedlight.modules.pretraining import fit_codec, record_for
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
@@ -109,6 +110,7 @@ class FederatedModule(LightningModule):
         self.store = ClientStore()
         self.traffic = TrafficCounter()
         self.encoder_versions: np.ndarray = np.zeros(0, dtype=np.int64)
+        self.rounds = 0
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
         self._started: float | None = None
@@ -153,8 +155,26 @@ class FederatedModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Make the metrics, which need the number of classes and clients."""
         self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
+        self._try_network()
         if stage == "fit" and len(self.encoder_versions) != self.data.num_population:
             self.encoder_versions = np.zeros(self.data.num_population, dtype=np.int64)
+
+    def _try_network(self) -> None:
+        """Run one sample through the network, so that a wrong shape is told before training and in its own words."""
+        x, classes = self.data.test[0][:1].cpu(), self.data.num_classes
+        network = copy.deepcopy(self.network).cpu().eval()
+        try:
+            with torch.no_grad():
+                logits = network(x)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"Expected a `network` that takes inputs {[1, *self.data.input_shape]} but {type(network).__name__} says: {error}"
+            ) from error
+        if logits.ndim != 2 or logits.shape[1] < classes:
+            raise ConfigurationError(
+                f"Expected a `network` with logits [n, {classes}] for {classes} classes but {type(network).__name__} makes "
+                f"{list(logits.shape)} of one sample: set its number of classes"
+            )
 
     def on_fit_start(self) -> None:
         """Check what was restored, and make the local model on the device that rounds run on."""
@@ -233,18 +253,22 @@ class FederatedModule(LightningModule):
 
     def _finish(self, round: Round) -> None:
         assert round.aggregate is not None
-        self.store.commit(gather_states(self.store.take_draft()))
+        states = self.store.take_draft()
+        if self.codec.client_state or self.batch_norm == "local":
+            states = gather_states(states)
+        self.store.commit(states)
         for parameter, piece in zip(self.trainable(), self.layout.split(round.aggregate), strict=True):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]
+        self.rounds = self.trainer.global_step
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):
-            self._set_buffers(weighted_mean(gather(round.buffers)))
+            self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
         self.dispatch("on_round_end", round)
         self.log_dict(round_figures(self, round), batch_size=1)
-        log_histogram(self, round)
+        log_comparison(self, round)
 
     def _set_buffers(self, flat: Tensor) -> None:
         own = float_buffers(self.network)

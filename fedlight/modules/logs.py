@@ -24,24 +24,30 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "round/dropped": float(round.dropped_count),
         "round/attempts": float(round.public.attempt + 1),
         "round/aggregate_norm": float(round.aggregate.norm()),
-        "bytes/uplink_round": float(round.uplink),
+        "bytes/uplink_round": float(round.uplink_passes),
         "bytes/uplink": float(traffic.uplink),
         "bytes/downlink": float(traffic.downlink),
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(module.layout.dim),
     }
-    if round.true is not None:
-        true = round.true.mean().to(round.aggregate)
-        figures["sim/relative_error"] = float(relative_error(round.aggregate, true))
-        figures["sim/cosine"] = float(cosine(round.aggregate, true))
     return figures
 
 
-def log_histogram(module: FederatedModule, round: Round) -> None:
-    """Add a histogram of the mean code to TensorBoard, in the rounds in which the simulation compares."""
+def log_comparison(module: FederatedModule, round: Round) -> None:
+    """Log how far the aggregate is from the true one, and a histogram of the mean code, in the rounds in which the simulation compares.
+
+    Straight to the loggers: `LightningModule.log` would repeat a figure in every round until there is a new one.
+    """
     if round.true is None or not module.trainer.is_global_zero:
         return
+    assert round.aggregate is not None
+    true = round.true.mean().to(round.aggregate)
+    figures = {
+        "sim/relative_error": float(relative_error(round.aggregate, true)),
+        "sim/cosine": float(cosine(round.aggregate, true)),
+    }
     for logger in module.loggers:
+        logger.log_metrics(figures, step=round.public.round)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_histogram("code/mean", round.codes.mean().cpu(), round.public.round)
             if round.codes.total is not None and round.codes.total.dtype == torch.int64:

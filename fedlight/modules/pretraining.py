@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Private, Public, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.random import derive_seed, torch_generator
@@ -228,9 +228,10 @@ def fit_codec(
 def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None) -> float:
     """Return the relative error of ``decode(mean_i encode(u_i))`` over the bank's rounds (over their first ``cohort`` clients)."""
     metric = ReconstructionError(sync_on_compute=False)
+    state: State = {}
     with torch.no_grad():
         for updates in bank.updates[:, :cohort]:
-            metric.update(codec.reconstruct(updates), updates.mean(0))
+            metric.update(codec.reconstruct(updates, state), updates.mean(0))
     return float(metric.compute())
 
 
@@ -243,7 +244,10 @@ def record_for(module: FederatedModule, proxy: ProxyFederation, progress: bool, 
     """Record updates of simulated clients on the module's proxy data, from the module's current weights and its own algorithm."""
     data, device = module.data, module.device
     if data.proxy is None:
-        raise ConfigurationError("Expected proxy data to record updates on but there is none: raise `data.proxy_samples`")
+        raise ConfigurationError(
+            f"Expected proxy data to train {type(module.codec).__name__} on but there is none: raise `data.proxy_samples`, set "
+            "`data.proxy_source`, or give a trained codec with `model.codec_path`"
+        )
     data.to(device)
     model = LocalModel(module.network, module.objective, device, data.augmentation)
     samples = proxy.samples or max(1, round(len(data.y) / data.num_population))

@@ -73,13 +73,13 @@ class CohortRunner:
         if self.personal:
             self.personal.keep(state, self.model.weights, self.model.buffers, result.update)
             sent = sent[:0]
-        return Upload(client, result.update, sent, len(y) if self.by_samples else 1, float(result.loss))
+        return Upload(client, result.update, sent, len(y) if self.by_samples else 1, float(result.loss), self.by_samples)
 
 
 def unusable(upload: Upload) -> str | None:
     """Return why an upload must not enter a sum, or None: one pass over the update, for NaN, Inf and what would overflow."""
     if not math.isfinite(upload.loss):
         return f"its loss is {upload.loss}"
-    if not torch.isfinite(upload.update.sum()) or not torch.isfinite(upload.buffers.sum()):
+    if not math.isfinite(upload.update.sum()) or not math.isfinite(upload.buffers.sum()):
         return "its update is not finite"
     return None

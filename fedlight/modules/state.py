@@ -33,15 +33,19 @@ def check_trainer(trainer: Trainer) -> None:
             f"Expected `trainer.accumulate_grad_batches` 1 but got {trainer.accumulate_grad_batches}: a round is one server step. "
             "For larger local batches set `model.algorithm.init_args.batch_size`, for larger cohorts `data.sampler`"
         )
-    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+    if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ConfigurationError(
-            f"Expected `trainer.precision` 32-true, 64-true or bf16-mixed but got {trainer.precision}: local training scales no losses "
-            "and updates are differences of weights, which half precision would lose"
+            f"Expected `trainer.precision` 32-true or bf16-mixed but got {trainer.precision}: updates are float32 differences of "
+            "weights, and local training scales no losses"
         )
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise ConfigurationError(
             f"Expected `trainer.strategy` auto or ddp but got {type(trainer.strategy).__name__}: every process needs the whole model"
         )
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        raise ConfigurationError("Expected `trainer.sync_batchnorm` false but got true: it would mix the statistics of different clients")
+    if trainer.strategy.root_device.type == "mps":
+        raise ConfigurationError("Expected a CPU or CUDA device but got mps, which has no float64 to sum in: use --trainer.accelerator cpu")
     if trainer.state.fn == "fit" and trainer.max_steps < 0 and not _stops_otherwise(trainer):
         raise ConfigurationError(
             "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
@@ -62,10 +66,18 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "codec": json.dumps(module.codec.config(), sort_keys=True),
         "data and partition": module.data.fingerprint(),
         "client sampler (cohort of round 0)": str(hash(tuple(module.data.cohort(0).tolist()))),
+        "network": repr(module.network),
+        "algorithm": settings_of(module.algorithm),
         "weighting": module.weighting,
         "batch_norm": module.batch_norm,
         "seed": str(module.seed),
     }
+
+
+def settings_of(part: object) -> str:
+    """Return class and settings of a part of a run as text; parts within it by their own settings."""
+    plain = (int, float, str, bool, type(None))
+    return f"{type(part).__name__}({', '.join(f'{k}={v if isinstance(v, plain) else settings_of(v)}' for k, v in vars(part).items())})"
 
 
 def run_state(module: FederatedModule) -> dict[str, Any]:
@@ -76,6 +88,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "traffic": module.traffic.state_dict(),
         "encoder_versions": torch.from_numpy(module.encoder_versions.copy()),
         "clients": module.store.state_dict(),
+        "rounds": module.rounds,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
     }
@@ -91,7 +104,8 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a FederatedModule but this one holds no federated state")
     trainer = getattr(module, "_trainer", None)
-    if trainer is not None and trainer.state.fn == "fit":
+    fitting = trainer is not None and trainer.state.fn == "fit"
+    if fitting:
         now = fingerprint(module)
         different = [name for name, value in now.items() if state["fingerprint"].get(name) != value]
         if different:
@@ -99,10 +113,11 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
                 f"Expected a checkpoint of this configuration but it differs in: {', '.join(different)}. Resume with the config.yaml "
                 "beside the checkpoint, or start a new run without `--ckpt_path`"
             )
-    if state["codec"] is not None:
+    if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
     module.traffic.load_state_dict(state["traffic"])
     module.encoder_versions = state["encoder_versions"].numpy().copy()
     module.store.load_state_dict(state["clients"])
+    module.rounds = state["rounds"]
     module.pretrain_seconds = state["pretrain_seconds"]
     module.train_seconds = state["train_seconds"]

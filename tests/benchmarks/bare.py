@@ -39,8 +39,10 @@ class BareLoop:
         self.batch_size = batch_size
         self.parameters: list[Tensor] = list(network.parameters())
         self.weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        for parameter, piece in zip(self.parameters, self.weights.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.data = piece.view(parameter.shape)
+        pieces = self.weights.split([p.numel() for p in self.parameters])
+        self.pieces = [piece.view(p.shape) for p, piece in zip(self.parameters, pieces, strict=True)]
+        for parameter, piece in zip(self.parameters, self.pieces, strict=True):
+            parameter.data = piece
         self.noisy = any(isinstance(layer, nn.Dropout) for layer in network.modules())
 
     def run(self, rounds: Sequence[Sequence[ClientTurn]]) -> None:
@@ -60,8 +62,8 @@ class BareLoop:
             torch.default_generator.manual_seed(client.seed)
         for x, y in self._batches(client.rows):
             grads = torch.autograd.grad(cross_entropy(self.network(x), y), self.parameters)
-            with torch.no_grad():
-                torch._foreach_add_(self.parameters, grads, alpha=-self.lr)
+            torch._foreach_add_(self.pieces, grads, alpha=-self.lr)  # without the autograd bookkeeping of parameters
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.x[rows].split(self.batch_size), self.y[rows].split(self.batch_size), strict=True)
+        x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
+        return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public, TrainCodec
+from fedlight.core.codec import Codec, Private, Public, State, TrainCodec
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.export import (
     codec_from_config,
@@ -187,11 +187,13 @@ def test_the_decoded_mean_approximates_the_mean_on_held_out_updates(case: Case) 
 
 
 def test_reconstruct_is_encode_mean_decode(case: Case) -> None:
-    public = Public()
-    generator = torch.Generator().manual_seed(4)
+    state: State = {}
+    public = Public(announced=case.codec.decoder.announce(state))
     codes = case.codec.encoder.encode(case.held.updates, public, Private(torch.Generator().manual_seed(4)))
-    expected = case.codec.decoder.decode(codes.float().mean(1), public, {})
-    assert torch.equal(case.codec.reconstruct(case.held.updates, generator), expected)
+    expected = case.codec.decoder.decode(codes.float().mean(1), replace(public, clients=case.held.clients), state)
+    carried: State = {}
+    assert torch.equal(case.codec.reconstruct(case.held.updates, carried, torch.Generator().manual_seed(4)), expected)
+    assert carried == state
 
 
 def test_a_message_has_exactly_the_predicted_length(case: Case) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.demos.boring_classes import BoringModel
-from tests.federation import Fixed, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 from torch import nn
 
 from fedlight.callbacks import GradientDecoder, GradientEncoder, codec_callbacks
@@ -13,8 +12,9 @@ from fedlight.clients import FedAvg, FedSGD
 from fedlight.clients.store import ClientStore
 from fedlight.codecs import IdentityCodec
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.layout import float_buffers, flatten
+from fedlight.core.layout import flatten, float_buffers
 from fedlight.data import IID
+from tests.federation import Fixed, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 
 def test_a_fedavg_round_is_the_loop_one_would_write_by_hand():

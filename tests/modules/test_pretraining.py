@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tests.federation import federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 from torch import nn
 
 from fedlight.callbacks import CodecPretraining
@@ -11,7 +10,8 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.modules.pretraining import Cohorts, CodecPretrainingModule, HeldOut, cohort_loss, errors_by_cohort, fit_codec
+from fedlight.modules.pretraining import CodecPretrainingModule, Cohorts, HeldOut, cohort_loss, errors_by_cohort, fit_codec
+from tests.federation import federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,13 @@ def test_the_best_weights_are_put_back():
 
 def test_training_stops_early_when_nothing_improves():
     figures = fit_codec(
-        AutoencoderCodec(ratio=16, block_size=64, width=4), low_rank_bank(), CodecTraining(500, 1e-12, check_every=5, patience=2), CPU, None, False, 0
+        AutoencoderCodec(ratio=16, block_size=64, width=4),
+        low_rank_bank(),
+        CodecTraining(500, 1e-12, check_every=5, patience=2),
+        CPU,
+        None,
+        False,
+        0,
     )
     assert figures["pretrain_steps"] <= 20
 
@@ -165,7 +171,7 @@ def test_a_codec_given_trained_is_not_trained_again(tmp_path):
     run(first, 1)
     save_codec(first.codec, tmp_path)
     module = federated(codec_path=str(tmp_path))
-    run(module, 1, data=federated_data(proxy_samples=0))
+    run(module, 1)
     assert module.pretrain_figures == {} and module.codec.version == 1
     assert torch.equal(weights_of(module), weights_of(first))
 
@@ -177,7 +183,9 @@ def test_a_codec_to_train_without_proxy_data_is_refused():
 
 def test_the_pretrain_command_writes_what_fit_uses(tmp_path):
     module = federated(codec=learned())
-    report = trainer(0, callbacks=[pretraining()], default_root_dir=tmp_path).pretrain(module, federated_data(), str(tmp_path), cohort_rounds=0)
+    report = trainer(0, callbacks=[pretraining()], default_root_dir=tmp_path).pretrain(
+        module, federated_data(), str(tmp_path), cohort_rounds=0
+    )
     assert report["held_out_error"] >= 0
     used = federated(codec_path=str(tmp_path))
     fresh = federated(codec=learned())

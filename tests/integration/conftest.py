@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlight.cli import main
+from tests.federation import CODEC, TINY
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    """The command line seeds and filters globally; give the generator and the filters back."""
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        yield
+    torch.set_rng_state(state)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").filters.clear()
+
+
+def invoke(command: str, folder: Path, *options: str) -> None:
+    """Run the command line in this process; warnings about that are Lightning's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main([command, *TINY, "--trainer.default_root_dir", str(folder), *options])
+
+
+Fedlight = Callable[..., None]
+
+
+@pytest.fixture
+def fedlight() -> Fedlight:
+    """Return (command, folder, *options) -> None."""
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with a learned codec: 6 rounds, validated every 2, compared every 3."""
+    folder = tmp_path_factory.mktemp("finished")
+    every = ["--trainer.val_check_interval", "2", "--model.sim_every", "3", "--data.client_holdout", "0.2"]
+    with warnings.catch_warnings():
+        invoke("fit", folder, "--trainer.max_steps", "6", "--model.codec", CODEC, "--experiment", "done", *every)
+    return folder / "done" / "version_0"

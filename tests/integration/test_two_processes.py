@@ -1,0 +1,83 @@
+"""Law 5 over processes: two make the run of one, integer codes bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.federation import CODEC, TINY, environment
+
+pytestmark = pytest.mark.slow
+ROUNDS = 3
+
+
+def fit(folder: Path, processes: int, codec: bool) -> Path:
+    """Run `fedlight fit` and return the run's folder, with the sums of codes in ``codes``."""
+    options = [*TINY, "--trainer.max_steps", str(ROUNDS), "--trainer.default_root_dir", str(folder), "--trainer.val_check_interval", "1"]
+    options += ["--data.client_holdout", "0.2", "--data.eval_batch_size", "37", "--data.sampler.cohort_size", "5"]
+    options += ["--trainer.callbacks", "tests.federation.CodeDump", "--trainer.callbacks.folder", str(folder / "codes")]
+    options += ["--model.codec", CODEC] if codec else []
+    options += ["--trainer.devices", str(processes)] + (["--trainer.strategy", "ddp"] if processes > 1 else [])
+    done = subprocess.run(
+        [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (folder / "federated").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["learned integers", "identity"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
+    """One process's run and two processes' run."""
+    folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]
+    one, two = (fit(folder, count, request.param) for count, folder in enumerate(folders, 1))
+    return one, two, request.param
+
+
+def test_the_sums_of_codes_are_the_same(runs):
+    one, two, integers = runs
+    for number in range(ROUNDS):
+        a, b = (torch.load(run.parents[1] / "codes" / f"round_{number}.pt") for run in (one, two))
+        assert a.dtype == b.dtype == (torch.int64 if integers else torch.float64)
+        assert torch.equal(a, b) if integers else torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_the_final_model_and_codec_are_the_same(runs):
+    one, two, integers = runs
+    for name in ("model", "encoder", "decoder"):
+        a, b = (load_file(run / f"{name}.safetensors") for run in (one, two))
+        assert a.keys() == b.keys()
+        for key in a:
+            same = torch.equal(a[key], b[key]) if integers else torch.allclose(a[key], b[key], rtol=1e-6, atol=1e-7)
+            assert same, f"{name}: {key}"
+
+
+def test_bytes_and_evaluation_count_everything_once(runs):
+    """Accuracy over odd numbers of samples: one counted twice, or none, would show."""
+    one, two, _ = runs
+    a, b = (json.loads((run / "summary.json").read_text()) for run in (one, two))
+    for name in ("rounds", "uplink_bytes", "downlink_bytes", "codec_bytes", "uplink_bytes_per_client"):
+        assert a[name] == b[name], name
+    names = ["val_accuracy", "test_accuracy", *(name for name in a if "client_accuracy" in name)]
+    assert len(names) > 3
+    for name in names:
+        assert a[name] == pytest.approx(b[name], abs=1e-6), name
+    assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-5)
+
+
+def test_one_file_of_metrics_with_the_same_rounds(runs):
+    figures = []
+    for run in runs[:2]:
+        with (run / "metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row.get("sim/loss")]
+        figures.append([(int(row["step"]), float(row["round/clients"]), float(row["sim/loss"])) for row in rows])
+    assert len(figures[0]) == ROUNDS
+    for mine, theirs in zip(*figures, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
