@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ class FederatedCLI(LightningCLI):
         parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse a checkpoint that is missing or cut short before anything is loaded."""
+        super().parse_arguments(parser, args)
+        given = self.config[self.config.subcommand].get("ckpt_path")
+        if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's own words, URLs
+            return
+        if not Path(given).is_file():
+            raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
+        if not zipfile.is_zipfile(given):
+            raise ConfigurationError(
+                f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the usual callbacks and loggers to what the configuration lists."""
@@ -143,6 +157,15 @@ def run_loggers(experiment: str, root: str | None) -> list[Any]:
     return [board, CSVLogger(root or "logs", name=experiment, version=board.version)]
 
 
+def _told(error: BaseException | None) -> BaseException | None:
+    """Return the error of our own that lies behind one, or None: jsonargparse raises others in place of those of nested classes."""
+    while error is not None:
+        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
     for message in _TYPICAL_WARNINGS:
@@ -167,9 +190,12 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs={"description": DESCRIPTION},
             args=args,
         )
-    except (ConfigurationError, DataError, CodecMismatchError, RoundFailedError) as error:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            raise
         logging.getLogger(__name__).debug("details", exc_info=True)
-        print(f"fedlight: error: {error}", file=sys.stderr)
+        print(f"fedlight: error: {told}", file=sys.stderr)
         raise SystemExit(2) from error
     except SIGTERMException as stopped:  # Lightning's own ends with status 0, as if the run were done
         print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ class Spy(FederatedCallback):
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         number = round.public.round
-        self.uploads[number, round.public.attempt, upload.client] = Upload(
-            upload.client, upload.update.clone(), upload.buffers.clone(), upload.weight, upload.loss, upload.message
-        )
-        self.sizes[number] = self.sizes.get(number, 0) + len(upload.message) + 4 * upload.buffers.numel()
+        copied = replace(upload, update=upload.update.clone(), buffers=upload.buffers.clone())
+        self.uploads[number, round.public.attempt, upload.client] = copied
+        weight = 4 if pl_module.weighting == "samples" else 0
+        self.sizes[number] = self.sizes.get(number, 0) + len(upload.message) + 4 * upload.buffers.numel() + weight
         self.clients.setdefault(number, []).append(upload.client)
         self.announced[number] = dict(round.public.announced)
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=["mnist", "digits"], default="mnist" if os.environ.get("FEDLIGHT_DATA") else "digits")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of the autoencoders")
-    parser.add_argument("--linear-steps", type=int, default=6000, help="training steps of the linear one from a random start")
+    parser.add_argument("--linear-steps", type=int, default=8000, help="training steps of the linear one from a random start")
     arguments = parser.parse_args()
     data, network, algorithm, block = federation(arguments.dataset)
     data.prepare_data()
@@ -99,7 +99,7 @@ def main() -> None:
 
 def show(training: dict[str, float], held_out: dict[str, float], by_cohort: dict[str, dict[int, float]]) -> None:
     """Print the three tables."""
-    console = Console()
+    console = Console(width=150)
     table = Table("codec", "own bank", "held-out rounds", *(str(size) for size in next(iter(by_cohort.values()))), title="Relative error")
     for name, error in training.items():
         table.add_row(f"{name} (fitted to whole cohorts)", f"{error:.4f}")

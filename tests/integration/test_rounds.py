@@ -24,10 +24,12 @@ def logged(module: Any, rounds: int = 3, **changes: Any) -> tuple[History, Spy]:
 # -- law 6 -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weighting", ["equal", "samples"])
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 @pytest.mark.parametrize("make", [lambda: None, learned], ids=["identity", "learned"])
-def test_uplink_is_the_length_of_what_was_sent(make, norm):
-    module = federated(mlp(norm=norm), codec=make())
+def test_uplink_is_the_length_of_what_was_sent(make, norm, weighting):
+    """Message with its header, buffers, and the weight where clients' weights differ."""
+    module = federated(mlp(norm=norm), codec=make(), weighting=weighting)
     history, spy = logged(module)
     assert history.rounds("bytes/uplink_round") == spy.sizes
     running = [sum(spy.sizes[number] for number in range(last + 1)) for last in range(3)]

@@ -14,7 +14,7 @@ ROUNDS = 6
 
 @pytest.fixture(scope="module")
 def events(finished: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(finished))
+    accumulator = EventAccumulator(str(finished), size_guidance={"histograms": 0, "scalars": 0})
     accumulator.Reload()
     return accumulator
 

@@ -1,0 +1,92 @@
+"""Every file in configs/ parses and runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedlight.cli import main
+from tests.federation import write_npz
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SMALL = [
+    "--trainer.max_steps",
+    "2",
+    "--trainer.val_check_interval",
+    "1",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
+SMALL += ["--pretraining.proxy.rounds", "6", "--pretraining.proxy.clients", "2", "--pretraining.proxy.samples", "16"]
+SMALL += ["--pretraining.training.steps", "2", "--pretraining.training.check_every", "1", "--model.algorithm.init_args.steps", "1"]
+COHORT = ["--data.sampler.init_args.cohort_size", "2"]
+
+
+def test_there_are_configurations():
+    assert {"digits.yaml", "pretrain.yaml", "mnist.yaml", "cifar10.yaml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_parses(path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert stopped.value.code == 0
+    asked, got = yaml.safe_load(path.read_text()), yaml.safe_load(capsys.readouterr().out)
+    assert got["trainer"]["max_steps"] == asked["trainer"]["max_steps"]
+    assert got["model"]["algorithm"]["init_args"]["steps"] == 10
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_has_no_machine_path_and_explains_its_keys(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[1].startswith("# ")
+    assert not re.search(r"(/home|/root|/tmp|/work|C:\\)", path.read_text())
+    assert sum("#" in line for line in lines) >= 10
+
+
+def run(path: Path, folder: Path, *options: str, command: str = "fit") -> dict:
+    main([command, "--config", str(path), "--trainer.default_root_dir", str(folder), *SMALL, *options])
+    if command == "pretrain":
+        return {}
+    (version,) = (folder / yaml.safe_load(path.read_text())["experiment"]).iterdir()
+    return json.loads((version / "summary.json").read_text())
+
+
+def config(name: str) -> Path:
+    return CONFIGS[0].parent / f"{name}.yaml"
+
+
+def test_digits_runs(tmp_path):
+    figures = run(config("digits"), tmp_path, *COHORT)
+    assert figures["rounds"] == 2 and figures["clients"] == 20
+    assert figures["uplink_ratio"] > 20
+
+
+def test_pretrain_runs_both_ways(tmp_path):
+    run(config("pretrain"), tmp_path, "--output", str(tmp_path / "codec"), "--cohort_rounds", "0", command="pretrain")
+    assert {path.name for path in (tmp_path / "codec").iterdir()} == {"encoder.safetensors", "decoder.safetensors"}
+    figures = run(config("pretrain"), tmp_path / "fit", "--model.codec_path", str(tmp_path / "codec"))
+    assert figures["rounds"] == 2 and figures["pretrain_seconds"] == 0
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28)), ("cifar10", (3, 32, 32))])
+def test_image_configurations_run_on_a_file_of_the_same_shape(name, shape, tmp_path):
+    write_npz(tmp_path / "images.npz", shape, samples=300)
+    file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
+    figures = run(config(name), tmp_path, *file, "--data.num_clients", "10", *COHORT)
+    assert figures["parameters"] == {"mnist": 61_706, "cifar10": 122_570}[name]
+    assert figures["uplink_ratio"] > 50
+
+
+@pytest.mark.slow
+def test_mnist_runs_on_the_real_data(data_root, tmp_path):
+    if not (data_root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        pytest.skip(f"real data absent: no MNIST/raw under {data_root}; set FEDLIGHT_DATA")
+    figures = run(config("mnist"), tmp_path, "--data.root", str(data_root), *COHORT)
+    assert figures["clients"] == 100 and figures["uplink_ratio"] > 50
