@@ -17,7 +17,7 @@ from fedlight.cli import main
 from fedlight.codecs import ChainCodec
 from fedlight.core.codec import Private, Public
 from fedlight.core.export import load_decoder, load_encoder
-from fedlight.data import FederatedDataModule
+from fedlight.data import Everyone, FederatedDataModule
 from fedlight.modules import MLP
 from tests.federation import CODEC, environment
 
@@ -104,7 +104,7 @@ def test_labels_are_predicted(finished, fedlight, tmp_path):
     fedlight("predict", tmp_path, "--model.codec", CODEC, "--ckpt_path", str(finished / "checkpoints" / "last.ckpt"))
     (path,) = tmp_path.rglob("predictions.csv")
     header, *labels = path.read_text().split()
-    data = FederatedDataModule(proxy_samples=60, num_clients=6)
+    data = FederatedDataModule(proxy_samples=60, num_clients=6, sampler=Everyone())
     data.setup()
     assert header == "label" and len(labels) == len(data.test[1])
     accuracy = float((torch.tensor([int(label) for label in labels]) == data.test[1]).float().mean())
