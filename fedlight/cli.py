@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -67,6 +68,12 @@ class FederatedCLI(LightningCLI):
         parser.add_argument(
             "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, to compare with."
         )
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of each process (torch's own choice if not given); small models are fastest with 1.",
+        )
         parser.add_lightning_class_args(CodecPretraining, "pretraining")
         parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -84,6 +91,14 @@ class FederatedCLI(LightningCLI):
             raise ConfigurationError(
                 f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
             )
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads."""
+        threads = self._get(self.config, "threads")
+        if threads is not None and threads < 1:
+            raise ConfigurationError(f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the usual callbacks and loggers to what the configuration lists."""

@@ -123,7 +123,9 @@ class FederatedDataModule(L.LightningDataModule):
         kept, proxy, val = self.hold_out.split(labels, self.proxy_source is None, self.seed)
         self.num_classes, self.input_shape = data.num_classes, tuple(data.x_train.shape[1:])
         self._partition(labels, kept, data.client_train)
-        self.x, self.y = data.x_train[kept], data.y_train[kept]
+        # Samples lie client by client, so that a client's data is a slice of memory, not a copy.
+        by_client = kept[self._sort_by_client()]
+        self.x, self.y = data.x_train[by_client], data.y_train[by_client]
         self.test = (data.x_test, data.y_test)
         self.proxy = _take(data, proxy) if self.proxy_source is None else self._foreign_proxy(self.proxy_source)
         self.val = _take(data, val) if self.hold_out.val_fraction > 0 else self.proxy
@@ -162,7 +164,11 @@ class FederatedDataModule(L.LightningDataModule):
 
     def client_data(self, client: int, device: torch.device | str | None = None) -> Pair:
         """Return a client's training samples, x ``[samples, ...]`` and y ``[samples]``, on ``device`` (None: where they are)."""
-        index = torch.from_numpy(self.client_indices(client)).to(self.x.device)
+        indices = self.client_indices(client)
+        first, last = int(indices[0]), int(indices[-1])
+        # In memory order where nothing is held out or the hold-out lies at one end; else a gather.
+        in_order = last - first + 1 == len(indices) and bool((np.diff(indices) == 1).all())
+        index = slice(first, last + 1) if in_order else torch.from_numpy(indices).to(self.x.device)
         pair = (self.x[index], self.y[index])
         return pair if device is None else (pair[0].to(device), pair[1].to(device))
 
@@ -241,6 +247,18 @@ class FederatedDataModule(L.LightningDataModule):
         self.partition = self.partitioner.partition(labels[kept], self.num_clients, rng, None if ids is None else ids[kept])
         rng = numpy_generator(self.seed, "data", "client_holdout")
         self.train_partition, self.holdout = split_holdout(self.partition, self.client_holdout, rng)
+
+    def _sort_by_client(self) -> np.ndarray:
+        """Renumber the samples client by client in all partitions and return the old numbers in the new order, int64 ``[samples]``."""
+        old = self.partition.order
+        missing = np.setdiff1d(np.arange(self.partition.order.max() + 1), old)  # of clients that were left out
+        order = np.concatenate([old, missing])
+        new = np.empty(len(order), dtype=np.int64)
+        new[order] = np.arange(len(order))
+        for name in ("partition", "train_partition", "holdout"):
+            part = getattr(self, name)
+            setattr(self, name, Partition(new[part.order], part.offsets))
+        return order
 
     def _foreign_proxy(self, source: DataSource) -> Pair:
         data = self._load(source)
