@@ -98,7 +98,7 @@ class CodecPretrainingModule(LightningModule):
         self.training_settings = training
         self.seed = seed
         self.norm = None if training.relative else bank.updates.mean(1).square().sum(-1).mean()
-        self.error = ReconstructionError(sync_on_compute=False)  # rank 0 trains alone
+        self.errors: list[float] = []
         self.best = float("inf")
         self.best_state: dict[str, Tensor] = {}
 
@@ -117,13 +117,14 @@ class CodecPretrainingModule(LightningModule):
         return loss
 
     def validation_step(self, updates: Tensor, batch_idx: int) -> None:
-        """Measure the reconstruction of one held-out round's mean."""
-        self.error.update(self.codec.reconstruct(updates), updates.mean(0))
+        """Measure what training minimises on one held-out round ``[clients, dim]``: stopping on another error would undo it."""
+        weights = updates.new_full((1, len(updates), 1), 1 / len(updates))
+        self.errors.append(float(cohort_loss(self.codec, updates[None], weights, self.norm)))
 
     def on_validation_epoch_end(self) -> None:
         """Remember the best weights so far."""
-        error = float(self.error.compute())
-        self.error.reset()
+        error = (sum(self.errors) / len(self.errors)) ** 0.5
+        self.errors.clear()
         self.log("pretrain/held_out_error", error, prog_bar=True)
         if error < self.best:
             self.best = error
