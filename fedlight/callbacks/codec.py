@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
 
 
-class GradientEncoder(FederatedCallback):
+class _CodecHalf(FederatedCallback):
+    """What both halves share: the codec, and that neither works without the other."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a Trainer without the other half."""
+        require_pair(trainer, pl_module, self.codec)
+
+
+class GradientEncoder(_CodecHalf):
     """Encodes every client's update into the message that the client sends: the client side of a round.
 
     Args:
@@ -30,13 +41,6 @@ class GradientEncoder(FederatedCallback):
     Raises:
         ConfigurationError: if the Trainer has no matching decoder, or the module runs no federated rounds.
     """
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a Trainer without the other half."""
-        require_pair(trainer, pl_module, self.codec)
 
     def on_client_update(self, trainer: Trainer, pl_module: FederatedModule, round: Round, upload: Upload) -> None:  # type: ignore[override]
         """Set the client's message."""
@@ -47,7 +51,7 @@ class GradientEncoder(FederatedCallback):
             upload.message = self.codec.encoder.encode_message(upload.update.float(), public, Private(generator, state))
 
 
-class GradientDecoder(FederatedCallback):
+class GradientDecoder(_CodecHalf):
     """Adds up the clients' codes and decodes their sum, once, into the aggregated update: the server side of a round.
 
     Args:
@@ -58,13 +62,9 @@ class GradientDecoder(FederatedCallback):
     """
 
     def __init__(self, codec: Codec) -> None:
-        self.codec = codec
+        super().__init__(codec)
         self.server_state: State = {}
         self._draft: State = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a Trainer without the other half."""
-        require_pair(trainer, pl_module, self.codec)
 
     def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Announce what every client has to know before it encodes: a gain, or the previous pass's result."""
