@@ -27,7 +27,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.wire import CodeFormat, read_message, write_message
+from fedlight.core.wire import Format, read_message, write_message
 
 State = dict[str, Any]
 Plan = dict[str, Any]
@@ -61,7 +61,7 @@ class Private:
 class Half(nn.Module):
     """What encoder and decoder share: the layout of updates, the format of codes on the wire, and the codec's fingerprint."""
 
-    def __init__(self, layout: Layout, format: CodeFormat) -> None:
+    def __init__(self, layout: Layout, format: Format) -> None:
         super().__init__()
         self.layout = layout
         self.format = format
@@ -77,6 +77,10 @@ class Half(nn.Module):
         """Length of a code."""
         return self.format.length
 
+    def format_at(self, step: int) -> Format:
+        """Return the format of a pass's codes: the same in every pass, unless the codec says otherwise."""
+        return self.format
+
     def byte_size(self) -> int:
         """Bytes of the half's tensors: what a download of it weighs."""
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
@@ -91,9 +95,10 @@ class Encoder(Half, ABC):
 
     def encode_message(self, update: Tensor, public: Public, private: Private) -> bytes:
         """Return the bytes a client sends for one update ``[dim]``: header and packed code. Needs no Lightning."""
+        format = self.format_at(public.step)
         with torch.no_grad():
-            payload = self.format.pack(self.encode(update, public, private))
-        return write_message(payload, self.format.kind, self.code_dim, public.round, self.fingerprint)
+            payload = format.pack(self.encode(update, public, private))
+        return write_message(payload, format.kind, format.length, public.round, self.fingerprint)
 
 
 class Decoder(Half, ABC):
@@ -121,7 +126,8 @@ class Decoder(Half, ABC):
         Raises:
             MessageError: if the message is malformed or was meant for another round or codec.
         """
-        code = self.format.unpack(read_message(message, self.format, public.round, self.fingerprint))
+        format = self.format_at(public.step)
+        code = format.unpack(read_message(message, format, public.round, self.fingerprint))
         return self.open(code.to(device))
 
     def decode_sum(self, messages: Iterable[bytes], weights: Iterable[int], public: Public, state: State) -> Tensor:

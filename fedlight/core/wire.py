@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -82,6 +83,67 @@ class CodeFormat:
         return torch.from_numpy(unpack_integers(payload, self.bits, self.length))
 
 
+@dataclass(frozen=True)
+class JointFormat:
+    """Parts that lie one behind the other in one payload, each from a byte of its own on: coefficients of several widths, values and indices.
+
+    The header says only that a message is joint (``kind``); what the parts are follows from the codec, whose fingerprint it carries.
+    """
+
+    parts: tuple[CodeFormat, ...]
+    kind: ClassVar[int] = 255
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise MessageError("Expected a joint format of at least one part but got none")
+
+    @property
+    def length(self) -> int:
+        """Number of entries of all parts together."""
+        return sum(part.length for part in self.parts)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the widest part if all hold integers, else 0."""
+        return max(part.bits for part in self.parts) if all(part.bits for part in self.parts) else 0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Predicted length of ``pack``'s result."""
+        return sum(part.payload_bytes for part in self.parts)
+
+    def pack(self, code: Tensor) -> bytes:
+        """Return the ``payload_bytes`` bytes of a code ``[length]``; whole numbers of a float code are packed as integers where a part has bits.
+
+        Raises:
+            MessageError: if the code has another length, or an entry does not fit its part.
+        """
+        if code.shape != (self.length,):
+            raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
+        pieces = torch.split(code, [part.length for part in self.parts])
+        return b"".join(
+            part.pack(piece.long() if part.bits and piece.is_floating_point() else piece)
+            for part, piece in zip(self.parts, pieces, strict=True)
+        )
+
+    def unpack(self, payload: bytes | memoryview) -> Tensor:
+        """Return the code ``[length]`` that ``pack`` wrote: int32 if all parts hold integers, else float64.
+
+        Raises:
+            MessageError: if the payload has the wrong number of bytes, or a part holds what it must not.
+        """
+        if len(payload) != self.payload_bytes:
+            raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
+        view, pieces, start = memoryview(payload), [], 0
+        for part in self.parts:
+            pieces.append(part.unpack(view[start : start + part.payload_bytes]))
+            start += part.payload_bytes
+        return torch.cat(pieces if self.bits else [piece.double() for piece in pieces])
+
+
+Format = CodeFormat | JointFormat
+
+
 def pack_integers(values: np.ndarray, bits: int) -> bytes:
     """Pack signed integers ``[n]`` into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits.
 
@@ -123,7 +185,7 @@ def write_message(payload: bytes, kind: int, length: int, round: int, codec: int
     return HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length) + payload
 
 
-def read_message(message: bytes, expected: CodeFormat, round: int, codec: int) -> memoryview:
+def read_message(message: bytes, expected: Format, round: int, codec: int) -> memoryview:
     """Return the payload of a message after checking every field of its header.
 
     Raises:

@@ -54,8 +54,9 @@ def merge(round: Round, codec: Codec, device: torch.device) -> None:
     counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink]
     merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
     round.codes.weight, round.codes.count, round.codes.squares, round.uplink = merged
-    length = codec.encoder.code_dim if codec.additive else codec.encoder.dim
-    kind = torch.int64 if codec.additive and codec.encoder.format.bits else torch.float64
+    format = codec.encoder.format_at(round.public.step)
+    length = format.length if codec.additive else codec.encoder.dim
+    kind = torch.int64 if codec.additive and format.bits else torch.float64
     _reduce_total(round.codes, length, kind, device)
     if round.public.step:
         return

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedlight.core.errors import MessageError
-from fedlight.core.wire import HEADER, CodeFormat, pack_integers, read_message, unpack_integers, write_message
+from fedlight.core.wire import HEADER, CodeFormat, JointFormat, pack_integers, read_message, unpack_integers, write_message
 
 every_bits = [*range(2, 17), 32]
 float_types = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
@@ -153,3 +153,40 @@ def test_a_message_meant_for_something_else_is_refused(format: CodeFormat, round
 
 def test_unpacking_nothing_gives_nothing() -> None:
     assert len(unpack_integers(b"", 7, 0)) == 0 and pack_integers(np.array([], dtype=np.int32), 7) == b""
+
+
+def joint() -> JointFormat:
+    return JointFormat((CodeFormat(5, 2), CodeFormat(3, 7), CodeFormat(4, 16)))
+
+
+def test_joint_integers_come_back() -> None:
+    format = joint()
+    code = torch.cat([torch.tensor([-1, 0, 1, 1, -1]), torch.tensor([-63, 0, 63]), torch.tensor([-32767, 1, 2, 32767])])
+    payload = format.pack(code)
+    assert len(payload) == format.payload_bytes == 2 + 3 + 8
+    assert format.length == 12 and format.bits == 16
+    back = format.unpack(payload)
+    assert back.dtype == torch.int32 and torch.equal(back, code.int())
+
+
+def test_joint_values_and_indices_come_back_exactly() -> None:
+    format = JointFormat((CodeFormat(3), CodeFormat(3, 25)))
+    values, indices = torch.tensor([0.1, -2.5, 1e-30]), torch.tensor([0, 12_345_678, -16_777_215])
+    back = format.unpack(format.pack(torch.cat([values.double(), indices.double()])))
+    assert not format.bits and back.dtype == torch.float64
+    assert torch.equal(back[:3].float(), values) and torch.equal(back[3:].long(), indices)
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(12), bytes(14)])
+def test_a_joint_payload_of_another_length_is_refused(payload: bytes) -> None:
+    with pytest.raises(MessageError, match="payload of 13 bytes"):
+        joint().unpack(payload)
+
+
+def test_a_joint_code_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(MessageError, match=r"within \+-1 "):
+        joint().pack(torch.full((12,), 2))
+    with pytest.raises(MessageError, match="shape"):
+        joint().pack(torch.zeros(11, dtype=torch.int32))
+    with pytest.raises(MessageError, match="at least one part"):
+        JointFormat(())
