@@ -85,7 +85,7 @@ class CodeFormat:
 
 @dataclass(frozen=True)
 class JointFormat:
-    """Parts that lie one behind the other in one payload, each from a byte of its own on: coefficients of several widths, values and indices.
+    """Parts that lie one behind the other, each from a byte of its own on: coefficients of several widths, values and indices.
 
     The header says only that a message is joint (``kind``); what the parts are follows from the codec, whose fingerprint it carries.
     """
@@ -113,7 +113,7 @@ class JointFormat:
         return sum(part.payload_bytes for part in self.parts)
 
     def pack(self, code: Tensor) -> bytes:
-        """Return the ``payload_bytes`` bytes of a code ``[length]``; whole numbers of a float code are packed as integers where a part has bits.
+        """Return the ``payload_bytes`` bytes of a code ``[length]``; a float code's whole numbers become integers where a part has bits.
 
         Raises:
             MessageError: if the code has another length, or an entry does not fit its part.
