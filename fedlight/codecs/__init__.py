@@ -5,5 +5,7 @@ from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.linear import LinearCodec
 from fedlight.codecs.quantize import QuantizeCodec
+from fedlight.codecs.transform import TransformCodec
+from fedlight.codecs.two_sided import TwoSidedCodec
 
-__all__ = ["AutoencoderCodec", "ChainCodec", "IdentityCodec", "LinearCodec", "QuantizeCodec"]
+__all__ = ["AutoencoderCodec", "ChainCodec", "IdentityCodec", "LinearCodec", "QuantizeCodec", "TransformCodec", "TwoSidedCodec"]

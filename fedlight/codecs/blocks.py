@@ -76,7 +76,8 @@ def cut_rows(layout: Layout, block_size: int) -> list[Group]:
     """Return groups aligned with the rows of weight matrices ``[out, in]``, one group a tensor; the vectors form one group together.
 
     A block is as many whole rows as fit ``block_size``, or an equal part of a row that is longer. Rows of one tensor share their
-    input features, which is what makes them compressible by one encoder.
+    input features, which is what makes them compressible by one encoder. Padding is avoided where blocks down to half the size
+    divide the tensor: principal directions take padding for data, so that a trained linear code could be better than they are.
     """
     groups, vectors = [], []
     for index, shape in enumerate(layout.shapes):
@@ -85,10 +86,10 @@ def cut_rows(layout: Layout, block_size: int) -> list[Group]:
             continue
         rows, row = shape[0], layout.sizes[index] // shape[0]
         if row <= block_size:
-            per_block = min(rows, max(1, block_size // row))
+            per_block = _divisor(rows, min(rows, max(1, block_size // row)))
             groups.append(Group((index,), per_block * row, math.ceil(rows / per_block)))
         else:
-            length = math.ceil(row / math.ceil(row / block_size))
+            length = _divisor(row, math.ceil(row / math.ceil(row / block_size)))
             groups.append(Group((index,), length, math.ceil(rows * row / length)))
     if vectors:
         groups.append(_even(tuple(vectors), sum(layout.sizes[i] for i in vectors), block_size))
@@ -98,6 +99,11 @@ def cut_rows(layout: Layout, block_size: int) -> list[Group]:
 def cut_flat(layout: Layout, block_size: int) -> list[Group]:
     """Return the single group of equal blocks of the flat update, whatever tensors they cross."""
     return [_even(tuple(range(len(layout.shapes))), layout.dim, block_size)]
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of ``number`` in ``[most / 2, most]``, or ``most`` if there is none."""
+    return next((d for d in range(most, (most - 1) // 2, -1) if number % d == 0), most)
 
 
 def _even(tensors: tuple[int, ...], size: int, block_size: int) -> Group:

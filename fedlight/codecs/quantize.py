@@ -11,24 +11,39 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
-from fedlight.core.wire import CodeFormat
+from fedlight.core.wire import CodeFormat, JointFormat
+
+Runs = list[tuple[int, int]]
+"""(bits, number of coefficients) of the parts of a code, one behind the other."""
+
+
+def integer_format(runs: Runs) -> CodeFormat | JointFormat:
+    """Return the format of a code whose parts have these widths."""
+    parts = tuple(CodeFormat(count, bits) for bits, count in runs)
+    return parts[0] if len(parts) == 1 else JointFormat(parts)
 
 
 class QuantizeEncoder(Encoder):
-    """Rounds every coefficient to a signed integer of a public step."""
+    """Rounds every coefficient to a signed integer of a public step.
+
+    ``step`` has an entry a coefficient ``[dim]``, or one for all ``[1]``; ``runs`` says how many bits each part of the code has.
+    """
 
     step: Tensor
+    limit: Tensor
 
-    def __init__(self, layout: Layout, bits: int) -> None:
-        super().__init__(layout, CodeFormat(layout.dim, bits))
-        self.register_buffer("step", torch.ones(layout.dim))
+    def __init__(self, layout: Layout, runs: Runs, one_step: bool = False) -> None:
+        super().__init__(layout, integer_format(runs))
+        self.register_buffer("step", torch.ones(1 if one_step else layout.dim))
+        limits = [torch.full((count,), float((1 << (bits - 1)) - 1)) for bits, count in runs]
+        self.register_buffer("limit", torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
 
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return integers ``[..., dim]`` (int32) with ``E[code] * step * gain == update`` inside the range."""
-        limit = self.format.limit
         scaled = update / (self.step * float(public.announced.get("gain", 1.0)))
         noise = torch.rand(scaled.shape, generator=private.generator).to(scaled.device)
-        return (scaled + noise).floor_().clamp_(-limit, limit).to(torch.int32)
+        rounded = (scaled + noise).floor_()
+        return torch.minimum(torch.maximum(rounded, -self.limit, out=rounded), self.limit, out=rounded).to(torch.int32)
 
 
 class QuantizeDecoder(Decoder):
@@ -42,22 +57,23 @@ class QuantizeDecoder(Decoder):
     line: Tensor
     moments: Tensor
 
-    def __init__(self, layout: Layout, bits: int, smoothing: float) -> None:
-        super().__init__(layout, CodeFormat(layout.dim, bits))
+    def __init__(self, layout: Layout, runs: Runs, smoothing: float, one_step: bool = False) -> None:
+        super().__init__(layout, integer_format(runs))
         self.smoothing = smoothing
-        self.register_buffer("step", torch.ones(layout.dim))
+        self.register_buffer("step", torch.ones(1 if one_step else layout.dim))
         self.register_buffer("line", torch.tensor([0.0, 0.0, 0.0]))  # slope, intercept, log gain of the first round
-        self.register_buffer("moments", torch.tensor([1.0, 0.0, 1.0]))  # between rounds, within a round, the bank's cohort size
+        # Energy between rounds and within one, the bank's cohort size, and the variance of rounding one code: all a coefficient's mean.
+        self.register_buffer("moments", torch.tensor([1.0, 0.0, 1.0, 1 / 6]))
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain to what this mean predicts."""
         gain = float(public.announced.get("gain", 1.0))
         if self.smoothing < 1 and public.clients:
+            between, within, cohort, rounding = self.moments.tolist()
             measured = float(mean_code.double().square().mean())
-            # Less the rounding's share, which is smaller than this where most codes round to zero: never to nothing.
-            power = max(measured - 1 / (6 * public.clients), 0.1 * measured)
+            # Less the rounding's share, which is smaller where most codes round to zero: never to nothing.
+            power = max(measured - rounding / public.clients, 0.1 * measured)
             if power > 0:
-                between, within, cohort = self.moments.tolist()
                 same_cohort = (between + within / cohort) / (between + within / public.clients)
                 slope, intercept, _ = self.line.tolist()
                 predicted = intercept + slope * 0.5 * math.log(power * gain**2 * same_cohort)
@@ -67,6 +83,24 @@ class QuantizeDecoder(Decoder):
     def announce(self, state: State) -> State:
         """Return the gain of the coming round."""
         return {"gain": state.get("gain", math.exp(float(self.line[2])))}
+
+    def fit_gain(self, mean: Tensor, spread: Tensor, clients: int, rounding: float = 1 / 6) -> None:
+        """Fit the line from mean codes to clients' codes over the bank's rounds.
+
+        ``mean`` ``[rounds]``: energy of a coefficient of the round's mean code, in squared steps; ``spread`` ``[rounds]``: variance of
+        the clients' codes around it; ``clients``: size of the recorded cohorts; ``rounding``: variance of rounding one code.
+        """
+        client = (mean + spread).double()
+        x = mean.double().clamp(min=1e-30).log() / 2
+        y = (client / client.mean()).clamp(min=1e-30).log() / 2
+        deviation = (x - x.mean()).square().sum()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / deviation if deviation > 1e-6 else torch.zeros((), dtype=torch.float64)
+        slope = slope.clamp(0, 1)
+        self.line.copy_(torch.stack([slope, y.mean() - slope * x.mean(), y[0]]))
+        # The spread of a finite cohort around its own mean is short of the clients' variance by one part in `clients`.
+        within = spread.double().mean()
+        moments = [max(float(mean.double().mean() - within / clients), 1e-12), max(float(within), 1e-12), float(clients), rounding]
+        self.moments.copy_(torch.tensor(moments))
 
 
 class QuantizeCodec(Codec):
@@ -95,11 +129,11 @@ class QuantizeCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        return QuantizeEncoder(layout, self.bits)
+        return QuantizeEncoder(layout, [(self.bits, layout.dim)])
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        return QuantizeDecoder(layout, self.bits, self.smoothing)
+        return QuantizeDecoder(layout, [(self.bits, layout.dim)], self.smoothing)
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the grid from the standard deviations of the bank's coefficients ``[dim]``."""
@@ -108,22 +142,10 @@ class QuantizeCodec(Codec):
         deviation = bank.flat().square().mean(0).sqrt()
         # A coefficient that is zero in the whole bank still gets a (small) step, so that it can be sent when it wakes up.
         deviation = deviation.clamp(min=max(1e-3 * float(deviation.square().mean().sqrt()), 1e-30))
-        step = deviation * (self.clip / self.encoder.format.limit)
+        step = deviation * (self.clip / float(self.encoder.limit[0]))
         self.encoder.step.copy_(step)
         self.decoder.step.copy_(step)
-        self._fit_gain(bank.updates / step, self.decoder)
-        return {}
-
-    def _fit_gain(self, scaled: Tensor, decoder: QuantizeDecoder) -> None:
-        """Fit the line from mean codes to clients' codes, in steps, over the bank's rounds ``[rounds, clients, dim]``."""
+        scaled = bank.updates / step
         means = scaled.mean(1, keepdim=True)
-        within = (scaled - means).square().mean()
-        x = means.square().mean((1, 2)).clamp(min=1e-30).log() / 2
-        y = (scaled.square().mean((1, 2)) / scaled.square().mean()).clamp(min=1e-30).log() / 2
-        spread = (x - x.mean()).square().sum()
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 1e-6 else torch.zeros(())
-        slope = slope.clamp(0, 1)
-        decoder.line.copy_(torch.stack([slope, y.mean() - slope * x.mean(), y[0]]))
-        decoder.moments.copy_(
-            torch.stack([means.square().mean() - within / scaled.shape[1], within, torch.tensor(scaled.shape[1])]).clamp(min=1e-12)
-        )
+        self.decoder.fit_gain(means.square().mean((1, 2)), (scaled - means).square().mean((1, 2)), bank.clients)
+        return {}

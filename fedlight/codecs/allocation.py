@@ -1,0 +1,111 @@
+"""Bits where the energy is: how many bits each coefficient of a code gets under an exact budget.
+
+Reverse water-filling (Cover & Thomas, Elements of Information Theory, section 10.3.3) for integers that are summed over clients: all
+coefficients share one step, a coefficient's bits are the range it needs in that step, and a coefficient that is not worth two bits gets
+none. Which is decided by what the *mean* of a cohort loses: all of its energy without bits, rounding and clipping errors with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)
+"""The numbers of bits that a coefficient can have."""
+
+Cost = Callable[[int], int]
+"""Maps the bits of a coefficient to the bits that it takes on the wire."""
+
+
+@dataclass
+class Allocation:
+    """Bits ``[n]`` (int64) of every coefficient, the common step, and the expected squared error ``[n]`` of the cohort's mean."""
+
+    bits: Tensor
+    step: float
+    error: Tensor
+
+
+def plain_cost(bits: int) -> int:
+    """Return the bits on the wire of a code that travels as it is."""
+    return bits
+
+
+def masked_cost(clients: int) -> Cost:
+    """Return the cost under secure aggregation of ``clients`` codes: the width of the modulus that their sum cannot overflow."""
+    return lambda bits: math.ceil(math.log2(2 * clients * ((1 << (bits - 1)) - 1) + 1)) if bits else 0
+
+
+def allocate(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: Cost = plain_cost, near: float | None = None) -> Allocation:
+    """Return the allocation of at most ``budget`` bits with the least expected error of the cohort's mean.
+
+    ``energy`` ``[n]``: second moment of the mean's coefficients; ``deviation`` ``[n]``: standard deviation of one client's;
+    ``cohort``: clients that are averaged; ``near``: a step from an earlier, like allocation, to search in its neighbourhood only.
+    """
+    scale = float(deviation.square().mean().sqrt().clamp(min=1e-30))
+    if near is None:
+        steps = [scale * 2.0 ** (k / 2) for k in range(-10, 9)]
+        best = min((_with_step(energy, deviation, cohort, budget, cost, step) for step in steps), key=_loss)
+        near = best.step
+    steps = [near * 2.0 ** (k / 6) for k in (-2, -1, 0, 1)]
+    return min((_with_step(energy, deviation, cohort, budget, cost, step) for step in steps), key=_loss)
+
+
+def _loss(allocation: Allocation) -> float:
+    return float(allocation.error.sum())
+
+
+def _with_step(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: Cost, step: float) -> Allocation:
+    """Return the best allocation at one step: each coefficient takes the width of least ``error + price * bits`` at the right price."""
+    errors = torch.stack([energy, *(expected_error(deviation, step, bits, cohort) for bits in WIDTHS[1:])])
+    costs = torch.tensor([cost(bits) for bits in WIDTHS])
+
+    def choose(price: float) -> Tensor:
+        return (errors + price * costs.to(errors)[:, None]).argmin(0)
+
+    # Bisection on the price's logarithm: at `high` nothing is bought, at `low` everything that helps at all.
+    high = float(energy.max().clamp(min=1e-30))
+    low = high * 1e-12
+    if int(costs[choose(low)].sum()) <= budget:
+        high = low
+    while high / low > 1.01:
+        price = math.sqrt(low * high)
+        low, high = (price, high) if int(costs[choose(price)].sum()) > budget else (low, price)
+    chosen = choose(high)
+    return Allocation(torch.tensor(WIDTHS)[chosen], step, errors.gather(0, chosen[None])[0])
+
+
+def expected_error(deviation: Tensor, step: float, bits: int, cohort: int) -> Tensor:
+    """Return the expected squared error ``[n]`` of the mean of ``cohort`` codes of so many bits, stochastically rounded to ``step``.
+
+    For Laplacian coefficients. Rounding errors of clients are independent; what lies outside the range is taken not to average out.
+    """
+    limit = (1 << (bits - 1)) - 1
+    relative = (deviation / step).clamp(1e-4, 1e4)
+    clipped = relative.square() * torch.exp(-math.sqrt(2) * limit / relative)
+    return (_rounding(relative) / cohort + clipped) * step**2
+
+
+def _rounding(relative: Tensor) -> Tensor:
+    """Return the variance, in squared steps, of stochastically rounding Laplacian numbers of these deviations (in steps)."""
+    at, values = _rounding_table()
+    position = (relative.log2() - math.log2(float(at[0]))) / (math.log2(float(at[-1])) - math.log2(float(at[0]))) * (len(at) - 1)
+    low = position.floor().clamp(0, len(at) - 2)
+    share = (position - low).clamp(0, 1)
+    index = low.long()
+    return values[index] * (1 - share) + values[index + 1] * share
+
+
+@cache
+def _rounding_table() -> tuple[Tensor, Tensor]:
+    """Return deviations ``[200]`` in steps and the mean of ``f (1 - f)`` there, f the fractional part: a quadrature over quantiles."""
+    at = torch.logspace(math.log2(1e-4), math.log2(1e4), 200, base=2.0)
+    quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    unit = -torch.log1p(-quantiles) / math.sqrt(2)
+    fraction = (at[:, None].double() * unit).frac()
+    return at, (fraction * (1 - fraction)).mean(1).float()

@@ -1,0 +1,163 @@
+"""Transform coding: a learned two-sided basis that gathers the energy, then bits where the energy is.
+
+The basis is that of `TwoSidedCodec`; the bits are those of `fedlight.codecs.allocation` (reverse water-filling under an exact budget of
+message bytes); rounding and the public gain are those of `QuantizeCodec`, with one step for all coefficients, so that an encoder
+weighs hardly more than its factors. Codes are integers and are summed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.codecs.allocation import WIDTHS, Allocation, allocate, masked_cost, plain_cost
+from fedlight.codecs.chain import ChainDecoder, ChainEncoder
+from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.moments import TwoSidedMoments, measure
+from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
+from fedlight.codecs.selection import Selection, select
+from fedlight.codecs.two_sided import (
+    TwoSidedDecoder,
+    TwoSidedEncoder,
+    check_two_sided,
+    cohort_energy,
+    correct_energy,
+    round_weights,
+    set_factors,
+)
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Decoder, Encoder, Plan, TrainCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.wire import HEADER
+
+
+class TransformCodec(Codec):
+    """Learned two-sided basis, 2 to 8 bits a coefficient where they save most, stochastic rounding, one public gain.
+
+    Args:
+        ratio: how many times smaller a message is than the update in float32, header included.
+        cohort: clients a round, over which rounding errors average out; what the bits are worth depends on it.
+        rank: most columns of a factor.
+        factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
+        encoder_share: most bytes of the factors, as a share of the model's (float32).
+        relative: whether recorded rounds count equally (else by their energy, so that early rounds dominate).
+        correct_energy: whether the decoder lengthens the aggregate by what coding takes away on average in the bank.
+        secure_cohort: if above 0, bits are counted as secure aggregation of so many clients needs them, headroom included.
+        smoothing: how much of the old gain stays in the new one: 0 follows the last aggregate at once, 1 keeps the gain for ever.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or the message too small for its header.
+    """
+
+    needs_fit = True
+    integer = True
+
+    def __init__(
+        self,
+        ratio: float = 128.0,
+        cohort: int = 10,
+        rank: int = 128,
+        factor_bits: int = 6,
+        encoder_share: float = 0.22,
+        relative: bool = True,
+        correct_energy: bool = False,
+        secure_cohort: int = 0,
+        smoothing: float = 0.5,
+    ) -> None:
+        check_two_sided(ratio, cohort, rank, factor_bits, encoder_share)
+        if cohort < 1 or secure_cohort < 0 or not 0 <= smoothing <= 1:
+            raise ConfigurationError(
+                f"Expected `cohort` >= 1, `secure_cohort` >= 0 and `smoothing` in [0, 1] but got {cohort}, {secure_cohort} and {smoothing}"
+            )
+        self.ratio = ratio
+        self.cohort = cohort
+        self.rank = rank
+        self.factor_bits = factor_bits
+        self.encoder_share = encoder_share
+        self.relative = relative
+        self.correct_energy = correct_energy
+        self.secure_cohort = secure_cohort
+        self.smoothing = smoothing
+
+    def budget(self, layout: Layout) -> int:
+        """Return the bits that a message's coefficients may take: all of it but the header and the padding of its parts.
+
+        Raises:
+            ConfigurationError: if nothing is left.
+        """
+        spare = HEADER.size + len(WIDTHS) - 1
+        bits = 8 * (int(4 * layout.dim / self.ratio) - spare)
+        if bits < 2:
+            raise ConfigurationError(
+                f"Expected a `ratio` that leaves room for a code but at {self.ratio} a message of {layout.dim:,} numbers has "
+                f"{int(4 * layout.dim / self.ratio)} bytes and {spare} are spoken for: choose a smaller `ratio`"
+            )
+        return bits
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return which coefficients have how many bits: two bits evenly spread before there is a bank."""
+        if bank is not None:
+            return {}  # known only once the bank is measured, in `fit`
+        return Selection.unfitted(Matrices.of(layout), min(self.budget(layout) // 2, layout.dim), 2).to_plan()
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        selection = Selection.from_plan(plan)
+        basis = TwoSidedEncoder(layout, selection, self.factor_bits)
+        return ChainEncoder(layout, [basis, QuantizeEncoder(Layout.vector(basis.code_dim), selection.runs, one_step=True)])
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        selection = Selection.from_plan(plan)
+        basis = TwoSidedDecoder(layout, selection, self.factor_bits)
+        coded = Layout.vector(basis.code_dim)
+        return ChainDecoder(layout, [basis, QuantizeDecoder(coded, selection.runs, self.smoothing, one_step=True)])
+
+    def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Measure the bank, spend the budget, and set both halves' factors, step and gain."""
+        matrices = Matrices.of(bank.layout)
+        moments = measure(bank, matrices, self.cohort, self.rank, self.relative)
+        selection, factors, step, kept = self._spend(bank, matrices, moments)
+        self.version += 1
+        self.bind(bank.layout, selection.to_plan())
+        assert isinstance(self.encoder, ChainEncoder)
+        assert isinstance(self.decoder, ChainDecoder)
+        set_factors(self.encoder.stage(0), self.decoder.stage(0), factors)
+        quantize, restore = self.encoder.stage(1), self.decoder.stage(1)
+        assert isinstance(quantize, QuantizeEncoder)
+        assert isinstance(restore, QuantizeDecoder)
+        quantize.step.fill_(step)
+        restore.step.fill_(step)
+        restore.fit_gain(moments.mean[:, kept].mean(1) / step**2, moments.spread[:, kept].mean(1) / step**2, bank.clients)
+        if self.correct_energy:
+            decoder = self.decoder.stage(0)
+            assert isinstance(decoder, TwoSidedDecoder)
+            correct_energy(self, bank, self.relative)
+        self.stamp()
+        return {"coefficients": float(len(selection.order)), "factor_bytes": float(self.encoder.byte_size())}
+
+    def _spend(self, bank: UpdateBank, matrices: Matrices, moments: TwoSidedMoments) -> tuple[Selection, list[Tensor], float, Tensor]:
+        """Return the selection, its factors, the step, and which measured coefficients are kept (bool)."""
+        energy = cohort_energy(moments, self.cohort, self.relative)
+        weights = round_weights(moments, self.relative)
+        deviation = ((moments.mean + moments.spread) * weights).mean(0).sqrt()
+        budget = self.budget(bank.layout)
+        cost = masked_cost(self.secure_cohort) if self.secure_cohort else plain_cost
+        best: list[Allocation] = []
+        taken = torch.zeros(len(energy), dtype=torch.bool)
+
+        def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
+            # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
+            offered = torch.where(allowed, energy, torch.zeros(()))
+            places = offered.topk(min(budget // 2, len(offered))).indices
+            allocation = allocate(energy[places], deviation[places], self.cohort, budget, cost, best[-1].step if best else None)
+            worth = torch.where(allowed[places], allocation.bits, 0)
+            best.append(allocation)
+            bits, saved = torch.zeros(len(energy), dtype=torch.long), torch.zeros(len(energy))
+            bits[places], saved[places] = worth, (energy[places] - allocation.error) * (worth > 0)
+            taken.copy_(bits > 0)
+            return bits, saved
+
+        selection, factors = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
+        return selection, factors, best[-1].step, taken

@@ -1,0 +1,196 @@
+"""The two-sided linear codec: a Tucker-2 (Kronecker-factored) projection of every weight matrix.
+
+A weight matrix's update ``G`` ``[out, in]`` is sent as entries of ``A^T G B`` with learned orthonormal ``A`` ``[out, r1]`` and ``B``
+``[in, r2]`` (Tucker 1966; De Lathauwer et al. 2000), and just those entries, over all matrices together, that carry most energy in
+the bank. Decoding is ``A M B^T``: linear, so the mean of codes is the code of the mean, whatever the cohort.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.codecs.factors import Factors
+from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.moments import TwoSidedMoments, measure, project
+from fedlight.codecs.selection import Selection, select
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.wire import CodeFormat
+
+
+class _TwoSidedHalf(Half):
+    """What both halves hold: the factors and which coefficients are kept."""
+
+    order: Tensor
+
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
+        super().__init__(layout, CodeFormat(int((selection.bits > 0).sum())))
+        self.matrices = Matrices.of(layout)
+        self.grids = selection.grids
+        self.factors = Factors(selection.factor_shapes(self.matrices), factor_bits)
+        self.register_buffer("order", selection.order, persistent=False)
+
+    def sides(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return left and right factors ``[n, r]``, None for plain vectors."""
+        bases = iter(self.factors.bases(self.order.device))
+        left: list[Tensor | None] = []
+        right: list[Tensor | None] = []
+        for item in self.matrices.items:
+            left.append(None if item.plain else next(bases))
+            right.append(None if item.plain else next(bases))
+        return left, right
+
+
+class TwoSidedEncoder(_TwoSidedHalf, Encoder):
+    """Projects from both sides and keeps the chosen coefficients."""
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
+        views = project(self.matrices, update, *self.sides())
+        return torch.cat([view.flatten(-2) for view in views], dim=-1).index_select(-1, self.order)
+
+
+class TwoSidedDecoder(_TwoSidedHalf, Decoder):
+    """Maps coefficients back with the same factors."""
+
+    boost: Tensor
+
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
+        super().__init__(layout, selection, factor_bits)
+        self.register_buffer("boost", torch.ones(()))
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
+        size = sum(r1 * r2 for r1, r2 in self.grids)
+        flat = mean_code.new_zeros(*mean_code.shape[:-1], size).index_copy(-1, self.order, mean_code)
+        parts = torch.split(flat, [r1 * r2 for r1, r2 in self.grids], dim=-1)
+        views = []
+        for part, (r1, r2), a, b in zip(parts, self.grids, *self.sides(), strict=True):
+            m = part.reshape(*part.shape[:-1], r1, r2)
+            views.append(m if a is None or b is None else a @ m @ b.T)
+        return self.matrices.join(views) * self.boost
+
+
+class TwoSidedCodec(Codec):
+    """Projects every weight matrix from the left and from the right on directions learned from recorded updates.
+
+    Args:
+        ratio: how many times shorter the code is than the update.
+        cohort: cohort size whose mean update the projection is fitted to; 0 takes the recorded cohorts' means.
+        rank: most columns of a factor.
+        factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
+        encoder_share: most bytes of the factors, as a share of the model's (float32).
+        relative: whether recorded rounds count equally (else by their energy, so that early rounds dominate).
+        correct_energy: whether the decoder lengthens the aggregate by what the projection takes away on average in the bank.
+
+    Raises:
+        ConfigurationError: if a number is out of range.
+    """
+
+    linear = True
+    needs_fit = True
+
+    def __init__(
+        self,
+        ratio: float = 16.0,
+        cohort: int = 10,
+        rank: int = 128,
+        factor_bits: int = 8,
+        encoder_share: float = 1.0,
+        relative: bool = True,
+        correct_energy: bool = False,
+    ) -> None:
+        check_two_sided(ratio, cohort, rank, factor_bits, encoder_share)
+        self.ratio = ratio
+        self.cohort = cohort
+        self.rank = rank
+        self.factor_bits = factor_bits
+        self.encoder_share = encoder_share
+        self.relative = relative
+        self.correct_energy = correct_energy
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return which coefficients are kept: evenly spread before there is a bank."""
+        if bank is not None:
+            return {}  # known only once the bank is measured, in `fit`
+        return Selection.unfitted(Matrices.of(layout), budget_numbers(layout, self.ratio), 1).to_plan()
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        return TwoSidedEncoder(layout, Selection.from_plan(plan), self.factor_bits)
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        return TwoSidedDecoder(layout, Selection.from_plan(plan), self.factor_bits)
+
+    def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Measure the bank, choose the coefficients and set both halves' factors."""
+        matrices = Matrices.of(bank.layout)
+        moments = measure(bank, matrices, self.cohort, self.rank, self.relative)
+        energy = cohort_energy(moments, self.cohort, self.relative)
+        count = budget_numbers(bank.layout, self.ratio)
+
+        def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
+            offered = torch.where(allowed, energy, torch.zeros(()))
+            best = offered.topk(min(count, len(offered))).indices
+            bits = torch.zeros(len(offered), dtype=torch.long)
+            bits[best[offered[best] > 0]] = 1
+            return bits, offered * bits
+
+        selection, factors = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
+        self.version += 1
+        self.bind(bank.layout, selection.to_plan())
+        set_factors(self.encoder, self.decoder, factors)
+        if self.correct_energy:
+            correct_energy(self, bank, self.relative)
+        self.stamp()
+        return {}
+
+
+def check_two_sided(ratio: float, cohort: int, rank: int, factor_bits: int, encoder_share: float) -> None:
+    """Raise ``ConfigurationError`` unless the options of a two-sided codec are in range."""
+    if ratio < 1 or cohort < 0 or rank < 1 or not 2 <= factor_bits <= 16 or encoder_share <= 0:
+        raise ConfigurationError(
+            "Expected `ratio` >= 1, `cohort` >= 0, `rank` >= 1, `factor_bits` in 2..16 and `encoder_share` > 0 but got "
+            f"{ratio}, {cohort}, {rank}, {factor_bits} and {encoder_share}"
+        )
+
+
+def budget_numbers(layout: Layout, ratio: float) -> int:
+    """Return the length of a code that is ``ratio`` times shorter than the update, at least one."""
+    return max(1, int(layout.dim / ratio))
+
+
+def cohort_energy(moments: TwoSidedMoments, cohort: int, relative: bool) -> Tensor:
+    """Return the second moment ``[n]`` of the coefficients of a mean over ``cohort`` clients, averaged over rounds."""
+    energy = moments.mean + (moments.spread / cohort if cohort else 0)
+    return (energy * round_weights(moments, relative)).mean(0)
+
+
+def round_weights(moments: TwoSidedMoments, relative: bool) -> Tensor:
+    """Return weights ``[rounds, 1]`` that give every round's clients the same energy, or ones."""
+    energy = moments.total.sum(1, keepdim=True)
+    return energy.mean() / energy.clamp(min=1e-30) if relative else torch.ones_like(energy)
+
+
+def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor]) -> None:
+    """Give both halves the same factors, rounded the same."""
+    for half in (encoder, decoder):
+        assert isinstance(half, _TwoSidedHalf)
+        half.factors.write(factors)
+
+
+def correct_energy(codec: Codec, bank: UpdateBank, relative: bool) -> None:
+    """Set the decoder's boost to how much longer the bank's mean updates are than their reconstructions (root mean square)."""
+    decoder = codec.decoder
+    assert isinstance(decoder, TwoSidedDecoder)
+    true = decoded = 0.0
+    for updates in bank.updates:
+        mean = updates.mean(0)
+        weight = 1 / max(float(mean.square().sum()), 1e-30) if relative else 1.0
+        true += weight * float(mean.square().sum())
+        decoded += weight * float(codec.reconstruct(mean[None]).square().sum())
+    decoder.boost.fill_((true / max(decoded, 1e-30)) ** 0.5)
