@@ -6,10 +6,12 @@ from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_cal
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.callbacks.progress import RoundProgressBar
 from fedlight.callbacks.recorder import UpdateRecorder
+from fedlight.callbacks.refresh import CodecRefresh
 from fedlight.callbacks.summary import RunSummary
 
 __all__ = [
     "CodecPretraining",
+    "CodecRefresh",
     "FederatedCallback",
     "GradientDecoder",
     "GradientEncoder",

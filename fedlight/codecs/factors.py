@@ -28,7 +28,7 @@ class Factors(nn.Module):
         self._bases: list[Tensor] = [torch.zeros(shape) for shape in shapes]
         self.register_buffer("packed", torch.zeros(factor_bytes(shapes, bits) - 2 * sum(r for _, r in shapes), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(sum(r for _, r in shapes), dtype=torch.float16))
-        self.register_load_state_dict_post_hook(lambda module, _: module._read())
+        self.register_load_state_dict_post_hook(lambda module, _: module._read())  # type: ignore[no-untyped-call]
 
     def write(self, bases: list[Tensor]) -> None:
         """Take over matrices ``[n, r]`` of these shapes."""
@@ -64,4 +64,5 @@ def orthonormal(matrix: Tensor) -> Tensor:
     """Return the matrix ``[n, r]`` with its columns made orthonormal one after another, each keeping its direction as far as it can."""
     q, r = torch.linalg.qr(matrix)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
-    return q * signs
+    fixed: Tensor = q * signs
+    return fixed

@@ -116,7 +116,8 @@ class _Gram:
         """Return the basis ``[n, rank]`` of what was added and begin anew (a long side from the subspace found so far)."""
         total, self.total = self.total, torch.zeros(0)
         if self.dense:
-            return torch.linalg.eigh(total).eigenvectors.flip(1)[:, : self.rank].contiguous()
+            leading: Tensor = torch.linalg.eigh(total).eigenvectors.flip(1)[:, : self.rank].contiguous()
+            return leading
         inner = self.probe.T @ total  # the sum within the subspace of the probe: its eigenvectors order the new columns
         turn = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)
         self.probe = orthonormal(total @ turn)

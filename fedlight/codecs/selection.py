@@ -36,8 +36,8 @@ class Selection:
     @property
     def runs(self) -> list[tuple[int, int]]:
         """(bits, number of entries) of the code's parts, in ``order``."""
-        widths, counts = self.bits[self.bits > 0].unique(return_counts=True)
-        return [(int(width), int(count)) for width, count in zip(widths.flip(0), counts.flip(0), strict=True)]
+        counts = torch.bincount(self.bits).tolist()
+        return [(width, count) for width, count in reversed(list(enumerate(counts))) if width and count]
 
     def factor_shapes(self, matrices: Matrices) -> list[tuple[int, int]]:
         """Return the shapes ``[n, r]`` of the factors: left and right of every matrix that is not a plain vector."""
@@ -77,7 +77,9 @@ class Selection:
         return cls(tuple(grids), torch.cat(parts))
 
 
-def select(moments: TwoSidedMoments, matrices: Matrices, choose: Choose, factor_bits: int, most_bytes: int) -> tuple[Selection, list[Tensor]]:
+def select(
+    moments: TwoSidedMoments, matrices: Matrices, choose: Choose, factor_bits: int, most_bytes: int
+) -> tuple[Selection, list[Tensor]]:
     """Return the selection that saves most, with factors of at most ``most_bytes``, and the factors it uses (left, right, left, ...).
 
     Starts from what ``choose`` takes freely; while the factors weigh too much, the basis columns that save least for their bytes

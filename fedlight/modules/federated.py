@@ -34,7 +34,7 @@ from fedlight.modules.attempt import attempt_round
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, round_figures
-from fedlight.modules.pretraining import fit_codec, record_for
+from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
 
@@ -115,6 +115,7 @@ class FederatedModule(LightningModule):
         self.train_seconds = 0.0
         self._started: float | None = None
         self.pretrain_figures: dict[str, float] = {}
+        self.codec_error = 0.0  # of the codec on held-out updates when it was fitted
         self.stage_metrics: StageMetrics
         self.runner: CohortRunner
 
@@ -192,26 +193,44 @@ class FederatedModule(LightningModule):
         """Return the loss (0-d) that clients minimise on a batch."""
         return self.loss(network(x), y)  # type: ignore[no-any-return]
 
-    def pretrain(self, proxy: ProxyFederation, training: CodecTraining, progress: bool | None = None) -> dict[str, float]:
+    def pretrain(
+        self,
+        proxy: ProxyFederation,
+        training: CodecTraining,
+        progress: bool | None = None,
+        first_round: int = 0,
+        growth: float | None = None,
+    ) -> dict[str, float]:
         """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
 
-        Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks).
+        ``first_round`` numbers the recorded rounds (it seeds them and places them in learning-rate schedules). With ``growth`` the
+        codec is fitted only if its error on what was recorded has grown by this factor since the last fit.
+
+        Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
         """
         start = time.monotonic()
         figures: dict[str, float] = {}
-        state: dict[str, Any] = {}
+        state: dict[str, Any] | None = None
         log_dir = self.trainer.log_dir  # asked of all processes together
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
-            bank = record_for(self, proxy, show)
-            folder = Path(log_dir) if log_dir and self.loggers else None
-            figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
-            state = codec_state(self.codec)
+            bank = record_for(self, proxy, show, first_round=first_round)
+            if growth is None or reconstruction_error(self.codec.to("cpu"), bank) > growth * self.codec_error:
+                folder = Path(log_dir) if log_dir and self.loggers else None
+                figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
+                state = codec_state(self.codec)
             for logger in self.loggers:
-                logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=0)
+                logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=first_round)
         if self.trainer.world_size > 1:
-            restore_codec(self.codec, self.trainer.strategy.broadcast(state))
+            state, error = self.trainer.strategy.broadcast((state, figures.get("held_out_error", self.codec_error)))
+            if state is not None:
+                restore_codec(self.codec, state)
+            self.codec_error = error
+        self.codec_error = figures.get("held_out_error", self.codec_error)
+        self.codec.to(self.device)
         self.pretrain_seconds += time.monotonic() - start
+        if self._started is not None:  # a refresh is no part of the rounds' time
+            self._started += time.monotonic() - start
         self.pretrain_figures = figures
         return figures
 

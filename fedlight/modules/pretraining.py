@@ -241,7 +241,9 @@ def errors_by_cohort(codec: Codec, bank: UpdateBank, sizes: tuple[int, ...] = (1
     return {size: reconstruction_error(codec, bank, size) for size in sizes if size <= bank.clients}
 
 
-def record_for(module: FederatedModule, proxy: ProxyFederation, progress: bool, seed: int | None = None) -> UpdateBank:
+def record_for(
+    module: FederatedModule, proxy: ProxyFederation, progress: bool, seed: int | None = None, first_round: int = 0
+) -> UpdateBank:
     """Record updates of simulated clients on the module's proxy data, from the module's current weights and its own algorithm."""
     data, device = module.data, module.device
     if data.proxy is None:
@@ -267,5 +269,6 @@ def record_for(module: FederatedModule, proxy: ProxyFederation, progress: bool, 
             alpha=proxy.alpha,
             seed=derive_seed(module.seed if seed is None else seed, "proxy"),
             server_lr=proxy.server_lr,
+            first_round=first_round,
             on_round=lambda _: bar.advance(task),
         )

@@ -89,6 +89,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "encoder_versions": torch.from_numpy(module.encoder_versions.copy()),
         "clients": module.store.state_dict(),
         "rounds": module.rounds,
+        "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
     }
@@ -119,5 +120,6 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     module.encoder_versions = state["encoder_versions"].numpy().copy()
     module.store.load_state_dict(state["clients"])
     module.rounds = state["rounds"]
+    module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]
     module.train_seconds = state["train_seconds"]

@@ -1,0 +1,74 @@
+"""Refreshing the codec while the federated run goes on: a short pretraining phase at the current global model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fedlight.callbacks.codec import GradientDecoder
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+
+
+class CodecRefresh(Callback):
+    """Fits the codec anew on proxy updates recorded from the current global model: directions that were worth sending change.
+
+    The new encoder has the next version, so every client that takes part afterwards downloads it, and those bytes are counted. What the
+    server remembered of the old codec's scale (its gain) begins anew from the new bank. Under several processes rank 0 fits and
+    broadcasts. A resumed run refreshes in the same rounds as one that was never stopped.
+
+    Args:
+        every_n_rounds: Rounds between refreshes.
+        proxy: How updates are recorded; a few rounds are enough.
+        training: How a codec with trainable layers is trained on them.
+        growth: If given, a due refresh takes place only where the error on the newly recorded updates has grown by this factor since the
+            last fit; the others cost the recording alone.
+        stop_after: Last round in which to refresh (none if not given).
+
+    Raises:
+        ConfigurationError: if a number is out of range, or the module's codec does not learn from updates.
+    """
+
+    def __init__(
+        self,
+        every_n_rounds: int = 20,
+        proxy: ProxyFederation | None = None,
+        training: CodecTraining | None = None,
+        growth: float | None = None,
+        stop_after: int | None = None,
+    ) -> None:
+        if every_n_rounds < 1 or (growth is not None and growth < 1) or (stop_after is not None and stop_after < 1):
+            raise ConfigurationError(
+                f"Expected `every_n_rounds` >= 1, `growth` >= 1 and `stop_after` >= 1 but got {every_n_rounds}, {growth} and {stop_after}"
+            )
+        self.every_n_rounds = every_n_rounds
+        self.proxy = proxy or ProxyFederation(rounds=10)
+        self.training = training or CodecTraining(steps=300)
+        self.growth = growth
+        self.stop_after = stop_after
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a codec that has nothing to fit."""
+        codec = pl_module.codec
+        if stage == "fit" and not codec.needs_fit:  # type: ignore[union-attr]
+            raise ConfigurationError(
+                f"Expected a codec that learns from updates but {type(codec).__name__} does not: "
+                "remove CodecRefresh from `trainer.callbacks`"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refresh before the round, where one is due."""
+        number = trainer.global_step
+        if not number or number % self.every_n_rounds or (self.stop_after is not None and number > self.stop_after):
+            return
+        module = cast("FederatedModule", pl_module)
+        version = module.codec.version
+        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth)
+        if module.codec.version > version:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientDecoder):
+                    callback.server_state = {}
