@@ -16,6 +16,7 @@ from fedlight.core.codec import Codec, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
 from fedlight.core.rounds import Round, Upload
+from fedlight.core.wire import saturation
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -81,6 +82,8 @@ class GradientDecoder(_CodecHalf):
         with exactly(pl_module.device):
             term = self.codec.decoder.read_message(upload.message, round.public, pl_module.device)
         round.codes.add(term, upload.weight)
+        if round.true is not None and self.codec.additive:
+            round.saturation.append(saturation(term, self.codec.decoder.format_at(round.public.step)))
 
     def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Decode the cohort's sum."""

@@ -81,21 +81,31 @@ class AutoencoderEncoder(Encoder):
         return torch.cat([net(b / s).flatten(-2) for net, b, s in zip(self.networks, cut, self.scale, strict=True)], dim=-1)
 
 
+TRUST = 10.0
+"""How many times longer than anything seen in the bank, for the length of its code, a decoded aggregate may be."""
+
+
 class AutoencoderDecoder(Decoder):
     """The decoding layers, which see only the mean code."""
 
     scale: Tensor
+    stretch: Tensor
 
     def __init__(self, blocks: Blocks, networks: list[BlockNetwork]) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
         self.blocks = blocks
         self.networks = nn.ModuleList(networks)
         self.register_buffer("scale", torch.ones(len(blocks.groups)))
+        self.register_buffer("stretch", torch.tensor(torch.inf))
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the aggregated update ``[..., dim]`` of a mean code ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
         return self.blocks.join([net(c) * s for net, c, s in zip(self.networks, codes, self.scale, strict=True)])
+
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return ten times the length that codes of this length had in the bank at most."""
+        return TRUST * float(self.stretch * mean_code.norm())
 
 
 class AutoencoderCodec(Codec):
@@ -203,4 +213,12 @@ class AutoencoderCodec(Codec):
                 assert isinstance(network, BlockNetwork)
                 generator = torch_generator(self.seed, "autoencoder", "encoder" if transpose else "decoder", i)
                 network.start(generator, None if basis is None else basis.T if transpose else basis)
-        return train(self, bank)
+        figures = train(self, bank)
+        self.decoder.stretch.fill_(max(map(self._stretch, bank.updates)))
+        return figures
+
+    def _stretch(self, updates: Tensor) -> float:
+        """Return how much longer than its mean code the decoded aggregate of a cohort ``[clients, dim]`` is."""
+        with torch.no_grad():
+            mean_code = self.encoder.encode(updates, Public(), Private(torch_generator("stretch"))).mean(0)
+            return float(self.decoder.decode(mean_code, Public(), {}).norm() / mean_code.norm().clamp(min=1e-30))

@@ -60,6 +60,13 @@ class ChainDecoder(Decoder):
             mean_code = self.stage(i).decode(mean_code, _stage(public, i), state.setdefault(str(i), {}))
         return mean_code
 
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return what the first stage can make of its own mean code."""
+        public = replace(public, clients=0)  # nothing is to be learned from looking
+        for i in reversed(range(1, len(self.stages))):
+            mean_code = self.stage(i).decode(mean_code, _stage(public, i), {})
+        return self.stage(0).longest(mean_code, _stage(public, 0))
+
     def open(self, code: Tensor) -> Tensor:
         """Return what the last stage adds up."""
         return self.stage(len(self.stages) - 1).open(code)
@@ -96,6 +103,7 @@ class ChainCodec(Codec):
         self.linear = all(codec.linear for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
+        self.replayable = all(codec.replayable for codec in codecs)
         self.needs_fit = any(codec.needs_fit for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:

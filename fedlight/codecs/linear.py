@@ -44,6 +44,10 @@ class LinearDecoder(Decoder):
         codes = self.blocks.split_code(mean_code)
         return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases, strict=True)])
 
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return the code's own length, for the bases are orthonormal (with room for rounding)."""
+        return 1.01 * float(mean_code.norm())
+
 
 class LinearCodec(Codec):
     """Projects blocks of the update on an orthonormal basis; its transpose is its own decoder.

@@ -42,8 +42,7 @@ class QuantizeEncoder(Encoder):
         """Return integers ``[..., dim]`` (int32) with ``E[code] * step * gain == update`` inside the range."""
         scaled = update / (self.step * float(public.announced.get("gain", 1.0)))
         noise = torch.rand(scaled.shape, generator=private.generator).to(scaled.device)
-        rounded = (scaled + noise).floor_()
-        return torch.minimum(torch.maximum(rounded, -self.limit, out=rounded), self.limit, out=rounded).to(torch.int32)
+        return (scaled + noise).floor_().clamp(-self.limit, self.limit).to(torch.int32)
 
 
 class QuantizeDecoder(Decoder):

@@ -73,6 +73,10 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
             views.append(m if a is None or b is None else a @ m @ b.T)
         return self.matrices.join(views) * self.boost
 
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return the code's own length, for the factors are orthonormal (with room for rounding), times the energy correction."""
+        return 1.01 * float(mean_code.norm() * self.boost)
+
 
 class TwoSidedCodec(Codec):
     """Projects every weight matrix from the left and from the right on directions learned from recorded updates.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -112,6 +113,10 @@ class Decoder(Half, ABC):
         changed in place.
         """
 
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return how long an aggregate this mean code can explain; the server refuses a longer one. Inf where nothing is too long."""
+        return math.inf
+
     def open(self, code: Tensor) -> Tensor:
         """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed."""
         return code
@@ -165,6 +170,7 @@ class Codec(ABC):
     needs_fit: bool = False
     client_state: bool = False
     integer: bool = False
+    replayable: bool = True  # whether decoding depends on the code and the announcements alone, not on the server's own state
 
     layout: Layout | None = None
     encoder: Encoder

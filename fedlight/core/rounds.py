@@ -48,6 +48,7 @@ class Round:
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
         uplink_passes: bytes that clients sent in all passes so far.
         loss: sum of the clients' losses, likewise.
+        saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
 
@@ -62,4 +63,5 @@ class Round:
     true: RunningSum | None = None
     uplink: int = 0
     loss: float = 0.0
+    saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

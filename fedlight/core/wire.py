@@ -144,6 +144,15 @@ class JointFormat:
 Format = CodeFormat | JointFormat
 
 
+def saturation(code: Tensor, format: Format) -> float:
+    """Return the share of an integer code's entries ``[length]`` that lie at the end of their range, 0 for float codes."""
+    if not format.bits or not format.length:
+        return 0.0
+    parts = format.parts if isinstance(format, JointFormat) else (format,)
+    pieces = torch.split(code, [part.length for part in parts])
+    return sum(int((piece.abs() >= part.limit).sum()) for part, piece in zip(parts, pieces, strict=True)) / format.length
+
+
 def pack_integers(values: np.ndarray, bits: int) -> bytes:
     """Pack signed integers ``[n]`` into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits.
 

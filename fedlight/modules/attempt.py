@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Public
+from fedlight.core.codec import Codec, Public
 from fedlight.core.errors import MessageError
-from fedlight.core.export import encoder_bytes
-from fedlight.core.layout import float_buffers
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 from fedlight.modules.exchange import merge
@@ -37,7 +36,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     for step in range(codec.passes):
         round.public, round.codes, round.uplink = replace(round.public, step=step), RunningSum(), 0
         module.dispatch("on_round_start", round)
-        _count_downlink(module, round)
+        module.downlink.count(module, round)
         kept = []
         for upload in uploads:
             if not _exchange(module, round, upload):
@@ -58,10 +57,24 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
             round.aggregate = None
             return round
         module.dispatch("on_cohort_end", round)
-    if round.aggregate is not None and not torch.isfinite(round.aggregate.sum()):
-        log.warning("Round %d: the decoded aggregate is not finite and was refused", number)
+    if round.aggregate is not None and (doubt := untrusted(codec, round)):
+        log.warning("Round %d: the decoded aggregate was refused, %s", number, doubt)
         round.aggregate = None
     return round
+
+
+def untrusted(codec: Codec, round: Round) -> str | None:
+    """Return why the decoded aggregate must not be applied, or None."""
+    assert round.aggregate is not None
+    length = float(round.aggregate.norm())
+    if not math.isfinite(length):
+        return "it is not finite"
+    if codec.passes == 1 and codec.additive:
+        with torch.no_grad():
+            longest = codec.decoder.longest(round.codes.mean(), round.public)
+        if length > longest:
+            return f"it is {length:.3g} long where the sum of codes explains {longest:.3g}"
+    return None
 
 
 def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
@@ -85,33 +98,3 @@ def _note(round: Round, upload: Upload) -> None:
         round.buffers.append((upload.client, upload.weight, upload.buffers.cpu()))
     if round.true is not None:
         round.true.add(upload.update, upload.weight)
-
-
-def _count_downlink(module: FederatedModule, round: Round) -> None:
-    """Count what every client of the cohort downloads: model, announcements, and the encoder if it lacks this version."""
-    announced = announced_bytes(round.public.announced)
-    if round.public.step:
-        module.traffic.add_download(announced * len(round.cohort))
-        return
-    model = 4 * (module.layout.dim + sum(buffer.numel() for buffer in float_buffers(module.network)))
-    module.traffic.add_download((model + announced) * len(round.cohort))
-    if module.codec.version:
-        lacking = round.cohort[module.encoder_versions[round.cohort] < module.codec.version]
-        if len(lacking):
-            module.traffic.add_codec(encoder_bytes(module.codec) * len(lacking))
-        module.encoder_versions[lacking] = module.codec.version
-
-
-def announced_bytes(announced: Mapping[str, Any]) -> int:
-    """Return the bytes of what the server announces: tensors at their size, every other number as 8 bytes.
-
-    >>> announced_bytes({"gain": 0.5, "0": {"reply": torch.zeros(3)}})
-    20
-    """
-    total = 0
-    for value in announced.values():
-        if isinstance(value, Mapping):
-            total += announced_bytes(value)
-        else:
-            total += value.numel() * value.element_size() if isinstance(value, Tensor) else 8
-    return total

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -31,6 +30,7 @@ from fedlight.core.rounds import Round
 from fedlight.data import FederatedDataModule
 from fedlight.metrics import TrafficCounter
 from fedlight.modules.attempt import attempt_round
+from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, round_figures
@@ -55,6 +55,7 @@ class FederatedModule(LightningModule):
         loss: Loss of logits and targets (cross entropy if not given).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
+        downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
         weighting: Whether clients count equally, or by their number of samples.
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
@@ -76,6 +77,7 @@ class FederatedModule(LightningModule):
         loss: nn.Module | None = None,
         server_optimizer: OptimizerCallable = sgd,
         server_scheduler: LRSchedulerCallable | None = None,
+        downlink: Downlink | None = None,
         weighting: Literal["equal", "samples"] = "equal",
         batch_norm: Literal["mean", "local"] = "mean",
         min_clients: int = 1,
@@ -109,7 +111,7 @@ class FederatedModule(LightningModule):
         self.seed = seed
         self.store = ClientStore()
         self.traffic = TrafficCounter()
-        self.encoder_versions: np.ndarray = np.zeros(0, dtype=np.int64)
+        self.downlink = downlink or FullModel()
         self.rounds = 0
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
@@ -157,8 +159,8 @@ class FederatedModule(LightningModule):
         """Make the metrics, which need the number of classes and clients."""
         self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
         self._try_network()
-        if stage == "fit" and len(self.encoder_versions) != self.data.num_population:
-            self.encoder_versions = np.zeros(self.data.num_population, dtype=np.int64)
+        if stage == "fit" and not self.rounds:
+            self.downlink.setup(self)
 
     def _try_network(self) -> None:
         """Run one sample through the network, so that a wrong shape is told before training and in its own words."""
@@ -285,6 +287,7 @@ class FederatedModule(LightningModule):
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
+        self.downlink.finished(self, round)
         self.dispatch("on_round_end", round)
         self.log_dict(round_figures(self, round), batch_size=1)
         log_comparison(self, round)

@@ -46,6 +46,8 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
         "sim/relative_error": float(relative_error(round.aggregate, true)),
         "sim/cosine": float(cosine(round.aggregate, true)),
     }
+    if round.saturation:
+        figures["sim/saturation"] = sum(round.saturation) / len(round.saturation)
     for logger in module.loggers:
         logger.log_metrics(figures, step=round.public.round)
         if isinstance(logger, TensorBoardLogger):

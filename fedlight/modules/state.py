@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -69,6 +68,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "network": repr(module.network),
         "algorithm": settings_of(module.algorithm),
         "weighting": module.weighting,
+        "downlink": type(module.downlink).__name__,
         "batch_norm": module.batch_norm,
         "seed": str(module.seed),
     }
@@ -86,7 +86,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "fingerprint": fingerprint(module),
         "codec": codec_state(module.codec) if module.codec.bound else None,
         "traffic": module.traffic.state_dict(),
-        "encoder_versions": torch.from_numpy(module.encoder_versions.copy()),
+        "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
         "rounds": module.rounds,
         "codec_error": module.codec_error,
@@ -117,7 +117,8 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
     module.traffic.load_state_dict(state["traffic"])
-    module.encoder_versions = state["encoder_versions"].numpy().copy()
+    if fitting:
+        module.downlink.load_state_dict(state["downlink"])
     module.store.load_state_dict(state["clients"])
     module.rounds = state["rounds"]
     module.codec_error = state["codec_error"]

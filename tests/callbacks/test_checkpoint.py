@@ -41,7 +41,7 @@ def test_the_whole_run_is_in_it(tmp_path):
     trainer(2, enable_checkpointing=True, callbacks=[RoundCheckpoint(dirpath=str(tmp_path))]).fit(module, datamodule=federated_data())
     state = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert state["fedlight"]["traffic"] == module.traffic.state_dict()
-    assert {"fingerprint", "codec", "clients", "encoder_versions"} <= set(state["fedlight"])
+    assert {"fingerprint", "codec", "clients", "downlink"} <= set(state["fedlight"])
     assert len(state["optimizer_states"]) == 1
 
 

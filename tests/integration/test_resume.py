@@ -71,7 +71,7 @@ def test_ten_rounds_are_five_and_five_more(kind, norm, tmp_path):
     assert runner.global_step == whole.global_step == 10
     assert torch.equal(weights_of(resumed), weights_of(straight))
     assert resumed.traffic.state_dict() == straight.traffic.state_dict()
-    assert (resumed.encoder_versions == straight.encoder_versions).all()
+    assert (resumed.downlink.versions == straight.downlink.versions).all()
     for client in range(8):
         mine, theirs = (m.store.peek(client).get("norm", {}) for m in (resumed, straight))
         assert mine.keys() == theirs.keys()

@@ -52,7 +52,7 @@ def test_downlink_is_the_model_and_the_announcements_and_each_encoder_once(norm)
     assert 3 < len(met) <= 8
     assert module.traffic.codec == len(met) * encoder_bytes(module.codec)
     assert module.traffic.downlink == 15 * (model + gain) + module.traffic.codec
-    assert {client for client in range(8) if module.encoder_versions[client]} == met
+    assert {client for client in range(8) if module.downlink.versions[client]} == met
 
 
 def test_a_codec_without_tensors_is_not_downloaded():

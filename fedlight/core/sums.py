@@ -1,0 +1,113 @@
+"""The sum of a cohort's codes as bytes: what a client that missed a round can download instead of the model.
+
+A client that holds the model before a round, the codec and this message can take the server's step itself: decode the mean code, and
+move along it by the server's learning rate. The sum is public to whoever may see the global model, so it may be entropy-coded.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlight.core.codec import Decoder, Public
+from fedlight.core.errors import MessageError
+from fedlight.core.running_sum import RunningSum
+
+MAGIC = b"FS"
+VERSION = 1
+HEADER = struct.Struct("<2sBBIIIH")  # magic, version, whether integers, round, codec fingerprint, total weight, length of the notes
+_ESCAPE = 127  # stands for an integer that does not fit one byte; those follow as int32
+
+
+def write_sum(codes: RunningSum, public: Public, fingerprint: int, lr: float) -> bytes:
+    """Return the message of one finished round: header, notes (what was announced, the server's learning rate), packed sum.
+
+    Integer sums take about their entropy (Huffman-coded bytes); of float codes the mean is sent, as float32.
+
+    Raises:
+        MessageError: if something announced is no number, or an integer sum does not fit 32 bits.
+    """
+    assert codes.total is not None, "nothing was added"
+    try:
+        notes = json.dumps({"announced": public.announced, "lr": lr}).encode()
+    except TypeError as error:
+        raise MessageError(f"Expected announcements that are numbers but got {public.announced!r}") from error
+    integers = not codes.total.is_floating_point()
+    payload = _pack(codes.total.cpu().numpy()) if integers else codes.mean().cpu().numpy().astype("<f4").tobytes()
+    return HEADER.pack(MAGIC, VERSION, integers, public.round, fingerprint, codes.weight, len(notes)) + notes + payload
+
+
+def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple[Tensor, Mapping[str, Any], float]:
+    """Return (mean code ``[length]`` float32, what was announced, the server's learning rate) of what ``write_sum`` wrote.
+
+    Raises:
+        MessageError: if the message is damaged, or is of another round, codec or code length.
+    """
+    if len(message) < HEADER.size:
+        raise MessageError(f"Expected a sum of at least {HEADER.size} bytes but got {len(message)}")
+    magic, version, integers, for_round, for_codec, weight, noted = HEADER.unpack_from(message)
+    for name, want, got in (
+        ("magic", MAGIC, magic),
+        ("version", VERSION, version),
+        ("round", round, for_round),
+        ("codec", fingerprint, for_codec),
+    ):
+        if want != got:
+            raise MessageError(f"Expected {name} {want!r} in the header of a sum but got {got!r}")
+    body = memoryview(message)[HEADER.size :]
+    try:
+        notes = json.loads(bytes(body[:noted]))
+        announced, lr = notes["announced"], float(notes["lr"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise MessageError(f"Expected notes of what was announced but could not read them: {error}") from error
+    payload = body[noted:]
+    if not weight:
+        raise MessageError("Expected a sum of positive weight but got 0")
+    if integers:
+        return (torch.from_numpy(_unpack(payload, length)).double() / weight).float(), announced, lr
+    if len(payload) != 4 * length:
+        raise MessageError(f"Expected a mean of {4 * length} bytes but got {len(payload)}")
+    return torch.from_numpy(np.frombuffer(payload, "<f4").astype(np.float32)), announced, lr
+
+
+def apply_sum(weights: Tensor, message: bytes, decoder: Decoder, round: int) -> None:
+    """Take a round's step on ``weights`` ``[dim]`` in place, as the server did with plain SGD: the same bits on the same machine.
+
+    Raises:
+        MessageError: if the message is damaged or belongs to another round or codec.
+    """
+    mean, announced, lr = read_sum(message, decoder.code_dim, round, decoder.fingerprint)
+    with torch.no_grad():
+        aggregate = decoder.decode(mean.to(weights.device), Public(round=round, announced=announced), {})
+        weights.add_(aggregate.to(weights), alpha=-lr)
+
+
+def _pack(values: np.ndarray) -> bytes:
+    large = np.abs(values) >= _ESCAPE
+    if large.any() and np.abs(values).max() > 2**31 - 1:
+        raise MessageError(f"Expected sums that fit 32 bits but got {np.abs(values).max()}")
+    small = np.where(large, _ESCAPE, values).astype(np.int8).tobytes()
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    return coder.compress(small + values[large].astype("<i4").tobytes()) + coder.flush()
+
+
+def _unpack(payload: memoryview, length: int) -> np.ndarray:
+    decoder = zlib.decompressobj(-15)
+    try:
+        raw = decoder.decompress(bytes(payload), 5 * length + 1)  # no more than every value escaped: a bomb ends here
+    except zlib.error as error:
+        raise MessageError(f"Expected a packed sum but could not unpack it: {error}") from error
+    values = np.frombuffer(raw[:length], np.int8).astype(np.int64)
+    large = values == _ESCAPE
+    rest = raw[length:]
+    if len(values) != length or len(rest) != 4 * int(large.sum()) or not decoder.eof:
+        raise MessageError(f"Expected a packed sum of {length} integers but got {len(raw)} bytes for it")
+    values[large] = np.frombuffer(rest, "<i4")
+    return values
