@@ -46,8 +46,7 @@ def compare(args: list[str], rehearse: Rehearse, fit: Fit) -> int:
     """
     comparison, beside, output = read_settings(args)
     base = read_base(comparison.base, beside)
-    parsed = {name: _rehearse(comparison, base, name, rehearse) for name in comparison.codecs}
-    _check_reference(comparison.reference, parsed[comparison.reference])
+    parsed = check_codecs(comparison, base, rehearse)
     output.mkdir(parents=True, exist_ok=True)
     session = Session(comparison, base, parsed, output)
     with _StoppedBySigterm():
@@ -64,7 +63,7 @@ def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
     try:
         given: Namespace = compare_parser().parse_args(args)
     except Exception as error:
-        raise ConfigurationError(f"compare: {_sentence(error)}") from error
+        raise ConfigurationError(f"compare: {_sentence(error)} (options: fedlight compare --help)") from error
     values = dict(given.as_dict())
     files = values.pop("config", None) or []
     comparison = Comparison(**values)
@@ -73,14 +72,28 @@ def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
     return comparison, path.parent if path else None, output
 
 
+def check_codecs(comparison: Comparison, base: Tree, rehearse: Rehearse) -> dict[str, Tree]:
+    """Return the whole configuration of every codec's runs, by name.
+
+    Raises:
+        ConfigurationError: if one of them cannot be built, or the reference is not uncompressed.
+    """
+    parsed = {name: _rehearse(comparison, base, name, rehearse) for name in comparison.codecs}
+    _check_reference(comparison.reference, parsed[comparison.reference])
+    return parsed
+
+
 def _rehearse(comparison: Comparison, base: Tree, codec: str, rehearse: Rehearse) -> Tree:
     """Return the whole configuration of a codec's runs, with seed and rate the same in all: the rest of it is what tells codecs apart."""
     run = Run(codec, 0, 1.0)
     try:
         config = effective(base, comparison.overrides, comparison.codecs[codec], run, Path("."))
-        return rehearse(["fit", "--config", json.dumps(config)])
+        parsed = rehearse(["fit", "--config", json.dumps(config)])
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"codecs.{codec}: {_sentence(error)}") from error
+    if unknown := set(config) - set(parsed):  # an empty part is not refused by the parser
+        raise ConfigurationError(f"codecs.{codec}: Expected parts of a `fit` configuration but got {', '.join(sorted(unknown))}")
+    return parsed
 
 
 def _check_reference(name: str, parsed: Tree) -> None:

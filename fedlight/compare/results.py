@@ -122,17 +122,20 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def show_rows(rows: Sequence[Row], title: str, reference: str, target: float | None) -> Table:
-    """Return the rows as a table for the terminal."""
+    """Return the rows as a table for the terminal: what fits in 80 columns; the downlink is the total without the uplink."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("codec", overflow="fold")
-    for name in ("uplink", "test accuracy %", "gap, points", "uplink", "downlink", "encoders", "total", "rate"):
-        table.add_column(name, justify="right", no_wrap=name != "test accuracy %")
+    table.add_column("codec", overflow="fold", min_width=8)
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("accuracy, %", justify="right", min_width=9)  # in two lines where it is narrow
+    table.add_column("gap, points", justify="right", min_width=7)
+    for name in ("uplink", "encoders", "total", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
     if target is not None:
-        table.add_column(f"bytes to {100 * target:g} %", justify="right")
+        table.add_column(f"to {100 * target:g} %", justify="right", no_wrap=True)
     for row in rows:
         accuracy, spread = 100 * row["accuracy_mean"], row["accuracy_std"]
         gap, half = row["gap_points"], row["gap_ci95"]
-        sent = (row[key] for key in ("uplink_bytes", "downlink_bytes", "codec_bytes", "total_bytes"))
+        sent = (row[key] for key in ("uplink_bytes", "codec_bytes", "total_bytes"))
         cells = [
             row["codec"],
             f"{row['uplink_ratio']:.1f}x",

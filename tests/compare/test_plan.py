@@ -72,8 +72,8 @@ BASE = {
 }
 
 
-def config(changes, overrides=None, run=Run("mine", 3, 1.5)):
-    return effective(BASE, overrides or {}, changes, run, Path("there"))
+def config(changes, overrides=None):
+    return effective(BASE, overrides or {}, changes, Run("mine", 3, 1.5), Path("there"))
 
 
 def test_a_null_codec_is_no_codec():
