@@ -49,7 +49,7 @@ def compare(args: list[str], rehearse: Rehearse, fit: Fit) -> int:
     parsed = check_codecs(comparison, base, rehearse)
     output.mkdir(parents=True, exist_ok=True)
     session = Session(comparison, base, parsed, output)
-    with _StoppedBySigterm():
+    with _Stopping():
         session.run(fit)
     return session.report()
 
@@ -219,14 +219,18 @@ def _name(source: Tree | str | None) -> str:
     return str(arguments.get("dataset") or source["class_path"].rpartition(".")[2])
 
 
-class _StoppedBySigterm:
-    """Ends the block with exit status 143 on SIGTERM, so that worker processes are ended with it."""
+class _Stopping:
+    """Ends the block with exit status 130 on Ctrl-C and 143 on SIGTERM, and says how to go on; worker processes are ended with it."""
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGTERM, self._stop)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
+        if kind in (KeyboardInterrupt, SystemExit):
+            print("fedlight compare: stopped: the same command goes on with the runs that are not done", file=sys.stderr)
+        if kind is KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -141,7 +141,10 @@ def merge(base: Any, changes: Any) -> Any:
 
 
 def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folder: Path) -> Tree:
-    """Return the whole configuration of a run, which is kept in ``folder``."""
+    """Return the whole configuration of a run, which is kept in ``folder``; it takes one device and one process.
+
+    (Lightning starts more by repeating the command line, which here would be the whole comparison.)
+    """
     if changes is None:
         changes = {"model": {"codec": None, "codec_path": None}}
     config: Tree = merge(merge(base, overrides), changes)
@@ -150,6 +153,7 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
         optimizer = {"class_path": optimizer}
     rate = merge(optimizer, {"init_args": {"lr": run.lr}})
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
+    trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
     return merge(config, {**fixed, "model": {"server_optimizer": rate}, "trainer": trainer})  # type: ignore[no-any-return]
 

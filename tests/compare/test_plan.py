@@ -89,14 +89,15 @@ def test_a_codec_of_another_class_brings_only_its_own_arguments():
 
 
 def test_overrides_come_before_the_codec_s_changes():
-    trainer = config({"trainer": {"max_steps": 30}}, {"trainer": {"max_steps": 20, "devices": 1}})["trainer"]
-    assert (trainer["max_steps"], trainer["devices"]) == (30, 1)
+    trainer = config({"trainer": {"max_steps": 30}}, {"trainer": {"max_steps": 20, "precision": "bf16-mixed"}})["trainer"]
+    assert (trainer["max_steps"], trainer["precision"]) == (30, "bf16-mixed")
 
 
 def test_seed_rate_threads_and_folder_are_the_run_s():
     whole = config({"seed_everything": 8, "trainer": {"default_root_dir": "elsewhere"}})
     assert (whole["seed_everything"], whole["threads"]) == (3, 1)
     assert whole["trainer"]["default_root_dir"] == "there" and whole["trainer"]["logger"] is True
+    assert (whole["trainer"]["devices"], whole["trainer"]["strategy"]) == (1, "auto")
     assert whole["model"]["server_optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.5}}
 
 

@@ -156,7 +156,7 @@ def test_a_comparison_that_is_done_is_read_and_not_run(compared, capsys):
 
 @pytest.mark.slow
 def test_a_failed_run_is_named_and_the_rest_goes_on(tmp_path, capsys):
-    broken = {"model": {"algorithm": {"init_args": {"lr": 1e38, "steps": 3}}}}
+    broken = {"model": {"codec": None, "algorithm": {"init_args": {"lr": 1e38, "steps": 3}}}}
     args = settings(tmp_path, codecs={"none": None, "broken": broken}, seeds=[0], server_lrs=[1.0])
     assert status(args) == 1
     captured = capsys.readouterr()
@@ -176,23 +176,26 @@ def test_runs_that_differ_in_more_than_codecs_are_pointed_out(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
-def test_a_stop_ends_the_workers_too_and_the_same_command_goes_on(stop, tmp_path):
+def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path, capsys):
     marker = tmp_path / "rounds"
     slow = {"class_path": "tests.federation.Slow", "init_args": {"marker": str(marker), "seconds": 60.0, "after": 2}}
-    overrides = {**SMALL, "trainer": {**SMALL["trainer"], "callbacks": [slow]}}
-    args = settings(tmp_path, codecs={"none": None}, seeds=[0], server_lrs=[1.0], overrides=overrides)
-    command = [sys.executable, "-m", "fedlight.cli", *args]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+    codecs = {"none": None, "slow": {"model": {"codec": None}, "trainer": {"callbacks": [slow]}}}
+    short = {"seeds": [0], "server_lrs": [1.0]}
+    command = [sys.executable, "-m", "fedlight.cli", *settings(tmp_path, codecs=codecs, **short)]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         wait_until(lambda: marker.is_file() and marker.read_text() == "2")
         process.send_signal(stop)
-        assert process.wait(60) != 0
-        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
+        told = process.stderr.read()
+        assert "Traceback" not in told and ("the same command goes on" in told) == (stop is not signal.SIGKILL), told
         wait_until(lambda: not group_lives(process.pid))
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert not list((tmp_path / "out").rglob("done.json"))
+    assert [path.parts[-3] for path in (tmp_path / "out").rglob("done.json")] == ["none"]
+    assert status(settings(tmp_path, codecs={"none": None}, **short)) == 0
+    assert "done before" in capsys.readouterr().err
 
 
 def wait_until(condition) -> None:
