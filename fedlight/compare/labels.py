@@ -1,10 +1,11 @@
-"""Labels beside points that cover neither each other nor a point: rectangles, no drawing."""
+"""Where to put points and their labels so that none covers another: numbers and rectangles, no drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, hypot, pi, sin
+from statistics import fmean
 
 DIRECTIONS, RINGS = 16, 9
 GAP = 11.0  # between a point and the nearest edge of its label, on the first ring
@@ -34,6 +35,28 @@ class Box:
     def area(self) -> float:
         """Width times height."""
         return self.width * self.height
+
+
+def side_by_side(bars: Sequence[tuple[float, float, float]], gap: float) -> list[float]:
+    """Return the x of vertical bars (x, low, high), those that would cover each other set ``gap`` apart about their common middle.
+
+    >>> side_by_side([(5.0, 0, 2), (5.0, 1, 3), (9.0, 0, 3), (5.0, 7, 8)], gap=1.0)
+    [4.5, 5.5, 9.0, 5.0]
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(bars)), key=lambda i: bars[i][0]):
+        x, low, high = bars[i]
+        for group in groups:
+            if x - bars[group[-1]][0] < gap and any(low <= bars[j][2] and bars[j][1] <= high for j in group):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    moved: dict[int, float] = {}
+    for group in groups:
+        middle = fmean(bars[i][0] for i in group)
+        moved |= {i: middle + gap * (k - (len(group) - 1) / 2) if len(group) > 1 else bars[i][0] for k, i in enumerate(group)}
+    return [moved[i] for i in range(len(bars))]
 
 
 def place_labels(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot
+from math import exp, hypot, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlight.compare.labels import Box, place_labels
+from fedlight.compare.labels import Box, place_labels, side_by_side
 from fedlight.compare.results import Row
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import format_bytes
@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 DPI = 100
 SIZE = (10.0, 6.0)  # inches: 1000 x 600 pixels
+ASIDE = 10 / 930  # of the axis: points at the same bytes are set that far apart
 LEADER = 14.0  # pixels from a point beyond which a line leads to its label
 PICTURES = {"compare.png": ("total_bytes", "sent both ways in the whole run"), "compare_uplink.png": ("uplink_bytes", "sent by clients")}
 
@@ -58,6 +59,7 @@ def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) 
     axes.set_xscale("log")
     _show_bytes(axes, [row[key] for row in rows])
     axes.margins(y=0.15)
+    places = _places(rows, key, *axes.get_xlim())
     axes.set_axisbelow(True)
     axes.grid(which="major", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -65,14 +67,25 @@ def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) 
         mean, spread = _percent(row)
         plain = row["codec"] == reference
         marker, size = ("*", 13) if plain else (MARKERS[i % len(MARKERS)], 8)
-        axes.errorbar(row[key], mean, spread or None, color=_colour(i, plain), marker=marker, markersize=size, capsize=3, elinewidth=1.2)
+        axes.errorbar(places[i], mean, spread or None, color=_colour(i, plain), marker=marker, markersize=size, capsize=3, elinewidth=1.2)
         if plain:
             axes.axhline(mean, color="black", linewidth=0.8, linestyle=(0, (4, 4)), zorder=0.5)
-    axes.set_xlabel(label)
+    moved = any(place != row[key] for place, row in zip(places, rows, strict=True))
+    axes.set_xlabel(f"{label}, points at the same bytes side by side" if moved else label)
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(f"{title}\nafter the last round, mean ± standard deviation over seeds", fontsize=11, linespacing=1.4)
-    _label_points(figure, axes, rows, key, reference)
+    _label_points(figure, axes, rows, places, reference)
     return figure
+
+
+def _places(rows: Sequence[Row], key: str, left: float, right: float) -> list[float]:
+    """Return where on the axis from ``left`` to ``right`` each row is drawn: at its bytes, or just beside them."""
+    bars = []
+    for row in rows:
+        mean, spread = _percent(row)
+        bars.append((log(row[key]), mean - max(spread, 0.05), mean + max(spread, 0.05)))
+    moved = side_by_side(bars, ASIDE * log(right / left))
+    return [row[key] if place == bar[0] else exp(place) for row, place, bar in zip(rows, moved, bars, strict=True)]
 
 
 def _percent(row: Row) -> tuple[float, float]:
@@ -106,7 +119,7 @@ def _round_bytes(value: float) -> str:
     return f"{float(number):g} {unit}"
 
 
-def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], key: str, reference: str) -> None:
+def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], places: Sequence[float], reference: str) -> None:
     """Write every codec's name and ratio beside its point, with a thin line to it where there is no room next to it."""
     from matplotlib.colors import to_rgb
     from matplotlib.patheffects import withStroke
@@ -116,11 +129,11 @@ def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], key: str, ref
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     points, taken = [], []
-    for row in rows:
+    for row, place in zip(rows, places, strict=True):
         mean, spread = _percent(row)
-        x, y = (float(value) for value in to_pixels.transform((row[key], mean)))
-        _, low = to_pixels.transform((row[key], mean - spread))
-        _, high = to_pixels.transform((row[key], mean + spread))
+        x, y = (float(value) for value in to_pixels.transform((place, mean)))
+        _, low = to_pixels.transform((place, mean - spread))
+        _, high = to_pixels.transform((place, mean + spread))
         points.append((x, y))
         taken += [Box(x - 7, y - 7, 14, 14), Box(x - 4, float(low) - 2, 8, float(high - low) + 4)]
     texts = []

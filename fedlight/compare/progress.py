@@ -9,8 +9,11 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fedlight.compare.execute import Outcome
+
+_BAR, _CLOCK = 12, 7  # characters
 
 
 class RunProgress:
@@ -27,7 +30,7 @@ class RunProgress:
         self._start = time.monotonic()
         self._console = Console(stderr=True)
         self._progress = Progress(
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=_BAR),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
@@ -58,9 +61,9 @@ class RunProgress:
             return
         if not outcome.ok:
             self._print(text)
-        self._progress.update(
-            self._task, completed=self._done, total=self.total, description=f"Run {self._done}/{self.total} · {text}{self._left()}"
-        )
+        line = Text(f"Run {self._done}/{self.total} · {text}{self._left()}")
+        line.truncate(max(1, self._console.width - _BAR - _CLOCK - 2), overflow="ellipsis")
+        self._progress.update(self._task, completed=self._done, total=self.total, description=line.plain)
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
