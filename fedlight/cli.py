@@ -1,4 +1,4 @@
-"""The command line: `fedlight fit|validate|test|predict|pretrain`."""
+"""The command line: `fedlight fit|validate|test|predict|pretrain|compare`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
+from fedlight.compare import compare, compare_parser
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
 from fedlight.data import FederatedDataModule
 from fedlight.modules import FederatedModule
@@ -61,6 +62,13 @@ class FederatedCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands with the parameters that are not options."""
         return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Name `compare` in the help as well: it is no method of a Trainer and has a parser of its own (`main` calls it)."""
+        super()._add_subcommands(parser, **kwargs)
+        own = compare_parser()
+        assert parser._subcommands_action is not None
+        parser._subcommands_action.add_subcommand("compare", own, help=own.description)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's own options."""
@@ -181,30 +189,74 @@ def _told(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
+class Rehearsal(FederatedCLI):
+    """Parses the configuration and builds everything in it, and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:
+    """Run the command line in ``args`` (the process's own if not given) and return what it made."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
+    return kind(
+        FederatedModule,
+        FederatedDataModule,
+        trainer_class=FederatedTrainer,
+        trainer_defaults={
+            "log_every_n_steps": 1,
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 10,
+            "max_epochs": -1,
+            "enable_model_summary": False,
+        },
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=RunConfig,
+        parser_kwargs={"description": DESCRIPTION, **({} if exit_on_error else {"exit_on_error": False, "fit": {"exit_on_error": False}})},
+        args=args,
+    )
+
+
+def fit(args: list[str]) -> str | None:
+    """Do one run of `fedlight fit` and return its folder, for callers that do several."""
     try:
-        FederatedCLI(
-            FederatedModule,
-            FederatedDataModule,
-            trainer_class=FederatedTrainer,
-            trainer_defaults={
-                "log_every_n_steps": 1,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 10,
-                "max_epochs": -1,
-                "enable_model_summary": False,
-            },
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_callback=RunConfig,
-            parser_kwargs={"description": DESCRIPTION},
-            args=args,
-        )
+        return open_cli(FederatedCLI, args, exit_on_error=False).trainer.log_dir
+    except Exception as error:
+        raise _told(error) or error from error
+
+
+def rehearse(args: list[str]) -> dict[str, Any]:
+    """Parse the arguments of `fedlight fit`, build what they name, and return the whole configuration."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli = open_cli(Rehearsal, args, exit_on_error=False)
+    except Exception as error:
+        raise _told(error) or error from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    cli._dump_config()
+    return cli.config_dump  # type: ignore[no-any-return]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
+    given = sys.argv[1:] if args is None else args
+    try:
+        if given[:1] == ["compare"]:
+            if status := compare(given[1:], rehearse, fit):
+                raise SystemExit(status)
+            return
+        open_cli(FederatedCLI, args)
     except Exception as error:
         told = _told(error)
         if told is None:
@@ -218,4 +270,6 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fedlight.cli import main as imported  # worker processes name functions by module: not by `__main__`
+
+    imported()

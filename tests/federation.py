@@ -90,6 +90,14 @@ class CodeDump(FederatedCallback):
             torch.save(round.codes.total, self.folder / f"round_{round.public.round}.pt")
 
 
+class TrueDump(FederatedCallback):
+    """Writes the first round's true aggregate to the run's folder."""
+
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+        if round.public.round == 0 and round.true is not None:
+            torch.save(round.true.mean(), Path(str(trainer.log_dir)) / "true.pt")
+
+
 class Slow(FederatedCallback):
     """Makes rounds long enough to be interrupted, and says in a file how many are done."""
 

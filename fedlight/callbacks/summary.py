@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 
-from fedlight.core.export import save_codec
+from fedlight.core.export import encoder_bytes, save_codec
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -73,7 +73,9 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
         "uplink_bytes": traffic.uplink,
         "downlink_bytes": traffic.downlink,
         "codec_bytes": traffic.codec,
+        "encoder_bytes": encoder_bytes(module.codec) if module.codec.version else 0,
         "uplink_ratio": traffic.ratio(module.layout.dim),
+        "additive": module.codec.additive,
         "train_seconds": module.seconds_trained(),
         "pretrain_seconds": module.pretrain_seconds,
         "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},

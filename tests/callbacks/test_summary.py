@@ -20,6 +20,8 @@ KEYS = {
     "uplink_bytes",
     "downlink_bytes",
     "codec_bytes",
+    "encoder_bytes",
+    "additive",
     "uplink_ratio",
     "train_seconds",
     "pretrain_seconds",
@@ -53,6 +55,8 @@ def test_every_promised_figure_is_there_and_right(finished):
     traffic = module.traffic
     assert (summary["uplink_bytes"], summary["downlink_bytes"]) == (traffic.uplink, traffic.downlink)
     assert summary["codec_bytes"] == traffic.codec > 0
+    assert summary["encoder_bytes"] == len((folder / "encoder.safetensors").read_bytes())
+    assert summary["additive"] is True
     assert summary["uplink_bytes_per_client"] == traffic.uplink / 32
     assert summary["uplink_ratio"] == 4 * module.layout.dim / summary["uplink_bytes_per_client"]
     assert summary["train_seconds"] > 0 and summary["pretrain_seconds"] > 0

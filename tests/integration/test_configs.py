@@ -12,7 +12,9 @@ import yaml
 from fedlight.cli import main
 from tests.federation import write_npz
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+COMPARISONS = sorted(FOLDER.glob("compare_*.yaml"))  # run by test_compare.py
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
 SMALL = [
     "--trainer.max_steps",
     "2",
@@ -42,7 +44,7 @@ def test_it_parses(path, capsys):
     assert got["model"]["algorithm"]["init_args"]["steps"] == 10
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *COMPARISONS], ids=lambda path: path.stem)
 def test_it_has_no_machine_path_and_explains_its_keys(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ") and lines[1].startswith("# ")
@@ -59,7 +61,7 @@ def run(path: Path, folder: Path, *options: str, command: str = "fit") -> dict:
 
 
 def config(name: str) -> Path:
-    return CONFIGS[0].parent / f"{name}.yaml"
+    return FOLDER / f"{name}.yaml"
 
 
 def test_digits_runs(tmp_path):

@@ -1,0 +1,236 @@
+"""The subcommand `fedlight compare`: settings in, runs, then a table, two files and two pictures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from fedlight.compare.execute import Fit, Job, Outcome, execute
+from fedlight.compare.picture import draw_pictures
+from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
+from fedlight.compare.progress import RunProgress
+from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
+from fedlight.core.errors import ConfigurationError
+
+DESCRIPTION = "Run codecs over seeds on one data set and model, and write accuracy against bytes as table, files and pictures."
+
+FILE_WIDTH = 160  # characters, where the table does not go to a terminal
+
+Rehearse = Callable[[list[str]], Tree]
+"""Parses `fedlight` arguments and builds everything they name, without running it; returns the whole configuration."""
+
+
+def compare_parser() -> ArgumentParser:
+    """Return the parser of `fedlight compare`."""
+    parser = ArgumentParser(prog="fedlight compare", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument(
+        "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/compare_digits.yaml."
+    )
+    parser.add_class_arguments(Comparison, None)
+    return parser
+
+
+def compare(args: list[str], rehearse: Rehearse, fit: Fit) -> int:
+    """Run a comparison and return the exit status: 1 if a run failed, 0 otherwise; what was done before is not run again.
+
+    Raises:
+        ConfigurationError: if a setting or the configuration of a codec cannot work; nothing has been run then.
+    """
+    comparison, beside, output = read_settings(args)
+    base = read_base(comparison.base, beside)
+    parsed = check_codecs(comparison, base, rehearse)
+    output.mkdir(parents=True, exist_ok=True)
+    session = Session(comparison, base, parsed, output)
+    with _Stopping():
+        session.run(fit)
+    return session.report()
+
+
+def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
+    """Return the settings that arguments and file give, the file's folder if there is one, and the folder for results.
+
+    Raises:
+        ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
+    """
+    try:
+        given: Namespace = compare_parser().parse_args(args)
+    except Exception as error:
+        raise ConfigurationError(f"compare: {_sentence(error)} (options: fedlight compare --help)") from error
+    values = dict(given.as_dict())
+    files = values.pop("config", None) or []
+    comparison = Comparison(**values)
+    path = Path(files[-1].absolute) if files and files[-1] else None
+    output = Path(comparison.output or f"logs/compare/{path.stem if path else 'comparison'}")
+    return comparison, path.parent if path else None, output
+
+
+def check_codecs(comparison: Comparison, base: Tree, rehearse: Rehearse) -> dict[str, Tree]:
+    """Return the whole configuration of every codec's runs, by name.
+
+    Raises:
+        ConfigurationError: if one of them cannot be built, or the reference is not uncompressed.
+    """
+    parsed = {name: _rehearse(comparison, base, name, rehearse) for name in comparison.codecs}
+    _check_reference(comparison.reference, parsed[comparison.reference])
+    return parsed
+
+
+def _rehearse(comparison: Comparison, base: Tree, codec: str, rehearse: Rehearse) -> Tree:
+    """Return the whole configuration of a codec's runs, with seed and rate the same in all: the rest of it is what tells codecs apart."""
+    run = Run(codec, 0, 1.0)
+    try:
+        config = effective(base, comparison.overrides, comparison.codecs[codec], run, Path("."))
+        parsed = rehearse(["fit", "--config", json.dumps(config)])
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(f"codecs.{codec}: {_sentence(error)}") from error
+    if unknown := set(config) - set(parsed):  # an empty part is not refused by the parser
+        raise ConfigurationError(f"codecs.{codec}: Expected parts of a `fit` configuration but got {', '.join(sorted(unknown))}")
+    return parsed
+
+
+def _check_reference(name: str, parsed: Tree) -> None:
+    codec, path = parsed["model"].get("codec"), parsed["model"].get("codec_path")
+    if path or (codec is not None and not codec["class_path"].endswith(".IdentityCodec")):
+        raise ConfigurationError(f"Expected `reference` to be uncompressed but {name!r} has a codec: write `{name}: null` in `codecs`")
+
+
+def _sentence(error: BaseException) -> str:
+    """Return an error without jsonargparse's frame of types and values, on one line."""
+    frame = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(frame))
+
+
+class Session:
+    """A comparison in progress: which runs have come in, which rates were chosen."""
+
+    def __init__(self, comparison: Comparison, base: Tree, parsed: dict[str, Tree], output: Path) -> None:
+        self.comparison = comparison
+        self.base = base
+        self.parsed = parsed
+        self.output = output
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console.width = FILE_WIDTH
+        self.outcomes: dict[str, list[Outcome]] = {name: [] for name in comparison.codecs}
+        self.rates: dict[str, float] = {}
+        self.progress = RunProgress(number_of_runs(comparison))
+
+    def run(self, fit: Fit) -> None:
+        """Run everything that is not done yet."""
+        first = [self._job(run) for codec in self.comparison.codecs for run in first_runs(self.comparison, codec)]
+        with self.progress:
+            execute(first, fit, self.comparison.jobs, self._take)
+
+    def _job(self, run: Run) -> Job:
+        folder = run.folder(self.output)
+        config = effective(self.base, self.comparison.overrides, self.comparison.codecs[run.codec], run, folder)
+        return Job(run, json.dumps(config), folder, digest(self.parsed[run.codec], run))
+
+    def _take(self, outcome: Outcome) -> list[Job]:
+        """Note an outcome; once the rates of its codec have all been tried, return the jobs with the best."""
+        codec = outcome.run.codec
+        own = self.outcomes[codec]
+        own.append(outcome)
+        self.progress.show(outcome)
+        if codec in self.rates or len(own) < len(first_runs(self.comparison, codec)):
+            return []
+        rate = self._choose(own)
+        lr = self.comparison.server_lrs[0] if rate is None else rate
+        further = further_runs(self.comparison, codec, lr)
+        if rate is None:  # no rate worked: further runs would not either
+            self.progress.expect_fewer(len(further))
+            return []
+        self.rates[codec] = rate
+        return [self._job(run) for run in further]
+
+    def _choose(self, outcomes: list[Outcome]) -> float | None:
+        if len(self.comparison.server_lrs) == 1:
+            return self.comparison.server_lrs[0]
+        accuracies: dict[float, list[float]] = {lr: [] for lr in self.comparison.server_lrs}
+        for outcome in outcomes:
+            if outcome.ok and "val_accuracy" in outcome.summary:
+                accuracies[outcome.run.lr].append(outcome.summary["val_accuracy"])
+        return choose_rate(accuracies, len(self.comparison.tuning_seeds))
+
+    def results(self) -> dict[str, list[Outcome]]:
+        """Return, for each codec with results, its runs over ``seeds`` with the chosen rate."""
+        chosen = {
+            codec: [o for o in outcomes if o.ok and o.run.lr == self.rates.get(codec) and o.run.seed in self.comparison.seeds]
+            for codec, outcomes in self.outcomes.items()
+        }
+        return {codec: outcomes for codec, outcomes in chosen.items() if outcomes}
+
+    def report(self) -> int:
+        """Write table, files and pictures of what there is, name what failed, and return the exit status."""
+        results = self.results()
+        reference = results.get(self.comparison.reference, [])
+        rows = [make_row(codec, outcomes, reference, self.comparison.target) for codec, outcomes in results.items()]
+        if rows:
+            self._write(rows, results)
+        everything = [outcome for outcomes in self.outcomes.values() for outcome in outcomes]
+        for seed, losses in unequal_starts(o for o in everything if o.ok).items():
+            starts = "; ".join(f"{', '.join(names)}: {loss:.6g}" for loss, names in losses.items())
+            self._warn(
+                f"seed {seed}: the first round's loss should be the same in every run but was {starts}: they differ in more than codecs"
+            )
+        failed = [outcome for outcome in everything if not outcome.ok]
+        for outcome in failed:
+            self._warn(f"failed: {outcome.run}: {outcome.error} (see {outcome.folder})")
+        for codec in (name for name in self.comparison.codecs if name not in results):
+            self._warn(
+                f"{codec}: no results" + ("" if codec in self.rates else ": no rate had a validation accuracy for every tuning seed")
+            )
+        return 1 if failed or len(results) < len(self.comparison.codecs) else 0
+
+    def _write(self, rows: list[Row], results: dict[str, list[Outcome]]) -> None:
+        summary = next(iter(results.values()))[0].summary
+        source = self.parsed[self.comparison.reference]["data"]["source"]
+        seeds = sorted({outcome.run.seed for outcomes in results.values() for outcome in outcomes})
+        title = f"{_name(source)}, {summary['clients']} clients, {summary['rounds']} rounds, seeds {', '.join(map(str, seeds))}"
+        self.console.print(show_rows(rows, title, self.comparison.reference, self.comparison.target))
+        paths = write_rows(rows, self.output)
+        (self.output / "settings.json").write_text(json.dumps(asdict(self.comparison), indent=2) + "\n")
+        try:
+            paths += draw_pictures(rows, self.output, self.comparison.reference, title)
+        except ConfigurationError as error:
+            self._warn(str(error))
+        for path in paths:
+            self.console.print(str(path), soft_wrap=True, highlight=False)
+        self.console.print(f"Curves of every run: [bold]tensorboard --logdir {self.output}[/bold]", soft_wrap=True)
+
+    def _warn(self, text: str) -> None:
+        print(f"fedlight compare: {text}", file=sys.stderr)
+
+
+def _name(source: Tree | str | None) -> str:
+    """Return what a data source is called: the data set it names, else its class."""
+    if not isinstance(source, dict):
+        return str(source or "Digits").rpartition(".")[2]
+    arguments = source.get("init_args") or {}
+    return str(arguments.get("dataset") or source["class_path"].rpartition(".")[2])
+
+
+class _Stopping:
+    """Ends the block with exit status 130 on Ctrl-C and 143 on SIGTERM, and says how to go on; worker processes are ended with it."""
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._stop)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        if kind in (KeyboardInterrupt, SystemExit):
+            print("fedlight compare: stopped: the same command goes on with the runs that are not done", file=sys.stderr)
+        if kind is KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)

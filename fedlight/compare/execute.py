@@ -1,0 +1,160 @@
+"""Runs in worker processes: each process imports once and does one run after another; what is done already is not run again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlight.compare.plan import Run
+from fedlight.core.errors import RoundFailedError
+
+DONE_FILE = "done.json"
+OUTPUT_FILE = "output.txt"
+SUMMARY_FILE = "summary.json"
+
+Fit = Callable[[list[str]], str | None]
+"""Runs `fedlight` with these arguments and returns the run's folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with its configuration (JSON), its folder and the digest that tells whether it is done already."""
+
+    run: Run
+    config: str
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: with ``error``, or with the folder that it left and its summary."""
+
+    run: Run
+    folder: Path
+    summary: dict[str, Any]
+    error: str | None = None
+    seconds: float = 0.0
+    again: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.error is None
+
+
+def finished(job: Job) -> Outcome | None:
+    """Return the outcome of a job that was done before with the same configuration, or None."""
+    try:
+        done = json.loads((job.folder / DONE_FILE).read_text())
+        folder = job.folder / done["folder"]
+        summary = json.loads((folder / SUMMARY_FILE).read_text())
+    except (OSError, ValueError, KeyError):
+        return None
+    return Outcome(job.run, folder, summary, again=True) if done["digest"] == job.digest and "test_accuracy" in summary else None
+
+
+def execute(jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome], list[Job]]) -> None:
+    """Run jobs on ``workers`` processes; ``then`` is told every outcome, as it comes, and returns the jobs that follow from it.
+
+    A run that fails, or takes its process with it, is an outcome like another; the rest goes on.
+    """
+    waiting = deque(jobs)
+    while waiting:
+        running: dict[Future[Outcome], Job] = {}
+        try:
+            with _pool(workers) as pool:
+                while waiting or running:
+                    while waiting and len(running) < workers:
+                        if (known := finished(waiting[0])) is not None:
+                            waiting.popleft()
+                            waiting.extend(then(known))
+                            continue
+                        running[pool.submit(_work, fit, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        outcome = future.result()
+                        running.pop(future)
+                        waiting.extend(then(outcome))
+        except BrokenProcessPool:
+            for job in running.values():
+                died = "its worker process ended without a word (killed, or out of memory)"
+                waiting.extend(then(Outcome(job.run, job.folder, {}, died)))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool whose processes are spawned when first needed, and killed if the block is left by an exception."""
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(fit: Fit, job: Job) -> Outcome:
+    """Do one run, in a worker process, and mark it as done."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with _output_to(job.folder / OUTPUT_FILE):
+        try:
+            left = fit(["fit", "--config", job.config])
+            if left is None or "test_accuracy" not in (summary := json.loads((Path(left) / SUMMARY_FILE).read_text())):
+                raise RoundFailedError(f"The run ended without a test accuracy: see {job.folder / OUTPUT_FILE}")
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Outcome(job.run, job.folder, {}, told, time.monotonic() - start)
+    done = {"digest": job.digest, "folder": os.path.relpath(left, job.folder)}
+    draft = job.folder / f"{DONE_FILE}.part"
+    draft.write_text(json.dumps(done, indent=2) + "\n")
+    draft.replace(job.folder / DONE_FILE)
+    return Outcome(job.run, Path(left), summary, seconds=time.monotonic() - start)
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send everything that this process prints to a file, whoever holds the streams."""
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, (stream, copy) in enumerate(zip((sys.stdout, sys.stderr), kept, strict=True), start=1):
+            stream.flush()
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,187 @@
+"""What is run: settings of a comparison, its grid of runs, the configuration of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from fedlight.core.errors import ConfigurationError
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Codecs, seeds and server learning rates to compare on one configuration of `fedlight fit`.
+
+    Args:
+        base: Configuration of `fedlight fit` that every run starts from; looked for beside this file, then in the current folder.
+        codecs: What each codec changes of it, by name: any part of a `fit` configuration, or null for no codec.
+        reference: Name of the one uncompressed entry of `codecs` that gaps are measured to.
+        seeds: Seeds of the results; a seed fixes initial weights, partition, cohorts and batches for every codec.
+        server_lrs: Learning rates of the server's SGD to choose from, the same for every codec and for the reference.
+        tune_seeds: Seeds whose validation accuracy chooses the rate of each codec (the first of `seeds` if not given).
+        overrides: Parts of a `fit` configuration that are changed in every run.
+        output: Folder for runs and results (`logs/compare/` and this file's name if not given).
+        jobs: Worker processes that run side by side, with one CPU thread each.
+        target: Validation accuracy in 0..1 for the columns that say how many bytes and rounds it took to reach it.
+
+    Raises:
+        ConfigurationError: if an argument is empty, out of range or contradicts another.
+    """
+
+    base: str
+    codecs: dict[str, dict[str, Any] | None]
+    reference: str = "none"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    server_lrs: list[float] = field(default_factory=lambda: [1.0])
+    tune_seeds: list[int] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
+    jobs: int = 1
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "server_lrs", "tune_seeds"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ConfigurationError(f"Expected `{name}` to be a list of one or more different numbers but got {values}")
+        if min(self.server_lrs) <= 0:
+            raise ConfigurationError(f"Expected `server_lrs` > 0 but got {self.server_lrs}")
+        if min([*self.seeds, *(self.tune_seeds or [])]) < 0:
+            raise ConfigurationError(f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
+        if self.jobs < 1:
+            raise ConfigurationError(f"Expected `jobs` >= 1 but got {self.jobs}")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ConfigurationError(f"Expected `target` to be an accuracy in 0..1 but got {self.target}: 95 % is 0.95")
+        for name in self.codecs:
+            if name in ("", ".", "..") or "\\" in name or PurePath(name).name != name:
+                raise ConfigurationError(f"Expected names in `codecs` that can name a folder but got {name!r}: leave slashes out")
+        plain = [name for name, changes in self.codecs.items() if changes is None]
+        if len(plain) > 1:
+            raise ConfigurationError(f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
+        if self.reference not in self.codecs:
+            raise ConfigurationError(
+                f"Expected `reference` to be one of {', '.join(self.codecs) or 'the codecs'} but got {self.reference!r}: "
+                f"add `{self.reference}: null` to `codecs`, or name another"
+            )
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Seeds that every rate is tried on."""
+        return self.tune_seeds or self.seeds[:1]
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One run of `fit`: a codec, a seed, a learning rate of the server."""
+
+    codec: str
+    seed: int
+    lr: float
+
+    def __str__(self) -> str:
+        return f"{self.codec}, seed {self.seed}, rate {self.lr:g}"
+
+    def folder(self, output: Path) -> Path:
+        """Return the run's own folder."""
+        return output / "runs" / self.codec / f"seed_{self.seed}_lr_{self.lr}"
+
+
+def first_runs(comparison: Comparison, codec: str) -> list[Run]:
+    """Return the runs of a codec that choose its rate; all its runs, if there is just one rate."""
+    if len(comparison.server_lrs) == 1:
+        return [Run(codec, seed, comparison.server_lrs[0]) for seed in comparison.seeds]
+    return [Run(codec, seed, lr) for lr in comparison.server_lrs for seed in comparison.tuning_seeds]
+
+
+def further_runs(comparison: Comparison, codec: str, lr: float) -> list[Run]:
+    """Return the runs that remain once the rate of a codec is chosen."""
+    done = set(first_runs(comparison, codec))
+    return [run for run in (Run(codec, seed, lr) for seed in comparison.seeds) if run not in done]
+
+
+def number_of_runs(comparison: Comparison) -> int:
+    """Return how many runs a comparison takes, whatever rates are chosen."""
+    lr = comparison.server_lrs[0]
+    return sum(len(first_runs(comparison, codec)) + len(further_runs(comparison, codec, lr)) for codec in comparison.codecs)
+
+
+def choose_rate(accuracies: Mapping[float, Sequence[float]], seeds: int) -> float | None:
+    """Return the rate with the best mean validation accuracy, the earliest of equals; None if no rate has a value for all ``seeds``.
+
+    >>> choose_rate({1.0: [0.9, 0.9], 1.5: [0.8, 1.0], 2.0: [1.0]}, seeds=2)
+    1.0
+    """
+    complete = {lr: fmean(values) for lr, values in accuracies.items() if len(values) == seeds}
+    return max(complete, key=lambda lr: complete[lr]) if complete else None
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """Return ``base`` with ``changes`` put over it, mapping by mapping; a mapping that names another class replaces the old one.
+
+    >>> merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]})
+    {'a': {'x': 1, 'y': 3}, 'b': [2]}
+    >>> merge({"class_path": "Old", "init_args": {"x": 1}}, {"class_path": "New"})
+    {'class_path': 'New'}
+    """
+    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+        return changes
+    new = changes.get("class_path")
+    if new is not None and str(new).rpartition(".")[2] != str(base.get("class_path")).rpartition(".")[2]:
+        return dict(changes)
+    return {**base, **{key: merge(base.get(key), value) for key, value in changes.items()}}
+
+
+def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folder: Path) -> Tree:
+    """Return the whole configuration of a run, which is kept in ``folder``; it takes one device and one process.
+
+    (Lightning starts more by repeating the command line, which here would be the whole comparison.)
+    """
+    if changes is None:
+        changes = {"model": {"codec": None, "codec_path": None}}
+    config: Tree = merge(merge(base, overrides), changes)
+    optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"
+    if isinstance(optimizer, str):
+        optimizer = {"class_path": optimizer}
+    rate = merge(optimizer, {"init_args": {"lr": run.lr}})
+    trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
+    trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
+    return merge(config, {**fixed, "model": {"server_optimizer": rate}, "trainer": trainer})  # type: ignore[no-any-return]
+
+
+def digest(parsed: Tree, run: Run) -> str:
+    """Return what tells one configuration from another: of the ``parsed`` configuration of the codec's runs, and the run's numbers.
+
+    Where the run is kept does not matter.
+    """
+    trainer = {key: value for key, value in parsed["trainer"].items() if key != "default_root_dir"}
+    text = json.dumps([{**parsed, "trainer": trainer}, run.seed, run.lr], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_base(base: str, beside: Path | None) -> Tree:
+    """Return the mapping in the YAML file ``base``, looked for in the folder ``beside`` and then in the current one.
+
+    Raises:
+        ConfigurationError: if there is no such file, or it holds no mapping.
+    """
+    places = [Path(base).expanduser()] if beside is None else [beside / Path(base).expanduser(), Path(base).expanduser()]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ConfigurationError(f"Expected `base` to be a configuration of `fedlight fit` but there is no file {base}: correct the path")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"Expected `base` to be YAML but {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"Expected `base` to be a configuration of `fedlight fit` but {path} holds no mapping")
+    return tree

@@ -1,0 +1,151 @@
+"""What runs add up to: a row for each codec, from the summaries and `metrics.csv` of its runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from scipy import stats
+
+from fedlight.compare.execute import Outcome
+from fedlight.metrics import format_bytes
+
+Row = dict[str, Any]
+
+METRICS_FILE = "metrics.csv"
+_MEANS = ("uplink_bytes", "downlink_bytes", "codec_bytes", "encoder_bytes")
+_SECONDS = ("pretrain_seconds", "train_seconds")
+
+
+def paired_gap(reference: Mapping[int, float], other: Mapping[int, float]) -> tuple[float | None, float | None]:
+    """Return mean and half-width of the 95 % t interval of ``reference - other``, over the seeds that both have.
+
+    The mean is None without a common seed, the half-width with fewer than two. Pairing takes out what a seed does to both.
+
+    >>> gap, half = paired_gap({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.5, 1: 1.0, 2: 1.5})
+    >>> round(gap, 3), round(half, 3)
+    (1.0, 1.242)
+    """
+    differences = [reference[seed] - other[seed] for seed in sorted(set(reference) & set(other))]
+    if not differences:
+        return None, None
+    count = len(differences)
+    half = float(stats.t.ppf(0.975, count - 1)) * stdev(differences) / math.sqrt(count) if count > 1 else None
+    return fmean(differences), half
+
+
+def reach_target(folder: Path, target: float) -> tuple[float, float]:
+    """Return (bytes both ways, rounds) when a run's validation accuracy first reached ``target``; infinity if it never did."""
+    sent: dict[int, float] = {}
+    reached: list[int] = []
+    with (folder / METRICS_FILE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row.get("bytes/uplink"):
+                sent[int(row["step"])] = float(row["bytes/uplink"]) + float(row["bytes/downlink"])
+            if row.get("val/accuracy") and float(row["val/accuracy"]) >= target:
+                reached.append(int(row["step"]))
+    if not reached:
+        return math.inf, math.inf
+    return max((n_bytes for step, n_bytes in sent.items() if step <= min(reached)), default=0.0), min(reached) + 1
+
+
+def first_loss(folder: Path) -> float | None:
+    """Return the clients' mean loss in a run's first round, which comes before anything that was decoded; None if it was not logged."""
+    with (folder / METRICS_FILE).open(newline="") as file:
+        return next((float(row["sim/loss"]) for row in csv.DictReader(file) if row.get("sim/loss")), None)
+
+
+def unequal_starts(outcomes: Iterable[Outcome]) -> dict[int, dict[float, list[str]]]:
+    """Return, for each seed whose runs did not all start alike, the codecs by the loss of their first round.
+
+    The same seed gives every codec the same weights, partition, cohort and batches, so the first round's loss is the same number.
+    """
+    losses: dict[int, dict[float, list[str]]] = {}
+    for outcome in outcomes:
+        if (loss := first_loss(outcome.folder)) is not None:
+            names = losses.setdefault(outcome.run.seed, {}).setdefault(loss, [])
+            if outcome.run.codec not in names:
+                names.append(outcome.run.codec)
+    return {seed: by_loss for seed, by_loss in losses.items() if len(by_loss) > 1}
+
+
+def make_row(codec: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float | None) -> Row:
+    """Return the figures of a codec's runs with the chosen rate: accuracies of the last round's model as fractions, bytes a run.
+
+    ``gap_points`` is in percentage points to the reference, paired over seeds, positive if the codec is worse; ``bytes_to_target`` and
+    ``rounds_to_target`` are medians over seeds, in which a run that never got there counts as infinity.
+    """
+    summaries = [outcome.summary for outcome in outcomes]
+    accuracies = [summary["test_accuracy"] for summary in summaries]
+    points = [{o.run.seed: 100 * o.summary["test_accuracy"] for o in group} for group in (reference, outcomes)]
+    gap, half = paired_gap(*points)
+    reached = [reach_target(outcome.folder, target) for outcome in outcomes] if target is not None else []
+    to_target = [_finite(median(values)) for values in zip(*reached, strict=True)] or [None, None]
+    row = {
+        "codec": codec,
+        "uplink_ratio": fmean(summary["uplink_ratio"] for summary in summaries),
+        "accuracy_mean": fmean(accuracies),
+        "accuracy_std": stdev(accuracies) if len(accuracies) > 1 else None,
+        "gap_points": gap,
+        "gap_ci95": half,
+        **{key: fmean(summary[key] for summary in summaries) for key in _MEANS},
+        "total_bytes": fmean(summary["uplink_bytes"] + summary["downlink_bytes"] for summary in summaries),
+        "bytes_to_target": to_target[0],
+        "rounds_to_target": to_target[1],
+        "server_lr": outcomes[0].run.lr,
+        "seeds": sorted(outcome.run.seed for outcome in outcomes),
+        "additive": summaries[0]["additive"],
+    }
+    return row | {key: fmean(summary[key] for summary in summaries) for key in _SECONDS}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write ``compare.json`` and ``compare.csv``, and return their paths; an empty cell is a figure that does not exist."""
+    table, text = folder / "compare.csv", folder / "compare.json"
+    text.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows)
+    return [text, table]
+
+
+def show_rows(rows: Sequence[Row], title: str, reference: str, target: float | None) -> Table:
+    """Return the rows as a table for the terminal: what fits in 80 columns; the downlink is the total without the uplink."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("codec", overflow="fold", min_width=8)
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("accuracy, %", justify="right", min_width=9)  # in two lines where it is narrow
+    table.add_column("gap, points", justify="right", min_width=7)
+    for name in ("uplink", "encoders", "total", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if target is not None:
+        table.add_column(f"to {100 * target:g} %", justify="right", no_wrap=True)
+    for row in rows:
+        accuracy, spread = 100 * row["accuracy_mean"], row["accuracy_std"]
+        gap, half = row["gap_points"], row["gap_ci95"]
+        sent = (row[key] for key in ("uplink_bytes", "codec_bytes", "total_bytes"))
+        cells = [
+            row["codec"],
+            f"{row['uplink_ratio']:.1f}x",
+            f"{accuracy:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}"),
+            "" if gap is None or row["codec"] == reference else f"{gap:+.2f}" + ("" if half is None else f" ± {half:.2f}"),
+            *(format_bytes(n_bytes) for n_bytes in sent),
+            f"{row['server_lr']:g}",
+        ]
+        if target is not None:
+            reached = row["bytes_to_target"]
+            cells.append("never" if reached is None else format_bytes(reached))
+        table.add_row(*cells)
+    return table
