@@ -8,6 +8,10 @@ Sketching" (arXiv 2007.07682), Algorithm 1; the learning rate is the server opti
     S_e = S_e + S_u                     error feedback
     D   = Top-k(U(S_e))                 unsketch
     S_e = S_e - S(D)                    what was applied is no error
+
+As written the last line makes the error grow without bound where many entries are of one size: entries that share a column are all
+taken for the whole column. By default, therefore, the columns that S(D) touches are emptied, in S_e and in S_u, as the authors'
+published code does.
 """
 
 from __future__ import annotations
@@ -79,43 +83,47 @@ class CountSketchEncoder(Encoder):
 class CountSketchDecoder(Decoder):
     """Adds the mean sketch to what is left of earlier ones and takes the largest entries out."""
 
-    def __init__(self, layout: Layout, sketch: CountSketch, top_k: int, momentum: float) -> None:
+    def __init__(self, layout: Layout, sketch: CountSketch, top_k: int, momentum: float, masking: bool) -> None:
         super().__init__(layout, CodeFormat(sketch.rows * sketch.columns))
         self.sketch = sketch
         self.top_k = top_k
         self.momentum = momentum
+        self.masking = masking
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the ``top_k`` largest estimates in their places ``[..., dim]``; ``state`` keeps the error and the momentum."""
         velocity = mean_code
-        if self.momentum:
-            if "momentum" in state:
-                velocity = velocity + self.momentum * state["momentum"].to(mean_code)
-            state["momentum"] = velocity
+        if self.momentum and "momentum" in state:
+            velocity = velocity + self.momentum * state["momentum"].to(mean_code)
         error = velocity + state["error"].to(mean_code) if "error" in state else velocity
         estimates = self.sketch.estimate(error)
         chosen = estimates.abs().topk(self.top_k, dim=-1).indices
         update = torch.zeros_like(estimates).scatter_(-1, chosen, estimates.gather(-1, chosen))
-        state["error"] = error - self.sketch(update)
+        applied = self.sketch(update)
+        state["error"] = error.masked_fill(applied != 0, 0.0) if self.masking else error - applied
+        if self.momentum:
+            state["momentum"] = velocity.masked_fill(applied != 0, 0.0) if self.masking else velocity
         return update
 
 
 class CountSketchCodec(Codec):
     """Sends a count sketch of every update; the server takes the largest entries out of the sum and keeps the rest for later rounds.
 
-    Sketches are linear and add up, decoding is not linear. The hash comes from a seed, so nobody downloads it. With a code much shorter
-    than the update the largest estimates are mostly noise unless few entries stand out: then `top_k` must stay small for the error to
-    stay bounded.
+    Sketches are linear and add up, decoding is not linear. The hash comes from a seed, so nobody downloads it. It is meant for updates
+    of which few entries stand out: of others the largest estimates are mostly noise.
 
     Args:
         ratio: how many times shorter the sketch is than the update.
         rows: independent rows of the sketch, whose median is taken (the paper's experiments use 5).
-        top_k: entries that the server applies a round; 0 takes a tenth of the sketch's columns, few enough not to share columns.
+        top_k: entries that the server applies a round; 0 takes half as many as the sketch has columns.
         momentum: momentum of the mean sketch at the server; the paper's experiments use 0.9 with a smaller learning rate.
+        masking: whether the columns of entries that were applied are emptied, rather than lessened by what was applied.
         seed: seed of the hash.
     """
 
-    def __init__(self, ratio: float = 8.0, rows: int = 5, top_k: int = 0, momentum: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, ratio: float = 8.0, rows: int = 5, top_k: int = 0, momentum: float = 0.0, masking: bool = True, seed: int = 0
+    ) -> None:
         if ratio < 1 or rows < 1 or top_k < 0 or not 0 <= momentum < 1:
             raise ConfigurationError(
                 f"Expected `ratio` >= 1, `rows` >= 1, `top_k` >= 0 and `momentum` in [0, 1) but got {ratio}, {rows}, {top_k} and {momentum}"
@@ -124,6 +132,7 @@ class CountSketchCodec(Codec):
         self.rows = rows
         self.top_k = top_k
         self.momentum = momentum
+        self.masking = masking
         self.seed = seed
 
     def _sketch(self, layout: Layout) -> CountSketch:
@@ -142,4 +151,4 @@ class CountSketchCodec(Codec):
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
         sketch = self._sketch(layout)
-        return CountSketchDecoder(layout, sketch, min(layout.dim, self.top_k or max(1, sketch.columns // 10)), self.momentum)
+        return CountSketchDecoder(layout, sketch, min(layout.dim, self.top_k or max(1, sketch.columns // 2)), self.momentum, self.masking)

@@ -31,7 +31,7 @@ class HalfDecoder(Decoder):
 class HalfCodec(Codec):
     """Sends every update in full as float16 (IEEE 754 binary16): half the bytes, additive.
 
-    The relative error of an entry is at most 2^-11. Entries beyond +-65504 are clamped to that, those below 6e-8 may become 0.
+    The error of an entry is at most 2^-11 of it, or 3e-8 where that is more. Entries beyond +-65504 are clamped to that.
     """
 
     def __init__(self) -> None:

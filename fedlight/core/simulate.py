@@ -41,7 +41,8 @@ def simulate_round(
         total = RunningSum()
         for client, (update, weight, own) in enumerate(zip(updates, weights, private_states, strict=True)):
             generator = torch_generator(public.seed, public.round, public.attempt, client, "encode", step)
-            message = codec.encoder.encode_message(update, public, Private(generator, own))
+            # In memory of its own, as a client's update lies: the rounding of some kernels depends on alignment.
+            message = codec.encoder.encode_message(update.clone(), public, Private(generator, own))
             if on_message is not None:
                 on_message(step, client, message)
             with torch.no_grad():
