@@ -114,7 +114,8 @@ class CountSketchCodec(Codec):
 
     Args:
         ratio: how many times shorter the sketch is than the update.
-        rows: independent rows of the sketch, whose median is taken (the paper's experiments use 5).
+        rows: independent rows of the sketch, whose median is taken (the paper's experiments use 5); fewer leave
+            more columns to each, which may do better where no entries stand out.
         top_k: entries that the server applies a round; 0 takes half as many as the sketch has columns.
         momentum: momentum of the mean sketch at the server; the paper's experiments use 0.9 with a smaller learning rate.
         masking: whether the columns of entries that were applied are emptied, rather than lessened by what was applied.
