@@ -2,10 +2,28 @@
 
 from fedlight.codecs.autoencoder import AutoencoderCodec
 from fedlight.codecs.chain import ChainCodec
+from fedlight.codecs.count_sketch import CountSketchCodec
+from fedlight.codecs.half import HalfCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.linear import LinearCodec
+from fedlight.codecs.power_sgd import PowerSGDCodec
+from fedlight.codecs.qsgd import QSGDCodec
 from fedlight.codecs.quantize import QuantizeCodec
+from fedlight.codecs.top_k import TopKCodec
 from fedlight.codecs.transform import TransformCodec
 from fedlight.codecs.two_sided import TwoSidedCodec
 
-__all__ = ["AutoencoderCodec", "ChainCodec", "IdentityCodec", "LinearCodec", "QuantizeCodec", "TransformCodec", "TwoSidedCodec"]
+__all__ = [
+    "AutoencoderCodec",
+    "ChainCodec",
+    "CountSketchCodec",
+    "HalfCodec",
+    "IdentityCodec",
+    "LinearCodec",
+    "PowerSGDCodec",
+    "QSGDCodec",
+    "QuantizeCodec",
+    "TopKCodec",
+    "TransformCodec",
+    "TwoSidedCodec",
+]

@@ -71,6 +71,10 @@ class ChainDecoder(Decoder):
         """Return what the last stage adds up."""
         return self.stage(len(self.stages) - 1).open(code)
 
+    def sum_length(self, step: int = 0) -> int:
+        """Return the length of what the last stage adds up."""
+        return self.stage(len(self.stages) - 1).sum_length(step)
+
     def announce(self, state: State) -> State:
         """Return every stage's announcement under its number."""
         announced = {str(i): self.stage(i).announce(state.setdefault(str(i), {})) for i in range(len(self.stages))}
@@ -80,8 +84,10 @@ class ChainDecoder(Decoder):
 class ChainCodec(Codec):
     """Applies codecs one after another: each encodes the code of the one before.
 
+    Behind a last codec that cannot be summed the server adds up what that one decodes: codes of the codec before it.
+
     Args:
-        codecs: the codecs, first applied first; all but the last must be summable and make float codes.
+        codecs: the codecs, first applied first; all but the last must be summable and make float codes, and each takes one pass.
 
     Raises:
         ConfigurationError: if the list is empty, or a codec before the last has several passes or integer codes.
@@ -97,10 +103,13 @@ class ChainCodec(Codec):
                 )
         for codec in codecs:
             if codec.passes > 1:
-                raise ConfigurationError(f"Expected one-pass codecs in a chain but {type(codec).__name__} takes {codec.passes} passes")
+                raise ConfigurationError(
+                    f"Expected one-pass codecs in a chain but {type(codec).__name__} takes {codec.passes} passes: use it alone"
+                )
         self.codecs = list(codecs)
         self.additive = codecs[-1].additive
         self.linear = all(codec.linear for codec in codecs)
+        self.unbiased = all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
         self.replayable = all(codec.replayable for codec in codecs)
@@ -144,9 +153,11 @@ class ChainCodec(Codec):
         """Fit every stage to the codes of the stages before it, then put the fitted halves together."""
         figures: dict[str, float] = {}
         plans, layout = [], bank.layout
-        for codec in self.codecs:
+        for i, codec in enumerate(self.codecs):
             figures |= codec.fit(bank, train)
             plans.append({"layout": bank.layout.to_json(), "plan": codec.plan, "version": codec.version})
+            if i == len(self.codecs) - 1:
+                break
             with torch.no_grad():
                 codes = codec.encoder.encode(bank.updates, Public(), Private(torch_generator("chain fit")))
             bank = bank.map(codes.float(), Layout.vector(codec.encoder.code_dim))

@@ -29,6 +29,7 @@ class IdentityCodec(Codec):
     """Sends every update in full, as float32: FedAvg without compression."""
 
     linear = True
+    unbiased = True
 
     def __init__(self) -> None:
         pass

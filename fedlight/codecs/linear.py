@@ -10,39 +10,54 @@ from torch import Tensor, nn
 
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
-from fedlight.core.random import torch_generator
+from fedlight.core.random import Part, torch_generator
 from fedlight.core.wire import CodeFormat
 
 
-class LinearEncoder(Encoder):
-    """Projects every block on its group's basis."""
+def random_bases(blocks: Blocks, *path: Part) -> list[Tensor]:
+    """Return random orthonormal columns ``[length, code]`` a group, drawn and orthonormalised on the CPU: the same bits for everybody."""
+    drawn = [torch.randn(g.length, g.code, generator=torch_generator(*path, i)) for i, g in enumerate(blocks.groups)]
+    return [torch.linalg.qr(square).Q for square in drawn]
 
-    def __init__(self, blocks: Blocks, bases: BufferList) -> None:
+
+class LinearHalf(Half):
+    """What both halves share: blocks and bases; with ``fresh`` (a seed) the bases belong to a round and are drawn for it."""
+
+    def __init__(self, blocks: Blocks, bases: BufferList, fresh: int | None = None) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
         self.blocks = blocks
         self.bases = bases
+        self.fresh = fresh
+        self._round = 0
+
+    def bases_at(self, public: Public) -> BufferList:
+        """Return the bases of the round: drawn once for all messages of it, and with the same result whenever they are drawn."""
+        if self.fresh is not None and public.round != self._round:
+            for mine, drawn in zip(self.bases, random_bases(self.blocks, self.fresh, "fresh basis", public.round), strict=True):
+                mine.copy_(drawn)
+            self._round = public.round
+        return self.bases
+
+
+class LinearEncoder(LinearHalf, Encoder):
+    """Projects every block on its group's basis."""
 
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
         cut = self.blocks.cut(update)
-        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases, strict=True)], dim=-1)
+        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases_at(public), strict=True)], dim=-1)
 
 
-class LinearDecoder(Decoder):
+class LinearDecoder(LinearHalf, Decoder):
     """Maps coefficients back with the transposed bases."""
-
-    def __init__(self, blocks: Blocks, bases: BufferList) -> None:
-        super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
-        self.blocks = blocks
-        self.bases = bases
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
-        return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases, strict=True)])
+        return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases_at(public), strict=True)])
 
     def longest(self, mean_code: Tensor, public: Public) -> float:
         """Return the code's own length, for the bases are orthonormal (with room for rounding)."""
@@ -62,6 +77,8 @@ class LinearCodec(Codec):
         block_size: largest number of weights in a block; 0 takes the whole update as one block (with `flat`).
         cohort: cohort size whose means the basis is fitted to; 0 takes the recorded cohorts as they are.
         seed: seed of the random basis.
+        fresh: draws a new random basis for every round, from `seed` and the round's number (with `random`; nothing to download): what
+            one round's code leaves out, the next one's may hold.
     """
 
     linear = True
@@ -74,6 +91,7 @@ class LinearCodec(Codec):
         block_size: int = 512,
         cohort: int = 10,
         seed: int = 0,
+        fresh: bool = False,
     ) -> None:
         if ratio < 1 or block_size < 0 or cohort < 0:
             raise ConfigurationError(
@@ -81,12 +99,15 @@ class LinearCodec(Codec):
             )
         require_choice("basis", basis, ("pca", "random"))
         require_choice("blocks", blocks, ("rows", "flat"))
+        if fresh and basis != "random":
+            raise ConfigurationError(f"Expected `basis` random with `fresh=true` but got {basis!r}: a fitted basis is the same every round")
         self.ratio = ratio
         self.basis = basis
         self.blocks = blocks
         self.block_size = block_size
         self.cohort = cohort
         self.seed = seed
+        self.fresh = fresh
         self.needs_fit = basis == "pca"
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
@@ -95,11 +116,13 @@ class LinearCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        return LinearEncoder(Blocks.from_plan(layout, plan), self._bases(layout, plan))
+        blocks = Blocks.from_plan(layout, plan)
+        return LinearEncoder(blocks, self._bases(blocks), self.seed if self.fresh else None)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        return LinearDecoder(Blocks.from_plan(layout, plan), self._bases(layout, plan))
+        blocks = Blocks.from_plan(layout, plan)
+        return LinearDecoder(blocks, self._bases(blocks), self.seed if self.fresh else None)
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Set the bases to the principal directions of the bank's cohort means."""
@@ -109,13 +132,12 @@ class LinearCodec(Codec):
                 self.decoder.state_dict()[f"bases.{i}"].copy_(basis)
         return {}
 
-    def _bases(self, layout: Layout, plan: Plan) -> BufferList:
-        """Return the bases: to be fitted, or random orthonormal columns from the public seed, which nobody has to send."""
-        groups = Blocks.from_plan(layout, plan).groups
+    def _bases(self, blocks: Blocks) -> BufferList:
+        """Return the bases: to be fitted, or random from the public seed (those of round 0 if every round has its own)."""
         if self.basis == "pca":
-            return BufferList([torch.zeros(group.length, group.code) for group in groups])
-        drawn = [torch.randn(g.length, g.code, generator=torch_generator(self.seed, "random basis", i)) for i, g in enumerate(groups)]
-        return BufferList([torch.linalg.qr(square).Q for square in drawn], persistent=False)
+            return BufferList([torch.zeros(group.length, group.code) for group in blocks.groups])
+        path: tuple[Part, ...] = (self.seed, "fresh basis", 0) if self.fresh else (self.seed, "random basis")
+        return BufferList(random_bases(blocks, *path), persistent=False)
 
 
 class BufferList(nn.Module):

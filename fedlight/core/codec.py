@@ -5,9 +5,12 @@ A codec is a pair of halves that live on two sides of a wire. Laws (``tests/code
 1. ``decode(mean_i encode(u_i))`` approximates ``mean_i u_i``; a linear codec equals ``decode(encode(mean_i u_i))`` to rounding.
 2. ``decode(encode(0)) == 0`` for linear codecs; every codec maps finite to finite.
 3. The server adds ``open(code)`` to a running sum as codes arrive. For an additive codec ``open`` is the identity and the sum has
-   ``code_dim`` entries; a codec that cannot be summed decodes in ``open`` and says ``additive = False``.
+   ``code_dim`` entries; a codec that cannot be summed decodes in ``open``, so that the sum is as long as the update, and says
+   ``additive = False``.
 4. A client needs the encoder alone, the server the decoder alone: two modules, two files.
 5. Whatever scales a code is in ``Public``: known to everyone before the pass, never computed from the cohort's own plain updates.
+   (A codec that is not additive may send a scale of the client's own inside the message.)
+6. An ``unbiased`` codec decodes, on average over the client's draws, to the update itself.
 """
 
 from __future__ import annotations
@@ -121,6 +124,10 @@ class Decoder(Half, ABC):
         """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed."""
         return code
 
+    def sum_length(self, step: int = 0) -> int:
+        """Return how many numbers ``open`` makes of a pass's code: as many as the code has, unless the codec cannot be summed."""
+        return self.format_at(step).length
+
     def announce(self, state: State) -> State:
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
@@ -162,10 +169,20 @@ class Codec(ABC):
 
     Constructor arguments are configuration and kept as attributes of the same names (scikit-learn's convention), so that a codec
     describes itself. ``bind`` makes the halves for a layout, ``fit`` adapts them to an update bank.
+
+    Attributes:
+        additive: whether codes are summed; else every message is decoded by itself.
+        linear: whether laws 1 and 2 hold exactly.
+        unbiased: whether law 6 holds.
+        passes: how often a client sends in a round.
+        needs_fit: whether the halves have to be adapted to recorded updates.
+        client_state: whether clients remember something from one of their rounds to the next.
+        integer: whether codes are integers.
     """
 
     additive: bool = True
     linear: bool = False
+    unbiased: bool = False
     passes: int = 1
     needs_fit: bool = False
     client_state: bool = False
@@ -209,12 +226,14 @@ class Codec(ABC):
         self.plan = self.make_plan(layout, None) if plan is None else plan
         self.encoder = self.make_encoder(layout, self.plan)
         self.decoder = self.make_decoder(layout, self.plan)
-        if self.encoder.format != self.decoder.format:
+        formats = [self.encoder.format_at(step) for step in range(self.passes)]
+        if formats != [self.decoder.format_at(step) for step in range(self.passes)]:
             raise ConfigurationError(f"{type(self).__name__}: encoder and decoder disagree on the code's format")
-        if self.encoder.code_dim > layout.dim and self.additive:
+        longest = max(format.length for format in formats)
+        if longest > layout.dim and self.additive:
             raise ConfigurationError(
                 f"Expected a code no longer than the update ({layout.dim:,} numbers) but {type(self).__name__} makes one of "
-                f"{self.encoder.code_dim:,}: choose a larger `ratio` or a smaller `code_dim`"
+                f"{longest:,}: choose a larger `ratio` or a smaller `code_dim`"
             )
         self.layout = layout
         self.stamp()
@@ -264,13 +283,27 @@ class Codec(ABC):
     def reconstruct(self, updates: Tensor, state: State | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return ``decode(mean_i encode(u_i))`` ``[..., dim]`` for cohorts ``[..., clients, dim]``, as a round would, in one process.
 
-        ``state`` is the server's (a fresh one if not given). One pass, additive codecs: to fit and to measure, not to run rounds.
+        ``state`` is the server's (a fresh one if not given), clients begin with none. To fit and to measure, not to run rounds: codes
+        take no detour over bytes, and gradients reach both halves (``simulate_round`` carries messages).
         """
         state = {} if state is None else state
-        public = Public(announced=self.decoder.announce(state))
         private = Private(generator or torch.Generator().manual_seed(0))
-        codes = self.decoder.open(self.encoder.encode(updates, public, private))
-        return self.decoder.decode(codes.to(updates.dtype).mean(-2), replace(public, clients=updates.shape[-2]), state)
+        announced = dict(self.decoder.announce(state))
+        for step in range(self.passes):
+            public = Public(step=step, announced=announced)
+            codes = self.decoder.open(self.encoder.encode(updates, public, private))
+            result = self.decoder.decode(codes.to(updates.dtype).mean(-2), replace(public, clients=updates.shape[-2]), state)
+            announced = {**self.decoder.announce(state), "reply": result.unsqueeze(-2)}
+        return result
+
+
+def require_additive(codec: Codec, why: str) -> None:
+    """Raise ``ConfigurationError`` unless the codec's codes can be summed, which ``why`` needs (such as "secure aggregation")."""
+    if not codec.additive:
+        raise ConfigurationError(
+            f"Expected a codec whose codes can be summed, which {why} needs, but the server must decode every message of "
+            f"{type(codec).__name__} by itself: choose an additive codec, such as LinearCodec followed by QuantizeCodec"
+        )
 
 
 def _plain(value: Any) -> Any:

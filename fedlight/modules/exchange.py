@@ -55,9 +55,8 @@ def merge(round: Round, codec: Codec, device: torch.device) -> None:
     merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
     round.codes.weight, round.codes.count, round.codes.squares, round.uplink = merged
     format = codec.encoder.format_at(round.public.step)
-    length = format.length if codec.additive else codec.encoder.dim
     kind = torch.int64 if codec.additive and format.bits else torch.float64
-    _reduce_total(round.codes, length, kind, device)
+    _reduce_total(round.codes, codec.decoder.sum_length(round.public.step), kind, device)
     if round.public.step:
         return
     once = reduce_sum(torch.tensor([round.loss, round.dropped_count], dtype=torch.float64, device=device)).tolist()

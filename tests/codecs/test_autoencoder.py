@@ -7,6 +7,8 @@ from fedlight.codecs import AutoencoderCodec, LinearCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Private, Public, TrainCodec
 from fedlight.core.layout import Layout
+from fedlight.core.simulate import simulate_round
+from fedlight.core.wire import HEADER
 
 
 def untrained(codec: Codec, bank: UpdateBank) -> dict[str, float]:
@@ -138,3 +140,46 @@ def test_networks_have_the_layers_that_were_asked_for(layout: Layout) -> None:
     assert sizes(depth=2, width=5) == [(4, 5), (4, 19), (5, 5), (5, 19)]
     assert sizes(depth=1, width=5, skip=False) == [(4, 5), (5, 19)]
     assert sizes(depth=1, width=5, skip=False, bias=True) == [(4,), (4, 5), (5,), (5, 19)]
+
+
+PUBLISHED = {
+    # EGA (Zeng et al. 2022, arXiv 2205.13216; 4x): blocks of the flat update, 512 -> 128, ReLU networks of width 512 without a linear
+    # map beside them. Their public code also has a residual connection around one inner layer, which is left out.
+    "EGA": (
+        {"ratio": 4, "block_size": 512, "depth": 3, "width": 512, "activation": "relu", "bias": True},
+        128,
+    ),
+    # The shape of a plain block autoencoder: 512 -> 16 through one layer of 1,024 units, tanh (32x).
+    "block autoencoder": (
+        {"ratio": 32, "block_size": 512, "depth": 1, "width": 1024, "activation": "tanh", "bias": True},
+        16,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_can_be_configured(name: str) -> None:
+    """They build, learn in a few steps, and send the bytes that they claim."""
+    arguments, code = PUBLISHED[name]
+    layout = Layout(("w", "b"), ((62, 33), (2,)))  # 2,048: four blocks
+    generator = torch.Generator().manual_seed(0)
+    bank = UpdateBank(torch.randn(6, 3, 4, generator=generator) @ torch.randn(4, layout.dim, generator=generator) * 0.01, layout)
+
+    def few_steps(codec: Codec, bank: UpdateBank) -> dict[str, float]:
+        optimizer = torch.optim.Adam([*codec.encoder.parameters(), *codec.decoder.parameters()], lr=1e-3)
+        target, losses = bank.updates.mean(1), []
+        for _ in range(15):
+            optimizer.zero_grad()
+            loss = (codec.reconstruct(bank.updates) - target).square().sum() / target.square().sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return {"first": losses[0], "last": losses[-1]}
+
+    codec = AutoencoderCodec(blocks="flat", skip=False, start="random", **arguments)
+    figures = codec.fit(bank, few_steps)
+    assert figures["last"] < 0.8 * figures["first"]
+    assert {(network.layers[0].in_features, network.layers[-1].out_features) for network in codec.encoder.networks} == {(512, code)}
+    sizes: list[int] = []
+    simulate_round(codec, bank.updates[0], on_message=lambda step, client, message: sizes.append(len(message)))
+    assert sizes == [HEADER.size + 4 * 4 * code] * 3

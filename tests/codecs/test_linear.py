@@ -6,8 +6,9 @@ import torch
 from fedlight.codecs import LinearCodec
 from fedlight.codecs.blocks import Blocks, principal
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec
+from fedlight.core.codec import Codec, Private, Public
 from fedlight.core.layout import Layout
+from fedlight.core.simulate import simulate_round
 
 
 def no_training(codec: Codec, bank: UpdateBank) -> dict[str, float]:
@@ -91,3 +92,45 @@ def test_the_fit_does_not_depend_on_the_scale_of_the_updates(scale: float, banks
     reference = LinearCodec(4, block_size=16)
     reference.fit(fit, no_training)
     assert error(codec, held) == pytest.approx(error(reference, held), rel=0.02)
+
+
+def test_fresh_directions_belong_to_the_round_whoever_draws_them_and_when(layout: Layout) -> None:
+    def code(codec: Codec, round: int) -> torch.Tensor:
+        return codec.encoder.encode(torch.linspace(-1, 1, layout.dim), Public(round=round), Private(torch.Generator()))
+
+    def fresh(seed: int = 1) -> Codec:
+        return LinearCodec(4, "random", block_size=16, seed=seed, fresh=True).bind(layout)
+
+    codec = fresh()
+    forward = [code(codec, round) for round in (0, 1, 2, 7)]
+    backward = [code(codec, round) for round in (7, 2, 1, 0)][::-1]
+    others = [code(fresh(), round) for round in (0, 1, 2, 7)]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(forward, backward, others, strict=True))
+    assert not any(torch.equal(a, b) for i, a in enumerate(forward) for b in forward[:i])
+    assert not torch.equal(code(fresh(2), 1), forward[1])
+
+
+def test_fresh_directions_cost_no_download_and_both_halves_agree(layout: Layout) -> None:
+    codec = LinearCodec(1, "random", "flat", 19, fresh=True).bind(layout)  # 133 = 7 * 19
+    assert codec.encoder.byte_size() == codec.decoder.byte_size() == 0
+    update = torch.linspace(-1, 1, layout.dim)
+    for round in (5, 3):  # at ratio 1 the basis is square: what one half encodes the other decodes exactly
+        torch.testing.assert_close(simulate_round(codec, update[None], public=Public(round=round)), update, atol=1e-5, rtol=1e-5)
+
+
+def test_fresh_directions_see_all_of_an_update_in_time(layout: Layout) -> None:
+    """On average over rounds a share of the update comes through, the share that the code has; a fixed basis misses the same always."""
+    update = torch.randn(1, layout.dim, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for fresh in (True, False):
+        codec = LinearCodec(4, "random", "flat", 19, fresh=fresh).bind(layout)
+        mean = torch.stack([simulate_round(codec, update, public=Public(round=round)) for round in range(400)]).mean(0)
+        errors[fresh] = float((mean * layout.dim / codec.encoder.code_dim - update[0]).norm() / update.norm())
+    assert errors[True] < 0.15 < 1 < errors[False]
+
+
+def test_reconstruct_takes_the_directions_of_round_0(layout: Layout) -> None:
+    codec = LinearCodec(4, "random", block_size=16, fresh=True).bind(layout)
+    update = torch.linspace(-1, 1, layout.dim)[None]
+    simulate_round(codec, update, public=Public(round=9))
+    torch.testing.assert_close(codec.reconstruct(update), simulate_round(codec, update))

@@ -18,12 +18,20 @@ pytestmark = pytest.mark.slow
 ROUNDS = 3
 
 
-def fit(folder: Path, processes: int, codec: bool) -> Path:
+CODECS: dict[str, str | None] = {
+    "learned integers": CODEC,
+    "identity": None,
+    "top-k": json.dumps({"class_path": "TopKCodec", "init_args": {"ratio": 8}}),
+    "power sgd": json.dumps({"class_path": "PowerSGDCodec", "init_args": {"rank": 1}}),
+}
+
+
+def fit(folder: Path, processes: int, codec: str | None) -> Path:
     """Run `fedlight fit` and return the run's folder, with the sums of codes in ``codes``."""
     options = [*TINY, "--trainer.max_steps", str(ROUNDS), "--trainer.default_root_dir", str(folder), "--trainer.val_check_interval", "1"]
     options += ["--data.client_holdout", "0.2", "--data.eval_batch_size", "37", "--data.sampler.cohort_size", "5"]
     options += ["--trainer.callbacks", "tests.federation.CodeDump", "--trainer.callbacks.folder", str(folder / "codes")]
-    options += ["--model.codec", CODEC] if codec else []
+    options += ["--model.codec", codec] if codec else []
     options += ["--trainer.devices", str(processes)] + (["--trainer.strategy", "ddp"] if processes > 1 else [])
     done = subprocess.run(
         [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=120
@@ -33,12 +41,12 @@ def fit(folder: Path, processes: int, codec: bool) -> Path:
     return run
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["learned integers", "identity"])
+@pytest.fixture(scope="module", params=CODECS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
     """One process's run and two processes' run."""
     folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]
-    one, two = (fit(folder, count, request.param) for count, folder in enumerate(folders, 1))
-    return one, two, request.param
+    one, two = (fit(folder, count, CODECS[request.param]) for count, folder in enumerate(folders, 1))
+    return one, two, request.param == "learned integers"
 
 
 def test_the_sums_of_codes_are_the_same(runs):

@@ -1,0 +1,211 @@
+"""PowerSGD: one step of power iteration on the mean update of every weight matrix, in two passes.
+
+Vogels, Karimireddy & Jaggi 2019, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization" (arXiv
+1905.13727), Algorithms 1 and 2. For each matrix M_i of client i, with what earlier rounds left out of it added::
+
+    pass 0:  P_i = M_i Q        the server broadcasts P = orthonormal(mean_i P_i)
+    pass 1:  Q_i = M_i^T P      the server decodes P Q^T with Q = mean_i Q_i;  e_i <- M_i - P Q_i^T
+    the next round starts with Q
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+from fedlight.core.wire import CodeFormat, Format
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One tensor of the layout, seen as a matrix ``[rows, columns]`` of which ``rank`` directions travel."""
+
+    tensor: int
+    rows: int
+    columns: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Which tensors of a layout are approximated; the others (vectors, and matrices that two factors do not make smaller) are not."""
+
+    layout: Layout
+    matrices: tuple[Matrix, ...]
+
+    @classmethod
+    def of(cls, layout: Layout, rank: int) -> LowRank:
+        """Return the low-rank view of a layout; convolutions ``[out, ...]`` are matrices of ``out`` rows."""
+        matrices = []
+        for index, shape in enumerate(layout.shapes):
+            if len(shape) > 1 and layout.sizes[index]:
+                rows, columns = shape[0], layout.sizes[index] // shape[0]
+                if (r := min(rank, rows, columns)) * (rows + columns) < rows * columns:
+                    matrices.append(Matrix(index, rows, columns, r))
+        return cls(layout, tuple(matrices))
+
+    @property
+    def left_length(self) -> int:
+        """Numbers in all P together."""
+        return sum(m.rows * m.rank for m in self.matrices)
+
+    @property
+    def right_length(self) -> int:
+        """Numbers in all Q together."""
+        return sum(m.columns * m.rank for m in self.matrices)
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The tensors that travel as they are."""
+        taken = {m.tensor for m in self.matrices}
+        return tuple(i for i in range(len(self.layout.shapes)) if i not in taken)
+
+    @property
+    def rest_length(self) -> int:
+        """Numbers in all tensors that travel as they are."""
+        return sum(self.layout.sizes[i] for i in self.rest)
+
+    def cut(self, update: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the matrices ``[..., rows, columns]`` and the rest ``[..., rest_length]`` of updates ``[..., dim]``."""
+        tensors = torch.split(update, list(self.layout.sizes), dim=-1)
+        matrices = [tensors[m.tensor].reshape(*update.shape[:-1], m.rows, m.columns) for m in self.matrices]
+        return matrices, torch.cat([update[..., :0], *(tensors[i] for i in self.rest)], dim=-1)
+
+    def join(self, matrices: list[Tensor], rest: Tensor) -> Tensor:
+        """Return the updates ``[..., dim]`` that ``cut`` took apart."""
+        found = {m.tensor: matrix.flatten(-2) for m, matrix in zip(self.matrices, matrices, strict=True)}
+        found.update(zip(self.rest, torch.split(rest, [self.layout.sizes[i] for i in self.rest], dim=-1), strict=True))
+        return torch.cat([found[i] for i in range(len(found))], dim=-1)
+
+    def lefts(self, flat: Tensor) -> list[Tensor]:
+        """View ``[..., left_length]`` as one P ``[..., rows, rank]`` a matrix."""
+        parts = torch.split(flat, [m.rows * m.rank for m in self.matrices], dim=-1)
+        return [part.reshape(*flat.shape[:-1], m.rows, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
+
+    def rights(self, flat: Tensor) -> list[Tensor]:
+        """View ``[..., right_length]`` as one Q ``[..., columns, rank]`` a matrix."""
+        parts = torch.split(flat, [m.columns * m.rank for m in self.matrices], dim=-1)
+        return [part.reshape(*flat.shape[:-1], m.columns, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
+
+    def start(self, seed: int, round: int) -> Tensor:
+        """Return a random Q for every matrix ``[right_length]``, from public numbers."""
+        return torch.randn(self.right_length, generator=torch_generator(seed, "PowerSGD", round))
+
+
+def orthonormal(factor: Tensor) -> Tensor:
+    """Return orthonormal columns that span those of ``factor`` ``[..., n, rank]``; zero columns become any that fit."""
+    # In float64, where no magnitude that float32 holds can overflow or vanish.
+    columns: Tensor = torch.linalg.qr(factor.double()).Q
+    return columns.to(factor.dtype)
+
+
+def _flat(factors: list[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([like[..., :0], *(factor.flatten(-2) for factor in factors)], dim=-1)
+
+
+class PowerSGDHalf(Half):
+    """What both halves know: the low-rank view, and a format for each pass."""
+
+    def __init__(self, view: LowRank) -> None:
+        super().__init__(view.layout, CodeFormat(view.left_length + view.rest_length))
+        self.view = view
+
+    def format_at(self, step: int) -> Format:
+        """Return the format of P and the rest in pass 0, of Q in pass 1."""
+        return self.format if step == 0 else CodeFormat(self.view.right_length)
+
+
+class PowerSGDEncoder(PowerSGDHalf, Encoder):
+    """Multiplies the client's matrices by what the server announced."""
+
+    def __init__(self, view: LowRank, seed: int, feedback: bool) -> None:
+        super().__init__(view)
+        self.seed = seed
+        self.feedback = feedback
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return P_i and the rest ``[..., left_length + rest_length]`` in pass 0, Q_i ``[..., right_length]`` in pass 1.
+
+        ``private.state`` keeps, after pass 1, what P Q_i^T leaves out.
+        """
+        if self.feedback and "error" in private.state:
+            limit = torch.finfo(update.dtype).max
+            update = (update + private.state["error"].to(update)).clamp(-limit, limit)
+        matrices, rest = self.view.cut(update)
+        if public.step == 0:
+            right = public.announced.get("right")
+            rights = self.view.rights((self.view.start(self.seed, public.round) if right is None else right).to(update))
+            return torch.cat([_flat([m @ q for m, q in zip(matrices, rights, strict=True)], update), rest], dim=-1)
+        lefts = self.view.lefts(public.announced["reply"].to(update))
+        rights = [m.mT @ p for m, p in zip(matrices, lefts, strict=True)]
+        if self.feedback:
+            missed = [m - p @ q.mT for m, p, q in zip(matrices, lefts, rights, strict=True)]
+            # On the CPU, where it outlives the device of this round.
+            private.state["error"] = self.view.join(missed, torch.zeros_like(rest)).cpu()
+        return _flat(rights, update)
+
+
+class PowerSGDDecoder(PowerSGDHalf, Decoder):
+    """Orthonormalises the mean P between the passes, and multiplies the factors after them."""
+
+    def __init__(self, view: LowRank, warm_start: bool) -> None:
+        super().__init__(view)
+        self.warm_start = warm_start
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the orthonormal P ``[..., left_length]`` after pass 0, the aggregated update ``[..., dim]`` after pass 1."""
+        if public.step == 0:
+            state.pop("right", None)  # everybody has it by now
+            left, state["rest"] = torch.split(mean_code, [self.view.left_length, self.view.rest_length], dim=-1)
+            return _flat([orthonormal(p) for p in self.view.lefts(left)], left)
+        lefts = self.view.lefts(public.announced["reply"].to(mean_code).reshape(*mean_code.shape[:-1], self.view.left_length))
+        rights = self.view.rights(mean_code)
+        if self.warm_start:
+            # Only what Q spans matters for the next P; orthonormal columns keep its magnitude that of the update.
+            state["right"] = _flat([orthonormal(q) for q in rights], mean_code)
+        return self.view.join([p @ q.mT for p, q in zip(lefts, rights, strict=True)], state.pop("rest"))
+
+    def announce(self, state: State) -> State:
+        """Return the Q that the round starts with, unless everybody can draw it."""
+        return {"right": state["right"]} if "right" in state else {}
+
+
+class PowerSGDCodec(Codec):
+    """Approximates the mean update of every weight matrix by `rank` directions, found by one power iteration a round.
+
+    Clients send twice a round, and the server broadcasts twice: Q before the first pass (with `warm_start`, and not in round 0, whose Q
+    comes from the seed), the orthonormal P before the second. Vectors, and matrices that the factors would not make smaller, travel
+    uncompressed in the first pass. Codes add up; decoding is not linear.
+
+    Args:
+        rank: directions of each matrix.
+        warm_start: whether a round starts with the Q that the last one ended with; else with a random one, which nobody downloads.
+        feedback: whether a client adds what was left out of its last update to its next (error feedback, Algorithm 2); clients of
+            which each takes part in few rounds send old news.
+        seed: seed of the first Q.
+    """
+
+    passes = 2
+
+    def __init__(self, rank: int = 2, warm_start: bool = True, feedback: bool = True, seed: int = 0) -> None:
+        if rank < 1:
+            raise ConfigurationError(f"Expected `rank` >= 1 but got {rank}")
+        self.rank = rank
+        self.warm_start = warm_start
+        self.feedback = feedback
+        self.seed = seed
+        self.client_state = feedback
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        return PowerSGDEncoder(LowRank.of(layout, self.rank), self.seed, self.feedback)
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        return PowerSGDDecoder(LowRank.of(layout, self.rank), self.warm_start)
