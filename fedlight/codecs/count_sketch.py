@@ -122,6 +122,8 @@ class CountSketchCodec(Codec):
         seed: seed of the hash.
     """
 
+    replayable = False
+
     def __init__(
         self, ratio: float = 8.0, rows: int = 5, top_k: int = 0, momentum: float = 0.0, masking: bool = True, seed: int = 0
     ) -> None:

@@ -32,6 +32,8 @@ class Factors(nn.Module):
 
     def write(self, bases: list[Tensor]) -> None:
         """Take over matrices ``[n, r]`` of these shapes."""
+        if not bases:
+            return
         limit = (1 << (self.bits - 1)) - 1
         scale = torch.cat([basis.abs().amax(0) / limit for basis in bases]).clamp(min=1e-6).half()
         pieces = torch.split(scale.float(), [r for _, r in self.shapes])
