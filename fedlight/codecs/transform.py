@@ -131,9 +131,7 @@ class TransformCodec(Codec):
         restore.step.fill_(step)
         restore.fit_gain(moments.mean[:, kept].mean(1) / step**2, moments.spread[:, kept].mean(1) / step**2, bank.clients)
         if self.correct_energy:
-            decoder = self.decoder.stage(0)
-            assert isinstance(decoder, TwoSidedDecoder)
-            correct_energy(self, bank, self.relative)
+            correct_energy(self, self.decoder.stage(0), bank, self.relative)
         self.stamp()
         return {"coefficients": float(len(selection.order)), "factor_bytes": float(self.encoder.byte_size())}
 

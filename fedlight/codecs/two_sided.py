@@ -149,7 +149,7 @@ class TwoSidedCodec(Codec):
         self.bind(bank.layout, selection.to_plan())
         set_factors(self.encoder, self.decoder, factors)
         if self.correct_energy:
-            correct_energy(self, bank, self.relative)
+            correct_energy(self, self.decoder, bank, self.relative)
         self.stamp()
         return {}
 
@@ -187,9 +187,8 @@ def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor]) -> No
         half.factors.write(factors)
 
 
-def correct_energy(codec: Codec, bank: UpdateBank, relative: bool) -> None:
-    """Set the decoder's boost to how much longer the bank's mean updates are than their reconstructions (root mean square)."""
-    decoder = codec.decoder
+def correct_energy(codec: Codec, decoder: Decoder, bank: UpdateBank, relative: bool) -> None:
+    """Set the boost of ``decoder`` (the codec's, or its first stage's) to how much longer the bank's means are than their reconstructions."""
     assert isinstance(decoder, TwoSidedDecoder)
     true = decoded = 0.0
     for updates in bank.updates:

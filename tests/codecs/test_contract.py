@@ -83,7 +83,7 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "two-sided, few bits, energy corrected": lambda: TwoSidedCodec(3, cohort=0, factor_bits=4, correct_energy=True, relative=False),
     "two-sided, no compression": lambda: TwoSidedCodec(1, rank=3),
     "transform": lambda: TransformCodec(4, cohort=5),
-    "transform, small, for secure sums": lambda: TransformCodec(6, cohort=5, secure_cohort=5, factor_bits=8),
+    "transform, small, for secure sums": lambda: TransformCodec(6, cohort=5, secure_cohort=5, factor_bits=8, correct_energy=True),
     "two-sided, pca and quantize": lambda: ChainCodec([TwoSidedCodec(2), LinearCodec(2, "pca", "flat", 0), QuantizeCodec(4)]),
     "autoencoder and quantize": lambda: ChainCodec([AutoencoderCodec(4, block_size=16, width=8), QuantizeCodec(6)]),
     "linear and quantize": lambda: ChainCodec([LinearCodec(4, block_size=16), QuantizeCodec(3)]),
