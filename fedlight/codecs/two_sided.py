@@ -188,7 +188,7 @@ def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor]) -> No
 
 
 def correct_energy(codec: Codec, decoder: Decoder, bank: UpdateBank, relative: bool) -> None:
-    """Set the boost of ``decoder`` (the codec's, or its first stage's) to how much longer the bank's means are than their reconstructions."""
+    """Set the boost of ``decoder`` (of the codec, or its first stage) to how much longer the means are than their reconstructions."""
     assert isinstance(decoder, TwoSidedDecoder)
     true = decoded = 0.0
     for updates in bank.updates:

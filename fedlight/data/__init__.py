@@ -1,7 +1,7 @@
 """Data sets, partitions into clients, cohorts, and the datamodule that puts them together."""
 
 from fedlight.data.arrays import Arrays, build_arrays, standardize
-from fedlight.data.augment import Augmentation, CropFlip
+from fedlight.data.augment import Affine, Augmentation, CropFlip
 from fedlight.data.datamodule import FederatedDataModule
 from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
@@ -12,6 +12,7 @@ from fedlight.data.splits import Partition, check_partition
 
 __all__ = [
     "IID",
+    "Affine",
     "ArrayFile",
     "Arrays",
     "Augmentation",

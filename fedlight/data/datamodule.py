@@ -47,6 +47,7 @@ class FederatedDataModule(L.LightningDataModule):
         val_fraction: Share of the training set held out for validation; 0 validates on the held-out proxy data.
         client_holdout: Share of every client's samples held out to evaluate clients one by one; each keeps at least one.
         augmentation: Random change of training images (none if not given).
+        proxy_augmentation: Random change of proxy images while updates are recorded (that of training images if not given).
         normalize: Whether images are standardized per channel by statistics of the whole training set.
         eval_batch_size: Samples in a batch of validation, test and prediction.
         seed: Seed of all splits and cohorts.
@@ -80,6 +81,7 @@ class FederatedDataModule(L.LightningDataModule):
         val_fraction: float = 0.0,
         client_holdout: float = 0.0,
         augmentation: Augmentation | None = None,
+        proxy_augmentation: Augmentation | None = None,
         normalize: bool = True,
         eval_batch_size: int = 1024,
         seed: int = 0,
@@ -94,6 +96,7 @@ class FederatedDataModule(L.LightningDataModule):
         self.proxy_source = proxy_source
         self.client_holdout = client_holdout
         self.augmentation = augmentation
+        self.proxy_augmentation = proxy_augmentation or augmentation
         self.normalize = normalize
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -130,8 +133,9 @@ class FederatedDataModule(L.LightningDataModule):
         self.proxy = _take(data, proxy) if self.proxy_source is None else self._foreign_proxy(self.proxy_source)
         self.val = _take(data, val) if self.hold_out.val_fraction > 0 else self.proxy
         self.sampler.validate(self.num_population)
-        if self.augmentation is not None:
-            self.augmentation.validate(self.input_shape)
+        for augmentation in (self.augmentation, self.proxy_augmentation):
+            if augmentation is not None:
+                augmentation.validate(self.input_shape)
         self._ready = True
 
     def to(self, device: torch.device | str) -> FederatedDataModule:

@@ -252,7 +252,7 @@ def record_for(
             "`data.proxy_source`, or give a trained codec with `model.codec_path`"
         )
     data.to(device)
-    model = LocalModel(module.network, module.objective, device, data.augmentation)
+    model = LocalModel(module.network, module.objective, device, data.proxy_augmentation)
     samples = proxy.samples or max(1, round(len(data.y) / data.num_population))
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("Recording updates on proxy data", total=proxy.rounds)

@@ -3,7 +3,7 @@ import torch
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
-from fedlight.data import CropFlip
+from fedlight.data import Affine, CropFlip
 
 
 def images(n: int = 6) -> torch.Tensor:
@@ -52,6 +52,40 @@ def test_features_are_refused():
         CropFlip()(torch.zeros(3, 9), torch_generator(0))
     with pytest.raises(ConfigurationError, match="padding"):
         CropFlip(-1)
+
+
+def test_small_affine_changes_keep_the_image_and_large_ones_turn_it():
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, :] = 1  # a horizontal bar through the middle
+    still = Affine(0, 0, 0, 0)(x, torch_generator(0))
+    assert torch.allclose(still, x, atol=1e-6)
+
+    class Quarter(Affine):
+        def __init__(self):
+            super().__init__(90, 0, 0)
+
+    turned = [Quarter()(x.expand(50, -1, -1, -1), torch_generator(i)) for i in range(4)]
+    vertical = torch.cat(turned)[:, 0, :, 4].mean(1)
+    assert vertical.max() > 0.8 and vertical.min() < 0.3
+
+
+def test_affine_draws_one_change_an_image_and_brings_in_the_darkest_value():
+    x = images(6)
+    changed = Affine(10, 0.1, 2)(x, torch_generator(3))
+    assert changed.shape == x.shape and torch.isfinite(changed).all()
+    assert changed.min() >= x.min() - 1e-3 and changed.max() <= x.max() + 1e-3
+    assert torch.equal(changed, Affine(10, 0.1, 2)(x, torch_generator(3)))
+    assert len({tuple((after - before).flatten()[:5].tolist()) for before, after in zip(x, changed, strict=True)}) == 6
+    shifted = Affine(0, 0, 2)(x, torch_generator(1))
+    assert (shifted == x.min()).any()
+
+
+def test_affine_refuses_what_cannot_be():
+    with pytest.raises(ConfigurationError, match="Affine expected images"):
+        Affine()(torch.zeros(3, 9), torch_generator(0))
+    with pytest.raises(ConfigurationError, match="scale in"):
+        Affine(scale=1.0)
+    assert Affine()(images()[:0], torch_generator(0)).shape == (0, 2, 5, 7)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
