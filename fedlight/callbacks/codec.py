@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -104,13 +104,15 @@ class GradientDecoder(_CodecHalf):
         self.server_state = dict(state_dict)
 
 
-@contextmanager
-def exactly(device: torch.device) -> Iterator[None]:
+def exactly(device: torch.device) -> AbstractContextManager[None]:
     """Run without gradients and in full precision, whatever the Trainer's: codecs are fitted and their laws hold in float32."""
-    mixed = torch.is_autocast_enabled(
-        device.type
-    )  # entering `autocast` for every message where there is none would cost more than the message
-    with torch.no_grad(), torch.autocast(device.type, enabled=False) if mixed else nullcontext():
+    # Entering `autocast` for every message where there is none would cost more than the message.
+    return _without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.no_grad()
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 

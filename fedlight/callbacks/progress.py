@@ -101,7 +101,7 @@ class RoundProgressBar(ProgressBar):
         ConfigurationError: if ``refresh_rate`` is negative.
     """
 
-    def __init__(self, refresh_rate: float = 10.0) -> None:
+    def __init__(self, refresh_rate: float = 5.0) -> None:
         super().__init__()
         if refresh_rate < 0:
             raise ConfigurationError(f"Expected `refresh_rate` >= 0 but got {refresh_rate}")

@@ -91,10 +91,11 @@ class FedAvg(Algorithm):
         """Run local SGD from ``model.start`` and return the update."""
         lr = self.lr * self.schedule.factor(round)
         velocity: Tensor | None = None
+        plain = self.plain
         total, steps = torch.zeros((), device=y.device), 0
         for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
             loss, grads = model.gradients(xb, yb)
-            if self.plain:
+            if plain:
                 model.descend(grads, lr)
             else:
                 velocity = self._step(model, flatten(grads), velocity, lr)

@@ -18,7 +18,8 @@ class ClientStore:
     def draft(self, client: int) -> State:
         """Return the state that the client may change in this attempt: a copy of what it kept."""
         if client not in self._draft:
-            self._draft[client] = copy.deepcopy(self._states.get(client, {}))
+            kept = self._states.get(client)
+            self._draft[client] = copy.deepcopy(kept) if kept else {}
         return self._draft[client]
 
     def peek(self, client: int) -> State:

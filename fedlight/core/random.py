@@ -17,7 +17,7 @@ def derive_seed(*parts: Part) -> int:
     that it separates nothing); BLAKE2b spreads neighbouring paths, so streams of neighbouring rounds or
     clients are unrelated (torch's CPU generator uses 32 bits of the seed, NumPy's all).
     """
-    text = "/".join(type(part).__name__[0] + str(part).replace("/", "//") for part in parts)
+    text = "/".join([type(part).__name__[0] + str(part).replace("/", "//") for part in parts])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

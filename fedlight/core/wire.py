@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import ClassVar
@@ -77,7 +78,7 @@ class CodeFormat:
             raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
         if not self.bits:
             code = torch.from_numpy(np.frombuffer(payload, dtype=_FLOATS[self.dtype]).copy())
-            if not torch.isfinite(code.sum()) and not torch.isfinite(code).all():  # the sum is cheap, and rarely infinite alone
+            if not math.isfinite(code.sum()) and not torch.isfinite(code).all():  # the sum is cheap, and rarely infinite alone
                 raise MessageError("Expected finite numbers but the payload holds NaN or Inf")
             return code
         return torch.from_numpy(unpack_integers(payload, self.bits, self.length))

@@ -126,7 +126,7 @@ class FederatedDataModule(L.LightningDataModule):
         kept, proxy, val = self.hold_out.split(labels, self.proxy_source is None, self.seed)
         self.num_classes, self.input_shape = data.num_classes, tuple(data.x_train.shape[1:])
         self._partition(labels, kept, data.client_train)
-        # Samples lie client by client, so that a client's data is a slice of memory, not a copy.
+        # Training samples lie client by client, so that a client's data is a slice of memory, not a copy.
         by_client = kept[self._sort_by_client()]
         self.x, self.y = data.x_train[by_client], data.y_train[by_client]
         self.test = (data.x_test, data.y_test)
@@ -168,12 +168,8 @@ class FederatedDataModule(L.LightningDataModule):
 
     def client_data(self, client: int, device: torch.device | str | None = None) -> Pair:
         """Return a client's training samples, x ``[samples, ...]`` and y ``[samples]``, on ``device`` (None: where they are)."""
-        indices = self.client_indices(client)
-        first, last = int(indices[0]), int(indices[-1])
-        # In memory order where nothing is held out or the hold-out lies at one end; else a gather.
-        in_order = last - first + 1 == len(indices) and bool((np.diff(indices) == 1).all())
-        index = slice(first, last + 1) if in_order else torch.from_numpy(indices).to(self.x.device)
-        pair = (self.x[index], self.y[index])
+        rows = self.train_partition.rows(client)  # of `x` and `y` too: see `_sort_by_client`
+        pair = (self.x[rows], self.y[rows])
         return pair if device is None else (pair[0].to(device), pair[1].to(device))
 
     def fingerprint(self) -> str:
@@ -253,9 +249,12 @@ class FederatedDataModule(L.LightningDataModule):
         self.train_partition, self.holdout = split_holdout(self.partition, self.client_holdout, rng)
 
     def _sort_by_client(self) -> np.ndarray:
-        """Renumber the samples client by client in all partitions and return the old numbers in the new order, int64 ``[samples]``."""
-        old = self.partition.order
-        missing = np.setdiff1d(np.arange(self.partition.order.max() + 1), old)  # of clients that were left out
+        """Renumber the samples in all partitions and return the old numbers in the new order, int64 ``[samples]``.
+
+        Training samples come first, client by client, so ``train_partition.order`` counts from 0; then what clients hold out.
+        """
+        old = np.concatenate([self.train_partition.order, self.holdout.order])
+        missing = np.setdiff1d(np.arange(old.max() + 1), old)  # of clients that were left out
         order = np.concatenate([old, missing])
         new = np.empty(len(order), dtype=np.int64)
         new[order] = np.arange(len(order))

@@ -25,12 +25,16 @@ class Partition:
 
     def __getitem__(self, client: int) -> np.ndarray:
         """Return the sample indices of a client, int64 ``[samples of client]``, a view; raises IndexError."""
-        if not 0 <= client < len(self):
-            raise IndexError(f"client: expected 0..{len(self) - 1}, got {client}.")
-        return self.order[self.offsets[client] : self.offsets[client + 1]]
+        return self.order[self.rows(client)]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[client] for client in range(len(self)))
+
+    def rows(self, client: int) -> slice:
+        """Return where a client's samples lie in ``order``; raises IndexError."""
+        if not 0 <= client < len(self):
+            raise IndexError(f"client: expected 0..{len(self) - 1}, got {client}.")
+        return slice(int(self.offsets[client]), int(self.offsets[client + 1]))
 
     @property
     def sizes(self) -> np.ndarray:

@@ -33,7 +33,7 @@ from fedlight.modules.attempt import attempt_round
 from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
-from fedlight.modules.logs import log_comparison, round_figures
+from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
@@ -289,7 +289,7 @@ class FederatedModule(LightningModule):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
         self.downlink.finished(self, round)
         self.dispatch("on_round_end", round)
-        self.log_dict(round_figures(self, round), batch_size=1)
+        log_round(self, round_figures(self, round), round.public.round)
         log_comparison(self, round)
 
     def _set_buffers(self, flat: Tensor) -> None:

@@ -33,6 +33,20 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     return figures
 
 
+def log_round(module: FederatedModule, figures: dict[str, float], step: int) -> None:
+    """Give a round's figures to the loggers (every `trainer.log_every_n_steps` rounds) and to callbacks that watch metrics.
+
+    Not through `LightningModule.log`: it makes a metric of every figure, which takes as long as the messages of ten clients.
+    """
+    trainer = module.trainer
+    trainer.callback_metrics.update({name: torch.tensor(value, device=module.device) for name, value in figures.items()})
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if every and (step + 1) % every == 0:
+        for logger in module.loggers:
+            logger.log_metrics(figures, step=step)
+            logger.save()
+
+
 def log_comparison(module: FederatedModule, round: Round) -> None:
     """Log how far the aggregate is from the true one, and a histogram of the mean code, in the rounds in which the simulation compares.
 

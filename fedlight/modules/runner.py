@@ -80,6 +80,6 @@ def unusable(upload: Upload) -> str | None:
     """Return why an upload must not enter a sum, or None: one pass over the update, for NaN, Inf and what would overflow."""
     if not math.isfinite(upload.loss):
         return f"its loss is {upload.loss}"
-    if not math.isfinite(upload.update.sum()) or not math.isfinite(upload.buffers.sum()):
+    if not math.isfinite(upload.update.sum()) or (len(upload.buffers) and not math.isfinite(upload.buffers.sum())):
         return "its update is not finite"
     return None

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedlight.clients import LocalModel
-from fedlight.clients.local_model import epoch_orders
+from fedlight.clients.local_model import Objective, epoch_orders
 from fedlight.core.layout import flatten
+from tests.clients.conftest import cross_entropy
 
 sizes = st.integers(1, 40)
 
@@ -100,6 +101,29 @@ def test_gradients_are_autograds_and_zero_where_the_loss_does_not_reach() -> Non
     loss, grads = local.gradients(torch.tensor([2.0, 3.0]), torch.zeros(1))
     assert [grad.tolist() for grad in grads] == [[2, 3], [0, 0, 0]] and float(loss) == 5 and not loss.requires_grad
     assert all(parameter.grad is None for parameter in local.module.parameters())
+
+
+def test_gradients_are_those_of_autograd_to_the_bit(any_network: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    x, y = data
+    _, grads = LocalModel(any_network, cross_entropy).gradients(x, y)
+    expected = torch.autograd.grad(cross_entropy(any_network.train(), x, y), list(any_network.parameters()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(grads, expected, strict=True))
+
+
+@pytest.mark.parametrize("objective", [lambda model, x, y: model(x)[:, 0], lambda model, x, y: x.sum()], ids=["no scalar", "no gradient"])
+def test_a_loss_that_cannot_be_differentiated_is_refused(objective: Objective, network: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(RuntimeError, match=r"grad"):
+        LocalModel(network, objective).gradients(*data)
+
+
+def test_in_mixed_precision_every_gradient_is_at_the_current_weights(network: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        local, fresh = LocalModel(network, cross_entropy), LocalModel(network, cross_entropy)
+        local.load(local.weights.clone(), local.buffers)
+        local.descend(local.gradients(*data)[1], lr=1.0)
+        fresh.load(local.weights.clone(), local.buffers)
+        again, expected = local.gradients(*data)[1], fresh.gradients(*data)[1]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, expected, strict=True))
 
 
 @pytest.mark.parametrize("lr", [0.5, 2.0])

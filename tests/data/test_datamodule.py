@@ -74,6 +74,16 @@ def test_all_splits_are_disjoint_and_complete(numbered):
     assert torch.bincount(data.val[1]).tolist() == [25] * 4
 
 
+def test_a_clients_data_is_a_part_of_memory_not_a_copy_whatever_is_held_out(numbered):
+    data = make(source=numbered, client_holdout=0.25)
+    for client in range(data.num_population):
+        x, y = data.client_data(client)
+        assert x.untyped_storage().data_ptr() == data.x.untyped_storage().data_ptr()
+        assert torch.equal(x, data.x[data.client_indices(client)]) and torch.equal(y, data.y[data.client_indices(client)])
+    with pytest.raises(IndexError, match="client"):
+        data.client_data(data.num_population)
+
+
 def test_seed_decides_every_split_and_nothing_else_does(numbered):
     def build(seed):
         return make(source=numbered, seed=seed, client_holdout=0.2)
