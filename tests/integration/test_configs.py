@@ -31,7 +31,7 @@ COHORT = ["--data.sampler.init_args.cohort_size", "2"]
 
 
 def test_there_are_configurations():
-    assert {"digits.yaml", "pretrain.yaml", "mnist.yaml", "cifar10.yaml"} <= {path.name for path in CONFIGS}
+    assert {"digits.yaml", "pretrain.yaml", "mnist.yaml", "mnist_transform.yaml", "cifar10.yaml"} <= {path.name for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -77,12 +77,12 @@ def test_pretrain_runs_both_ways(tmp_path):
     assert figures["rounds"] == 2 and figures["pretrain_seconds"] == 0
 
 
-@pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28)), ("cifar10", (3, 32, 32))])
+@pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28)), ("mnist_transform", (28, 28)), ("cifar10", (3, 32, 32))])
 def test_image_configurations_run_on_a_file_of_the_same_shape(name, shape, tmp_path):
     write_npz(tmp_path / "images.npz", shape, samples=300)
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
     figures = run(config(name), tmp_path, *file, "--data.num_clients", "10", *COHORT)
-    assert figures["parameters"] == {"mnist": 61_706, "cifar10": 122_570}[name]
+    assert figures["parameters"] == {"mnist": 61_706, "mnist_transform": 61_706, "cifar10": 122_570}[name]
     assert figures["uplink_ratio"] > 50
 
 
