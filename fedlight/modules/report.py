@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,9 @@ def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console
     for name, (_, folder) in runs:
         if folder:
             console.print(f"{name}: {folder}", soft_wrap=True)
-    console.print("Curves: [bold]tensorboard --logdir logs[/bold]")
+    roots = {str(Path(folder).parent.parent) for _, (_, folder) in runs if folder}
+    for root in sorted(roots):
+        console.print(f"Curves: [bold]tensorboard --logdir {root}[/bold]", soft_wrap=True)
 
 
 def _percent(value: float) -> str:
