@@ -14,7 +14,7 @@ from fedlight.codecs import ChainCodec, CountSketchCodec, HalfCodec, LinearCodec
 from fedlight.core.codec import Codec, Public, State
 from fedlight.core.simulate import simulate_round
 from fedlight.data import Uniform
-from fedlight.modules.attempt import announced_bytes
+from fedlight.modules.downlink import announced_bytes
 from tests.federation import History, federated, federated_data, pretraining, run, trainer, weights_of
 
 BASELINES: dict[str, Callable[[], Codec]] = {
