@@ -116,7 +116,7 @@ def select(
             if item.plain:
                 continue
             for axis, n, mask, alive in ((1, item.rows, masks[0], a), (0, item.columns, masks[1], b)):
-                size = n * factor_bits / 8 + 2
+                size = n * factor_bits / 8
                 worth += [(float(saving.sum(axis)[i]) / size, size, alive, int(i)) for i in torch.nonzero(mask)]
         worth.sort(key=lambda entry: entry[0])
         goal = min(excess, max(excess / 3, most_bytes / 25))
