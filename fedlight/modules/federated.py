@@ -282,12 +282,12 @@ class FederatedModule(LightningModule):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]
+        self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.rounds = self.trainer.global_step
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
-        self.downlink.finished(self, round)
         self.dispatch("on_round_end", round)
         log_round(self, round_figures(self, round), round.public.round)
         log_comparison(self, round)
