@@ -221,7 +221,7 @@ class FederatedModule(LightningModule):
                 folder = Path(log_dir) if log_dir and self.loggers else None
                 figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
                 state = codec_state(self.codec)
-            for logger in self.loggers:
+            for logger in self.loggers if figures else ():
                 logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=first_round)
         if self.trainer.world_size > 1:
             state, error = self.trainer.strategy.broadcast((state, figures.get("held_out_error", self.codec_error)))
@@ -261,11 +261,14 @@ class FederatedModule(LightningModule):
             if round.aggregate is not None:
                 self._finish(round)
                 return
+            refused = round.refused
             reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
+            reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
+        way_out = "refresh the codec or choose another" if refused else "lower the client learning rate, or sample more clients"
         raise RoundFailedError(
             f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
-            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): lower the client learning rate, or sample more clients"
+            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out}"
         )
 
     def trainable(self) -> list[nn.Parameter]:
