@@ -80,9 +80,9 @@ class CodecRefresh(Callback):
             return
         module = cast("FederatedModule", pl_module)
         version = module.codec.version
-        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        decoder = next(callback for callback in callbacks if isinstance(callback, GradientDecoder))
+        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state)
         if module.codec.version > version:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, GradientDecoder):
-                    callback.server_state = {}
+            decoder.server_state = {}
             module.store.forget("codec")

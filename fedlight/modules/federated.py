@@ -21,7 +21,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.codecs.identity import IdentityCodec
-from fedlight.core.codec import Codec
+from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.export import codec_state, load_codec, restore_codec
 from fedlight.core.layout import Layout, flatten, float_buffers
@@ -202,11 +202,13 @@ class FederatedModule(LightningModule):
         progress: bool | None = None,
         first_round: int = 0,
         growth: float | None = None,
+        server_state: State | None = None,
     ) -> dict[str, float]:
         """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
 
         ``first_round`` numbers the recorded rounds (it seeds them and places them in learning-rate schedules). With ``growth`` the
-        codec is fitted only if its error on what was recorded has grown by this factor since the last fit.
+        codec is fitted only if its error on what was recorded, decoded from ``server_state`` on, has grown by this factor since the
+        last fit.
 
         Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
         """
@@ -217,7 +219,8 @@ class FederatedModule(LightningModule):
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
             bank = record_for(self, proxy, show, first_round=first_round)
-            if growth is None or reconstruction_error(self.codec.to("cpu"), bank) > growth * self.codec_error:
+            # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
+            if growth is None or reconstruction_error(self.codec.to("cpu"), bank, None, server_state) > growth * self.codec_error:
                 folder = Path(log_dir) if log_dir and self.loggers else None
                 figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
                 state = codec_state(self.codec)
