@@ -96,8 +96,8 @@ class CatchUp(Downlink):
         )
         if not plain or len(optimizer.param_groups) > 1:
             raise ConfigurationError(
-                f"Expected plain SGD of one learning rate as `model.server_optimizer` but got {type(optimizer).__name__} with memory, decay "
-                "or groups of its own, whose steps clients cannot take from sums alone: set `model.downlink` to FullModel"
+                f"Expected plain SGD of one learning rate as `model.server_optimizer` but got {type(optimizer).__name__} with memory, "
+                "decay or groups of its own, whose steps clients cannot take from sums alone: set `model.downlink` to FullModel"
             )
         self.held = np.full(module.data.num_population, -1, dtype=np.int64)
         self.decoders = np.zeros_like(self.versions)
