@@ -85,7 +85,9 @@ def test_with_room_for_all_factors_it_is_what_would_be_chosen_freely(moments: Tw
     bits, _ = choose(torch.ones(moments.mean.shape[1], dtype=torch.bool))
     assert int((selection.bits > 0).sum()) == int((bits > 0).sum()) == 40
     assert [tuple(factor.shape) for factor in factors] == selection.factor_shapes(MATRICES)
-    for half, basis in zip(factors, (side for pair in zip(moments.left, moments.right, strict=True) for side in pair if side is not None), strict=True):
+    for half, basis in zip(
+        factors, (side for pair in zip(moments.left, moments.right, strict=True) for side in pair if side is not None), strict=True
+    ):
         torch.testing.assert_close(half.T @ half, torch.eye(half.shape[1]), rtol=0, atol=1e-5)
         assert all((column[:, None] == basis).all(0).any() for column in half.T)
 
@@ -97,7 +99,9 @@ def test_factors_never_weigh_more_than_they_may(most: int, count: int) -> None:
     assert factor_bytes(selection.factor_shapes(MATRICES), 8) <= most
     assert [tuple(factor.shape) for factor in factors] == selection.factor_shapes(MATRICES)
     # Every row and column that is downloaded is used.
-    for part, grid, item in zip(torch.split(selection.bits, [a * b for a, b in selection.grids]), selection.grids, MATRICES.items, strict=True):
+    for part, grid, item in zip(
+        torch.split(selection.bits, [a * b for a, b in selection.grids]), selection.grids, MATRICES.items, strict=True
+    ):
         if not item.plain and len(part):
             assert (part.view(grid) > 0).any(0).all() and (part.view(grid) > 0).any(1).all()
 
