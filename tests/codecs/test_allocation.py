@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_a_cohort_averages_rounding_and_not_clipping() -> None:
 @given(deviation=deviations, bits=st.sampled_from(WIDTHS[1:]), step=st.floats(0.01, 10))
 def test_more_clients_never_add_error(deviation: Tensor, bits: int, step: float) -> None:
     errors = [expected_error(deviation, step, bits, cohort) for cohort in (1, 2, 10, 100)]
-    assert all((a >= b).all() for a, b in zip(errors, errors[1:], strict=False))
+    assert all((a >= b).all() for a, b in pairwise(errors))
     assert torch.isfinite(errors[0]).all()
 
 
@@ -147,7 +147,7 @@ def test_more_energy_gets_no_fewer_bits(cost: Cost, deviation: Tensor, share: fl
 def test_more_budget_never_adds_error(kind: str) -> None:
     deviation = torch.randn(50, generator=torch.Generator().manual_seed(2)).exp() if kind == "drawn" else torch.ones(50)
     errors = [float(_with_step(deviation.square(), deviation, 10, budget, plain_cost, 0.5).error.sum()) for budget in range(0, 300, 7)]
-    assert all(later <= earlier * 1.001 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier * 1.001 for earlier, later in pairwise(errors))
 
 
 def test_a_step_nearby_is_looked_for_nearby() -> None:

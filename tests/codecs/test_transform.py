@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_more_bytes_make_fewer_errors_on_the_bank() -> None:
         state: dict[str, object] = {}
         decoded = torch.stack([simulate_round(codec, u, public=Public(round=i), server_state=state) for i, u in enumerate(bank.updates)])
         errors.append(float((decoded - target).square().sum() / target.square().sum()))
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False)) and errors[-1] < 0.02
+    assert all(later < earlier for earlier, later in pairwise(errors)) and errors[-1] < 0.02
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.6])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,12 +71,12 @@ def test_more_budget_never_adds_error_on_the_bank(relative, banks):
         error(fitted(TwoSidedCodec(ratio, cohort=0, factor_bits=16, encoder_share=100, relative=False), banks[0]), banks[0])
         for ratio in (40, 20, 10, 6, 4, 3, 2, 1.5, 1)
     ]
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(errors))
     shares = [
         error(fitted(TwoSidedCodec(3, cohort=0, factor_bits=16, encoder_share=share, relative=relative), banks[0]), banks[0], relative)
         for share in (0.15, 0.3, 0.6, 3)
     ]
-    assert all(later <= earlier + 0.01 for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(later <= earlier + 0.01 for earlier, later in pairwise(shares))
 
 
 @pytest.mark.parametrize("make", [TwoSidedCodec, TransformCodec], ids=["two-sided", "transform"])
