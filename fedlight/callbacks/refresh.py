@@ -18,8 +18,9 @@ class CodecRefresh(Callback):
     """Fits the codec anew on proxy updates recorded from the current global model: directions that were worth sending change.
 
     The new encoder has the next version, so every client that takes part afterwards downloads it, and those bytes are counted. What the
-    server remembered of the old codec's scale (its gain) begins anew from the new bank. Under several processes rank 0 fits and
-    broadcasts. A resumed run refreshes in the same rounds as one that was never stopped.
+    server remembered of the old codec's scale (its gain), and clients of what it left out, is in the old codec's coordinates: both
+    begin anew. Under several processes rank 0 fits and broadcasts. A resumed run refreshes in the same rounds as one that was never
+    stopped.
 
     Args:
         every_n_rounds: Rounds between refreshes.
@@ -27,10 +28,10 @@ class CodecRefresh(Callback):
         training: How a codec with trainable layers is trained on them.
         growth: If given, a due refresh takes place only where the error on the newly recorded updates has grown by this factor since the
             last fit; the others cost the recording alone.
-        stop_after: Last round in which to refresh (none if not given).
+        stop_after: Last round in which a refresh may take place (to the end of the run if not given).
 
     Raises:
-        ConfigurationError: if a number is out of range, or the module's codec does not learn from updates.
+        ConfigurationError: if a number is out of range, the module's codec does not learn from updates, or there is no proxy data.
     """
 
     def __init__(
@@ -52,11 +53,23 @@ class CodecRefresh(Callback):
         self.stop_after = stop_after
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a codec that has nothing to fit."""
-        codec = pl_module.codec
-        if stage == "fit" and not codec.needs_fit:  # type: ignore[union-attr]
+        """Refuse a codec that has nothing to fit, and data that it could not be fitted on."""
+        if stage != "fit":
+            return
+        if not hasattr(pl_module, "pretrain"):
             raise ConfigurationError(
-                f"Expected a codec that learns from updates but {type(codec).__name__} does not: "
+                f"Expected a FederatedModule but got {type(pl_module).__name__}, which has no codec: "
+                "remove CodecRefresh from `trainer.callbacks`"
+            )
+        module = cast("FederatedModule", pl_module)
+        if not module.codec.needs_fit:
+            raise ConfigurationError(
+                f"Expected a codec that learns from updates but {type(module.codec).__name__} does not: "
+                "remove CodecRefresh from `trainer.callbacks`"
+            )
+        if module.data.proxy is None:
+            raise ConfigurationError(
+                "Expected proxy data to refresh the codec on but there is none: raise `data.proxy_samples`, set `data.proxy_source`, or "
                 "remove CodecRefresh from `trainer.callbacks`"
             )
 
@@ -67,8 +80,9 @@ class CodecRefresh(Callback):
             return
         module = cast("FederatedModule", pl_module)
         version = module.codec.version
-        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        decoder = next(callback for callback in callbacks if isinstance(callback, GradientDecoder))
+        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state)
         if module.codec.version > version:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, GradientDecoder):
-                    callback.server_state = {}
+            decoder.server_state = {}
+            module.store.forget("codec")

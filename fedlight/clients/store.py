@@ -44,6 +44,11 @@ class ClientStore:
         """Keep these states."""
         self._states.update(states)
 
+    def forget(self, key: str) -> None:
+        """Forget this part of what every client kept."""
+        for state in self._states.values():
+            state.pop(key, None)
+
     def state_dict(self) -> dict[int, State]:
         """Return all kept states."""
         return self._states

@@ -37,8 +37,12 @@ def plain_cost(bits: int) -> int:
 
 
 def masked_cost(clients: int) -> Cost:
-    """Return the cost under secure aggregation of ``clients`` codes: the width of the modulus that their sum cannot overflow."""
-    return lambda bits: math.ceil(math.log2(2 * clients * ((1 << (bits - 1)) - 1) + 1)) if bits else 0
+    """Return the cost under secure aggregation of ``clients`` codes (times their largest integer weight).
+
+    That is the width of the modulus that their sum cannot overflow: ``ceil(log2(2 * clients * limit + 1))``, where ``limit`` is the
+    largest integer of so many bits.
+    """
+    return lambda bits: (2 * clients * ((1 << (bits - 1)) - 1)).bit_length() if bits else 0
 
 
 def allocate(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: Cost = plain_cost, near: float | None = None) -> Allocation:
@@ -76,8 +80,21 @@ def _with_step(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost
     while high / low > 1.01:
         price = math.sqrt(low * high)
         low, high = (price, high) if int(costs[choose(price)].sum()) > budget else (low, price)
-    chosen = choose(high)
+    chosen = _spend_rest(errors, costs, budget, choose(high), choose(low))
     return Allocation(torch.tensor(WIDTHS)[chosen], step, errors.gather(0, chosen[None])[0])
+
+
+def _spend_rest(errors: Tensor, costs: Tensor, budget: int, chosen: Tensor, wanted: Tensor) -> Tensor:
+    """Return ``chosen`` with as much of ``wanted`` as the budget allows, most saving for its bits first.
+
+    No price tells coefficients of equal energy apart: at any of them all are bought or none.
+    """
+    extra = costs[wanted] - costs[chosen]
+    saving = (errors.gather(0, chosen[None]) - errors.gather(0, wanted[None]))[0]
+    order = (saving / extra.clamp(min=1)).argsort(descending=True, stable=True)
+    order = order[extra[order] > 0]
+    bought = order[int(costs[chosen].sum()) + extra[order].cumsum(0) <= budget]
+    return chosen.index_copy(0, bought, wanted[bought])
 
 
 def expected_error(deviation: Tensor, step: float, bits: int, cohort: int) -> Tensor:

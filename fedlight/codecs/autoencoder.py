@@ -90,6 +90,7 @@ class AutoencoderDecoder(Decoder):
 
     scale: Tensor
     stretch: Tensor
+    rest: Tensor
 
     def __init__(self, blocks: Blocks, networks: list[BlockNetwork]) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
@@ -97,6 +98,7 @@ class AutoencoderDecoder(Decoder):
         self.networks = nn.ModuleList(networks)
         self.register_buffer("scale", torch.ones(len(blocks.groups)))
         self.register_buffer("stretch", torch.tensor(torch.inf))
+        self.register_buffer("rest", torch.zeros(()))
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the aggregated update ``[..., dim]`` of a mean code ``[..., code_dim]``."""
@@ -104,8 +106,11 @@ class AutoencoderDecoder(Decoder):
         return self.blocks.join([net(c) * s for net, c, s in zip(self.networks, codes, self.scale, strict=True)])
 
     def longest(self, mean_code: Tensor, public: Public) -> float:
-        """Return ten times the length that codes of this length had in the bank at most."""
-        return TRUST * float(self.stretch * mean_code.norm())
+        """Return ten times the length that codes of this length had in the bank at most, and what a zero code is decoded to.
+
+        Layers with biases decode nothing to something, which outlasts updates that shrink as training goes on.
+        """
+        return TRUST * float(self.stretch * mean_code.norm() + self.rest)
 
 
 class AutoencoderCodec(Codec):
@@ -215,6 +220,8 @@ class AutoencoderCodec(Codec):
                 network.start(generator, None if basis is None else basis.T if transpose else basis)
         figures = train(self, bank)
         self.decoder.stretch.fill_(max(map(self._stretch, bank.updates)))
+        with torch.no_grad():
+            self.decoder.rest.copy_(self.decoder.decode(torch.zeros(blocks.code_dim), Public(), {}).norm())
         return figures
 
     def _stretch(self, updates: Tensor) -> float:

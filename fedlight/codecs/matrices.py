@@ -57,8 +57,9 @@ class Matrices:
         lead = update.shape[:-1]
         views = []
         for item in self.items:
-            weight = tensors[item.tensors[0]].reshape(*lead, item.rows, -1)
-            views.append(weight if len(item.tensors) == 1 else torch.cat([weight, tensors[item.tensors[1]].unsqueeze(-1)], dim=-1))
+            weight, *bias = (tensors[index] for index in item.tensors)
+            weight = weight.reshape(*lead, item.rows, item.columns - len(bias))
+            views.append(torch.cat([weight, bias[0].unsqueeze(-1)], dim=-1) if bias else weight)
         return views
 
     def join(self, views: list[Tensor]) -> Tensor:

@@ -41,14 +41,13 @@ class TwoSidedMoments:
 def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor]:
     """Yield for each round the rows ``[1 + clients, dim]`` whose Gram matrix is the second moment of a mean of ``cohort`` clients.
 
-    The round's mean is the first; the rest are deviations from it over ``sqrt(cohort * clients)`` (over ``sqrt(clients)`` if
-    ``cohort`` is 0). ``relative`` divides a round by its size, so that late, small updates matter as much as early ones. The bank is
-    read one round after another: it may lie in a file.
+    The round's mean is the first; the rest are deviations from it over ``sqrt(cohort * clients)``. There are none if ``cohort`` is 0:
+    the recorded cohorts' means as they are. ``relative`` divides a round by its size, so that late, small updates matter as much as
+    early ones. The bank is read one round after another: it may lie in a file.
     """
     for updates in bank.updates:
         mean = updates.mean(0, keepdim=True)
-        deviations = (updates - mean) / math.sqrt(max(cohort, 1) * len(updates))
-        rows = torch.cat([mean, deviations])
+        rows = torch.cat([mean, (updates - mean) / math.sqrt(cohort * len(updates))]) if cohort else mean
         yield rows / rows.norm().clamp(min=1e-30) if relative else rows
 
 
@@ -63,16 +62,15 @@ def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relati
     right: list[Tensor | None] = [None] * len(matrices.items)
     sides = [k for k, item in enumerate(matrices.items) if not item.plain]
     grams = {k: (_Gram(matrices.items[k].rows, rank, 2 * k), _Gram(matrices.items[k].columns, rank, 2 * k + 1)) for k in sides}
-    for turn in range(1 + alternations):
+    for _ in range(1 + alternations):
         for rows in round_rows(bank, cohort, relative):
             views = matrices.view(rows)
             for k in sides:
                 g, (a, b) = views[k], (left[k], right[k])
                 grams[k][0].add(g if b is None else g @ b)
                 grams[k][1].add((g if a is None else a.T @ g).transpose(-2, -1))
-        last = turn == alternations
         for k in sides:
-            left[k], right[k] = grams[k][0].basis(last), grams[k][1].basis(last)
+            left[k], right[k] = grams[k][0].basis(), grams[k][1].basis()
     return _energies(bank, matrices, left, right)
 
 
@@ -112,7 +110,7 @@ class _Gram:
         part = wide @ wide.T if self.dense else wide @ (wide.T @ self.probe)
         self.total = part if not len(self.total) else self.total.add_(part)
 
-    def basis(self, last: bool) -> Tensor:
+    def basis(self) -> Tensor:
         """Return the basis ``[n, rank]`` of what was added and begin anew (a long side from the subspace found so far)."""
         total, self.total = self.total, torch.zeros(0)
         if self.dense:

@@ -86,7 +86,7 @@ def select(
     go and ``choose`` spends what they leave on the others.
 
     Raises:
-        ConfigurationError: if not even one column a side fits the bytes.
+        ConfigurationError: if not even one column a side fits the bytes, or there is nothing to choose from.
     """
     rows = [torch.ones(r1, dtype=torch.bool) for r1, _ in moments.grids]
     columns = [torch.ones(r2, dtype=torch.bool) for _, r2 in moments.grids]
@@ -104,17 +104,21 @@ def select(
         ]
         excess = factor_bytes(shapes, factor_bits) - most_bytes
         if excess <= 0:
+            if not allowed.all() and not any(count for _, count in shapes):
+                raise ConfigurationError(
+                    f"Expected an encoder of at least one column a side but its budget is {most_bytes} bytes: raise `encoder_share`"
+                )
+            if not bits.any():
+                raise ConfigurationError("Expected recorded updates to choose a code for but all are zero: raise the client learning rate")
             return _keep(moments, grids, used)
         worth: list[tuple[float, float, Tensor, int]] = []  # saving for its bytes, bytes, mask, position
         for item, masks, saving, a, b in zip(matrices.items, used, savings, rows, columns, strict=True):
             if item.plain:
                 continue
             for axis, n, mask, alive in ((1, item.rows, masks[0], a), (0, item.columns, masks[1], b)):
-                size = n * factor_bits / 8 + 2
+                size = n * factor_bits / 8
                 worth += [(float(saving.sum(axis)[i]) / size, size, alive, int(i)) for i in torch.nonzero(mask)]
         worth.sort(key=lambda entry: entry[0])
-        if not worth:
-            raise ConfigurationError(f"Expected an encoder of at least one column a side but its budget is {most_bytes} bytes: raise it")
         goal = min(excess, max(excess / 3, most_bytes / 25))
         for _, size, alive, position in worth:
             alive[position] = False

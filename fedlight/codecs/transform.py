@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlight.codecs.allocation import WIDTHS, Allocation, allocate, masked_cost, plain_cost
+from fedlight.codecs.allocation import WIDTHS, Allocation, Cost, allocate, masked_cost, plain_cost
 from fedlight.codecs.chain import ChainDecoder, ChainEncoder
 from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.moments import TwoSidedMoments, measure
@@ -42,7 +42,8 @@ class TransformCodec(Codec):
         factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
         encoder_share: most bytes of the factors, as a share of the model's (float32).
         relative: whether recorded rounds count equally (else by their energy, so that early rounds dominate).
-        correct_energy: whether the decoder lengthens the aggregate by what coding takes away on average in the bank.
+        correct_energy: whether the decoder gives the aggregate the length that the bank's mean updates have on average: more where the
+            projection takes some away, less where rounding adds some.
         secure_cohort: if above 0, bits are counted as secure aggregation of so many clients needs them, headroom included.
         smoothing: how much of the old gain stays in the new one: 0 follows the last aggregate at once, 1 keeps the gain for ever.
 
@@ -88,12 +89,17 @@ class TransformCodec(Codec):
         """
         spare = HEADER.size + len(WIDTHS) - 1
         bits = 8 * (int(4 * layout.dim / self.ratio) - spare)
-        if bits < 2:
+        if bits < self.cost(WIDTHS[1]):
             raise ConfigurationError(
                 f"Expected a `ratio` that leaves room for a code but at {self.ratio} a message of {layout.dim:,} numbers has "
                 f"{int(4 * layout.dim / self.ratio)} bytes and {spare} are spoken for: choose a smaller `ratio`"
             )
         return bits
+
+    @property
+    def cost(self) -> Cost:
+        """The bits that a coefficient takes on the wire, masked if sums are to be secure."""
+        return masked_cost(self.secure_cohort) if self.secure_cohort else plain_cost
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return which coefficients have how many bits: two bits evenly spread before there is a bank."""
@@ -141,7 +147,6 @@ class TransformCodec(Codec):
         weights = round_weights(moments, self.relative)
         deviation = ((moments.mean + moments.spread) * weights).mean(0).sqrt()
         budget = self.budget(bank.layout)
-        cost = masked_cost(self.secure_cohort) if self.secure_cohort else plain_cost
         best: list[Allocation] = []
         taken = torch.zeros(len(energy), dtype=torch.bool)
 
@@ -149,7 +154,7 @@ class TransformCodec(Codec):
             # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
             offered = torch.where(allowed, energy, torch.zeros(()))
             places = offered.topk(min(budget // 2, len(offered))).indices
-            allocation = allocate(energy[places], deviation[places], self.cohort, budget, cost, best[-1].step if best else None)
+            allocation = allocate(energy[places], deviation[places], self.cohort, budget, self.cost, best[-1].step if best else None)
             worth = torch.where(allowed[places], allocation.bits, 0)
             best.append(allocation)
             bits, saved = torch.zeros(len(energy), dtype=torch.long), torch.zeros(len(energy))

@@ -188,12 +188,16 @@ def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor]) -> No
 
 
 def correct_energy(codec: Codec, decoder: Decoder, bank: UpdateBank, relative: bool) -> None:
-    """Set the boost of ``decoder`` (of the codec, or its first stage) to how much longer the means are than their reconstructions."""
+    """Set the codec's two-sided ``decoder``'s boost to how much longer the bank's mean updates are than what they are decoded to.
+
+    A ratio of root mean squares over the bank's rounds, which follow one another as in a run: the gain of integer codes moves.
+    """
     assert isinstance(decoder, TwoSidedDecoder)
     true = decoded = 0.0
+    state: State = {}
     for updates in bank.updates:
-        mean = updates.mean(0)
-        weight = 1 / max(float(mean.square().sum()), 1e-30) if relative else 1.0
-        true += weight * float(mean.square().sum())
-        decoded += weight * float(codec.reconstruct(mean[None]).square().sum())
+        energy = float(updates.mean(0).square().sum())
+        weight = 1 / max(energy, 1e-30) if relative else 1.0
+        true += weight * energy
+        decoded += weight * float(codec.reconstruct(updates, state).square().sum())
     decoder.boost.fill_((true / max(decoded, 1e-30)) ** 0.5)

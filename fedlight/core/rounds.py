@@ -42,6 +42,7 @@ class Round:
         cohort: the clients of the round, sorted.
         mine: those that this process runs.
         codes: what the server has added up so far.
+        refused: why the decoded aggregate was refused, if it was.
         dropped: clients run here whose update could not be used, with the reason; ``dropped_count`` counts those of all processes.
         buffers: (client, weight, buffers) of the clients run here.
         true: the sum of the plain updates, kept only where the simulation compares (``sim/``).
@@ -56,6 +57,7 @@ class Round:
     cohort: np.ndarray
     mine: np.ndarray
     codes: RunningSum = field(default_factory=RunningSum)
+    refused: str | None = None
     dropped: list[tuple[int, str]] = field(default_factory=list)
     dropped_count: int = 0
     uplink_passes: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -32,13 +33,15 @@ def write_sum(codes: RunningSum, public: Public, fingerprint: int, lr: float) ->
     Integer sums take about their entropy (Huffman-coded bytes); of float codes the mean is sent, as float32.
 
     Raises:
-        MessageError: if something announced is no number, or an integer sum does not fit 32 bits.
+        MessageError: if something announced is no number, or an integer sum or the total weight does not fit 32 bits.
     """
     assert codes.total is not None, "nothing was added"
     try:
         notes = json.dumps({"announced": public.announced, "lr": lr}).encode()
     except TypeError as error:
         raise MessageError(f"Expected announcements that are numbers but got {public.announced!r}") from error
+    if codes.weight >= 1 << 32:
+        raise MessageError(f"Expected weights that add up to less than 2**32 but got {codes.weight}")
     integers = not codes.total.is_floating_point()
     payload = _pack(codes.total.cpu().numpy()) if integers else codes.mean().cpu().numpy().astype("<f4").tobytes()
     return HEADER.pack(MAGIC, VERSION, integers, public.round, fingerprint, codes.weight, len(notes)) + notes + payload
@@ -61,20 +64,39 @@ def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple
     ):
         if want != got:
             raise MessageError(f"Expected {name} {want!r} in the header of a sum but got {got!r}")
+    if not weight or integers > 1:
+        raise MessageError(f"Expected a sum of positive weight, of integers (1) or not (0), but got {weight} and {integers}")
     body = memoryview(message)[HEADER.size :]
-    try:
-        notes = json.loads(bytes(body[:noted]))
-        announced, lr = notes["announced"], float(notes["lr"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise MessageError(f"Expected notes of what was announced but could not read them: {error}") from error
+    announced, lr = _read_notes(bytes(body[:noted]))
     payload = body[noted:]
-    if not weight:
-        raise MessageError("Expected a sum of positive weight but got 0")
     if integers:
         return (torch.from_numpy(_unpack(payload, length)).double() / weight).float(), announced, lr
     if len(payload) != 4 * length:
         raise MessageError(f"Expected a mean of {4 * length} bytes but got {len(payload)}")
-    return torch.from_numpy(np.frombuffer(payload, "<f4").astype(np.float32)), announced, lr
+    mean = np.frombuffer(payload, "<f4").astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise MessageError("Expected a finite mean but the payload holds NaN or Inf")
+    return torch.from_numpy(mean), announced, lr
+
+
+def _read_notes(text: bytes) -> tuple[Mapping[str, Any], float]:
+    """Return (what was announced, the server's learning rate): finite numbers, and mappings of them."""
+    try:
+        notes = json.loads(text)
+        announced, lr = notes["announced"], notes["lr"]
+        finite = isinstance(announced, dict) and not isinstance(lr, dict) and _is_finite(announced) and _is_finite(lr)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MessageError(f"Expected notes of what was announced but could not read them: {error}") from error
+    if not finite:
+        raise MessageError(f"Expected notes of finite numbers but got {str(notes)[:80]}")
+    return announced, float(lr)
+
+
+def _is_finite(note: Any) -> bool:
+    """Whether a note is a number that fits a float, or a mapping of such."""
+    if isinstance(note, dict):
+        return all(map(_is_finite, note.values()))
+    return type(note) in (int, float) and abs(note) <= sys.float_info.max
 
 
 def apply_sum(weights: Tensor, message: bytes, decoder: Decoder, round: int) -> None:
@@ -90,9 +112,9 @@ def apply_sum(weights: Tensor, message: bytes, decoder: Decoder, round: int) -> 
 
 
 def _pack(values: np.ndarray) -> bytes:
+    if values.size and max(int(values.max()), -int(values.min())) > 2**31 - 1:
+        raise MessageError(f"Expected sums that fit 32 bits but got {int(values.min())} to {int(values.max())}")
     large = np.abs(values) >= _ESCAPE
-    if large.any() and np.abs(values).max() > 2**31 - 1:
-        raise MessageError(f"Expected sums that fit 32 bits but got {np.abs(values).max()}")
     small = np.where(large, _ESCAPE, values).astype(np.int8).tobytes()
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     return coder.compress(small + values[large].astype("<i4").tobytes()) + coder.flush()
@@ -107,7 +129,7 @@ def _unpack(payload: memoryview, length: int) -> np.ndarray:
     values = np.frombuffer(raw[:length], np.int8).astype(np.int64)
     large = values == _ESCAPE
     rest = raw[length:]
-    if len(values) != length or len(rest) != 4 * int(large.sum()) or not decoder.eof:
-        raise MessageError(f"Expected a packed sum of {length} integers but got {len(raw)} bytes for it")
+    if len(values) != length or len(rest) != 4 * int(large.sum()) or not decoder.eof or decoder.unused_data:
+        raise MessageError(f"Expected a packed sum of {length} integers and nothing else but got {len(raw)} bytes for it")
     values[large] = np.frombuffer(rest, "<i4")
     return values

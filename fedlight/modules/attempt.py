@@ -57,8 +57,9 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
             round.aggregate = None
             return round
         module.dispatch("on_cohort_end", round)
-    if round.aggregate is not None and (doubt := untrusted(codec, round)):
-        log.warning("Round %d: the decoded aggregate was refused, %s", number, doubt)
+    round.refused = untrusted(codec, round)
+    if round.refused:
+        log.warning("Round %d: the decoded aggregate was refused, %s", number, round.refused)
         round.aggregate = None
     return round
 

@@ -36,14 +36,14 @@ class Downlink(ABC):
         announced = announced_bytes(round.public.announced)
         module.traffic.add_download(announced * len(round.cohort))
         if round.public.step == 0:
-            self.bring_up_to_date(module, round.cohort, round.public.round)
+            self.bring_up_to_date(module, round.cohort)
 
     @abstractmethod
-    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray, round: int) -> None:
-        """Count what these clients download to hold the model before ``round`` and the current encoder."""
+    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray) -> None:
+        """Count what these clients download to hold the current model and the current encoder."""
 
-    def finished(self, module: FederatedModule, round: Round) -> None:  # noqa: B027 (most have nothing to note)
-        """Take note of a round that succeeded."""
+    def finished(self, module: FederatedModule, round: Round, lr: float) -> None:  # noqa: B027 (most have nothing to note)
+        """Take note of a round that succeeded, in which the server took a step of learning rate ``lr``."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the server remembers of its clients."""
@@ -57,7 +57,7 @@ class Downlink(ABC):
 class FullModel(Downlink):
     """Every client of a cohort downloads the whole model as float32, and the encoder if it lacks the current version."""
 
-    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray, round: int) -> None:
+    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray) -> None:
         """Count the model for everyone and the encoder for those that lack it."""
         module.traffic.add_download(model_bytes(module) * len(clients))
         if module.codec.version:
@@ -71,8 +71,9 @@ class CatchUp(Downlink):
     """A client downloads the summed codes of the rounds it missed instead of the model, whenever that is shorter.
 
     The initial model is a seed, so a client that holds nothing yet has missed every round so far. To take a round's step itself a client
-    needs the codec of that round: encoders (and what the decoder has beyond them) that it lacks are counted too. BatchNorm statistics
-    are sent as they are. Exact for codecs whose decoding depends on nothing but the code and what is announced, and plain SGD at the
+    needs the codec of that round: the encoder, and what the decoder has beyond it, are counted where it lacks them. A client that
+    downloads the model needs the current encoder alone, so nobody downloads more than with FullModel. BatchNorm statistics are sent as
+    they are. Exact for codecs whose decoding depends on nothing but the code and what is announced, and plain SGD at the
     server: the client ends with the server's model (``fedlight.core.sums.apply_sum``).
     """
 
@@ -93,52 +94,57 @@ class CatchUp(Downlink):
         plain = type(optimizer) is torch.optim.SGD and not any(
             group[name] for group in optimizer.param_groups for name in ("momentum", "weight_decay", "nesterov", "maximize")
         )
-        if not plain:
+        if not plain or len(optimizer.param_groups) > 1:
             raise ConfigurationError(
-                f"Expected plain SGD as `model.server_optimizer` but got {type(optimizer).__name__} with memory or decay of its own, whose "
-                "steps clients cannot take from sums alone: set `model.downlink` to FullModel"
+                f"Expected plain SGD of one learning rate as `model.server_optimizer` but got {type(optimizer).__name__} with memory, "
+                "decay or groups of its own, whose steps clients cannot take from sums alone: set `model.downlink` to FullModel"
             )
-        self.held = np.zeros(module.data.num_population, dtype=np.int64)
+        self.held = np.full(module.data.num_population, -1, dtype=np.int64)
+        self.decoders = np.zeros_like(self.versions)
         self.sizes: list[int] = []
         self.used: list[int] = []
-        self.codecs: dict[int, int] = {}
+        self.codecs: dict[int, tuple[int, int]] = {0: (0, 0)}
 
-    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray, round: int) -> None:
+    def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray) -> None:
         """Count for each client the shorter of the two ways."""
-        current = module.codec.version
-        if current and current not in self.codecs:
-            self.codecs[current] = encoder_bytes(module.codec) + beyond_encoder(module.codec)
-        buffers = 4 * sum(buffer.numel() for buffer in float_buffers(module.network))
+        now, current, model = len(self.sizes), module.codec.version, model_bytes(module)
+        if current not in self.codecs:
+            self.codecs[current] = encoder_bytes(module.codec), beyond_encoder(module.codec)
+        buffers = model - 4 * module.layout.dim
         for client in clients.tolist():
-            missed = range(int(self.held[client]), round)
-            new = {self.used[r] for r in missed} | {current}
-            codecs = {v: self.codecs[v] for v in new if v > self.versions[client]}
-            sums = sum(self.sizes[r] for r in missed) + (SEED_BYTES if not self.versions[client] and not self.held[client] else 0)
-            latest = codecs.get(current, 0)
-            if sums + buffers + sum(codecs.values()) <= model_bytes(module) + latest:
-                module.traffic.add_download(sums + buffers)
-                module.traffic.add_codec(sum(codecs.values()))
+            held, version = int(self.held[client]), int(self.versions[client])
+            if held == now:  # an attempt at the same round went before
+                continue
+            missed = range(max(held, 0), now)
+            replayed = {self.used[r] for r in missed}
+            sums = sum(self.sizes[r] for r in missed) + buffers + (SEED_BYTES if held < 0 else 0)
+            encoders = sum(self.codecs[v][0] for v in replayed | {current} if v > version)
+            decoders = sum(self.codecs[v][1] for v in replayed if v > self.decoders[client])
+            latest = self.codecs[current][0] if current > version else 0
+            if sums + encoders + decoders <= model + latest:
+                module.traffic.add_download(sums)
+                module.traffic.add_codec(encoders + decoders)
+                self.decoders[client] = max(replayed, default=self.decoders[client])
             else:
-                module.traffic.add_download(model_bytes(module))
+                module.traffic.add_download(model)
                 module.traffic.add_codec(latest)
-        self.held[clients] = round
+        self.held[clients] = now
         self.versions[clients] = current
 
-    def finished(self, module: FederatedModule, round: Round) -> None:
+    def finished(self, module: FederatedModule, round: Round, lr: float) -> None:
         """Keep the length of the round's sum as a message."""
-        lr = module.trainer.optimizers[0].param_groups[0]["lr"]
         self.sizes.append(len(write_sum(round.codes, round.public, module.codec.encoder.fingerprint, lr)))
         self.used.append(module.codec.version)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what every client holds and what every round and codec weighs."""
-        own = {"held": torch.from_numpy(self.held.copy()), "sizes": self.sizes, "used": self.used, "codecs": self.codecs}
-        return super().state_dict() | own
+        clients = {"held": torch.from_numpy(self.held.copy()), "decoders": torch.from_numpy(self.decoders.copy())}
+        return super().state_dict() | clients | {"sizes": self.sizes, "used": self.used, "codecs": self.codecs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         super().load_state_dict(state)
-        self.held = state["held"].numpy().copy()
+        self.held, self.decoders = state["held"].numpy().copy(), state["decoders"].numpy().copy()
         self.sizes, self.used, self.codecs = list(state["sizes"]), list(state["used"]), dict(state["codecs"])
 
 

@@ -21,7 +21,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.codecs.identity import IdentityCodec
-from fedlight.core.codec import Codec
+from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.export import codec_state, load_codec, restore_codec
 from fedlight.core.layout import Layout, flatten, float_buffers
@@ -202,11 +202,13 @@ class FederatedModule(LightningModule):
         progress: bool | None = None,
         first_round: int = 0,
         growth: float | None = None,
+        server_state: State | None = None,
     ) -> dict[str, float]:
         """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
 
         ``first_round`` numbers the recorded rounds (it seeds them and places them in learning-rate schedules). With ``growth`` the
-        codec is fitted only if its error on what was recorded has grown by this factor since the last fit.
+        codec is fitted only if its error on what was recorded, decoded from ``server_state`` on, has grown by this factor since the
+        last fit.
 
         Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
         """
@@ -217,11 +219,12 @@ class FederatedModule(LightningModule):
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
             bank = record_for(self, proxy, show, first_round=first_round)
-            if growth is None or reconstruction_error(self.codec.to("cpu"), bank) > growth * self.codec_error:
+            # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
+            if growth is None or reconstruction_error(self.codec.to("cpu"), bank, None, server_state) > growth * self.codec_error:
                 folder = Path(log_dir) if log_dir and self.loggers else None
                 figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
                 state = codec_state(self.codec)
-            for logger in self.loggers:
+            for logger in self.loggers if figures else ():
                 logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=first_round)
         if self.trainer.world_size > 1:
             state, error = self.trainer.strategy.broadcast((state, figures.get("held_out_error", self.codec_error)))
@@ -261,11 +264,14 @@ class FederatedModule(LightningModule):
             if round.aggregate is not None:
                 self._finish(round)
                 return
+            refused = round.refused
             reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
+            reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
+        way_out = "refresh the codec or choose another" if refused else "lower the client learning rate, or sample more clients"
         raise RoundFailedError(
             f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
-            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): lower the client learning rate, or sample more clients"
+            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out}"
         )
 
     def trainable(self) -> list[nn.Parameter]:
@@ -282,12 +288,12 @@ class FederatedModule(LightningModule):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]
+        self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.rounds = self.trainer.global_step
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
-        self.downlink.finished(self, round)
         self.dispatch("on_round_end", round)
         log_round(self, round_figures(self, round), round.public.round)
         log_comparison(self, round)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -226,10 +227,13 @@ def fit_codec(
     return figures
 
 
-def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None) -> float:
-    """Return the relative error of ``decode(mean_i encode(u_i))`` over the bank's rounds (over their first ``cohort`` clients)."""
+def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None, server_state: State | None = None) -> float:
+    """Return the relative error of ``decode(mean_i encode(u_i))`` over the bank's rounds (over their first ``cohort`` clients).
+
+    The rounds follow one another from ``server_state``, which is left as it is (from a new server's if not given).
+    """
     metric = ReconstructionError(sync_on_compute=False)
-    state: State = {}
+    state = copy.deepcopy(server_state) or {}
     with torch.no_grad():
         for updates in bank.updates[:, :cohort]:
             metric.update(codec.reconstruct(updates, state), updates.mean(0))

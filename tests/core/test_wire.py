@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedlight.core.errors import MessageError
-from fedlight.core.wire import HEADER, CodeFormat, JointFormat, pack_integers, read_message, unpack_integers, write_message
+from fedlight.core.wire import (
+    HEADER,
+    CodeFormat,
+    JointFormat,
+    pack_integers,
+    read_message,
+    saturation,
+    unpack_integers,
+    write_message,
+)
 
 every_bits = [*range(2, 17), 32]
 float_types = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
@@ -190,3 +199,24 @@ def test_a_joint_code_that_does_not_fit_is_refused() -> None:
         joint().pack(torch.zeros(11, dtype=torch.int32))
     with pytest.raises(MessageError, match="at least one part"):
         JointFormat(())
+
+
+@given(data=st.data())
+def test_saturation_is_the_share_of_entries_at_the_end_of_their_own_part(data: st.DataObject) -> None:
+    parts = data.draw(st.lists(st.tuples(st.integers(2, 9), st.integers(1, 6)), min_size=1, max_size=4))
+    code, ends = [], 0
+    for bits, length in parts:
+        limit = 2 ** (bits - 1) - 1
+        entries = data.draw(st.lists(st.integers(-limit, limit), min_size=length, max_size=length))
+        code += entries
+        ends += sum(abs(entry) == limit for entry in entries)
+    formats = tuple(CodeFormat(length, bits) for bits, length in parts)
+    assert saturation(torch.tensor(code), JointFormat(formats)) == pytest.approx(ends / len(code))
+    if len(formats) == 1:
+        assert saturation(torch.tensor(code), formats[0]) == pytest.approx(ends / len(code))
+
+
+def test_codes_of_floats_and_of_nothing_do_not_saturate() -> None:
+    assert saturation(torch.full((3,), 1e30), CodeFormat(3)) == 0
+    assert saturation(torch.zeros(0, dtype=torch.int32), CodeFormat(0, 4)) == 0
+    assert saturation(torch.full((3,), 1e30), JointFormat((CodeFormat(2), CodeFormat(1, 4)))) == 0

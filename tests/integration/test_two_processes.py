@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedlight.core.export import load_codec
 from tests.federation import CODEC, TINY, environment
 
 pytestmark = pytest.mark.slow
@@ -23,15 +24,19 @@ CODECS: dict[str, str | None] = {
     "identity": None,
     "top-k": json.dumps({"class_path": "TopKCodec", "init_args": {"ratio": 8}}),
     "power sgd": json.dumps({"class_path": "PowerSGDCodec", "init_args": {"rank": 1}}),
+    "transform, refreshed": json.dumps({"class_path": "TransformCodec", "init_args": {"ratio": 6, "encoder_share": 1.0}}),
 }
+INTEGERS = {"learned integers", "transform, refreshed"}
+REFRESH = ["--trainer.callbacks+", "fedlight.callbacks.CodecRefresh", "--trainer.callbacks.every_n_rounds", "2"]
+REFRESH += ["--trainer.callbacks.proxy.rounds", "8", "--trainer.callbacks.proxy.clients", "3", "--model.downlink", "CatchUp"]
 
 
-def fit(folder: Path, processes: int, codec: str | None) -> Path:
+def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Path:
     """Run `fedlight fit` and return the run's folder, with the sums of codes in ``codes``."""
     options = [*TINY, "--trainer.max_steps", str(ROUNDS), "--trainer.default_root_dir", str(folder), "--trainer.val_check_interval", "1"]
     options += ["--data.client_holdout", "0.2", "--data.eval_batch_size", "37", "--data.sampler.cohort_size", "5"]
     options += ["--trainer.callbacks", "tests.federation.CodeDump", "--trainer.callbacks.folder", str(folder / "codes")]
-    options += ["--model.codec", codec] if codec else []
+    options += [*more, *(["--model.codec", codec] if codec else [])]
     options += ["--trainer.devices", str(processes)] + (["--trainer.strategy", "ddp"] if processes > 1 else [])
     done = subprocess.run(
         [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=120
@@ -45,8 +50,9 @@ def fit(folder: Path, processes: int, codec: str | None) -> Path:
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
     """One process's run and two processes' run."""
     folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]
-    one, two = (fit(folder, count, CODECS[request.param]) for count, folder in enumerate(folders, 1))
-    return one, two, request.param == "learned integers"
+    more = REFRESH if "refreshed" in request.param else []
+    one, two = (fit(folder, count, CODECS[request.param], more) for count, folder in enumerate(folders, 1))
+    return one, two, request.param in INTEGERS
 
 
 def test_the_sums_of_codes_are_the_same(runs):
@@ -65,6 +71,13 @@ def test_the_final_model_and_codec_are_the_same(runs):
         for key in a:
             same = torch.equal(a[key], b[key]) if integers else torch.allclose(a[key], b[key], rtol=1e-6, atol=1e-7)
             assert same, f"{name}: {key}"
+
+
+def test_a_refreshed_codec_has_the_next_version_everywhere(runs):
+    one, two, _ = runs
+    for run in (one, two):
+        version = load_codec(run).version
+        assert version == (2 if (run / "config.yaml").read_text().count("CodecRefresh") else min(version, 1))
 
 
 def test_bytes_and_evaluation_count_everything_once(runs):

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedlight.codecs.factors import Factors, factor_bytes, orthonormal
+
+CPU = torch.device("cpu")
+SHAPES = [(20, 4), (7, 7), (5, 0), (1, 1), (64, 16)]
+
+
+def drawn(shapes: list[tuple[int, int]] = SHAPES, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [orthonormal(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def written(bases: list[Tensor], bits: int) -> Factors:
+    factors = Factors([(len(basis), basis.shape[1]) for basis in bases], bits)
+    factors.write(bases)
+    return factors
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 11, 16])
+@given(shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 8)).map(lambda s: (s[0], min(s))), max_size=4))
+def test_columns_are_orthonormal_whatever_the_bits(bits: int, shapes: list[tuple[int, int]]) -> None:
+    factors = written(drawn(shapes), bits)
+    assert [basis.shape for basis in factors.bases(CPU)] == shapes
+    for basis in factors.bases(CPU):
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [6, 8, 10, 12, 14, 16])
+def test_columns_are_as_close_to_those_written_as_their_bits_allow(bits: int) -> None:
+    """Rounding moves an entry by at most half a step ``max / limit``; orthonormality of the others at most doubles that.
+
+    The bound halves with every bit, to the last of 16: nothing else may limit it.
+    """
+    limit = 2 ** (bits - 1) - 1
+    for basis, read in zip(drawn(), written(drawn(), bits).bases(CPU), strict=True):
+        n, r = basis.shape
+        if r:
+            rounding = 0.5 * basis.abs().max() / limit * n**0.5
+            assert (read - basis).norm(dim=0).max() <= 2 * r**0.5 * rounding + 1e-5
+            assert ((read * basis).sum(0) > 0.9).all()
+
+
+def test_unit_vectors_are_exact_and_what_factors_begin_as() -> None:
+    fresh = Factors([(6, 3), (4, 4)], 5)
+    for basis, shape in zip(fresh.bases(CPU), fresh.shapes, strict=True):
+        assert torch.equal(basis, torch.eye(*shape))
+    again = Factors([(6, 3), (4, 4)], 5)
+    again.load_state_dict(fresh.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.bases(CPU), fresh.bases(CPU), strict=True))
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+def test_they_weigh_what_was_predicted(bits: int, tmp_path: Path) -> None:
+    state = written(drawn(), bits).state_dict()
+    assert sum(t.numel() * t.element_size() for t in state.values()) == factor_bytes(SHAPES, bits)
+    assert factor_bytes(SHAPES, bits) == -(-sum(n * r for n, r in SHAPES) * bits // 8)
+    assert factor_bytes([], bits) == 0 and Factors([], bits).packed.numel() == 0
+
+
+def test_they_survive_a_state_dict_a_file_copies_and_pickles(tmp_path: Path) -> None:
+    factors = written(drawn(), 6)
+    save_file(factors.state_dict(), tmp_path / "factors.safetensors")
+    loaded = Factors(SHAPES, 6)
+    loaded.load_state_dict(load_file(tmp_path / "factors.safetensors"))
+    for other in (loaded, copy.deepcopy(factors), pickle.loads(pickle.dumps(factors))):
+        assert all(torch.equal(a, b) for a, b in zip(factors.bases(CPU), other.bases(CPU), strict=True))
+        assert torch.equal(factors.packed, other.packed)
+
+
+def test_writing_again_replaces() -> None:
+    factors = written(drawn(), 8)
+    factors.write(drawn(seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(factors.bases(CPU), written(drawn(seed=1), 8).bases(CPU), strict=True))
+
+
+@given(n=st.integers(1, 20), seed=st.integers(0, 100))
+def test_orthonormal_is_gram_schmidt(n: int, seed: int) -> None:
+    """Columns span what the first columns span, and point the way they did."""
+    r = max(1, n // 2)
+    matrix = torch.randn(n, r, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q = orthonormal(matrix)
+    torch.testing.assert_close(q.T @ q, torch.eye(r, dtype=torch.float64))
+    upper = q.T @ matrix
+    torch.testing.assert_close(upper.tril(-1), torch.zeros(r, r, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert (upper.diagonal() >= 0).all()

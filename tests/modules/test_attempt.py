@@ -1,0 +1,214 @@
+"""Which decoded aggregates the server takes, and what is said of those it does not."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+
+from fedlight.callbacks import CodecPretraining, FederatedCallback
+from fedlight.clients import FedAvg
+from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Private, Public
+from fedlight.core.errors import RoundFailedError
+from fedlight.core.layout import Layout
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.rounds import Round
+from fedlight.core.running_sum import RunningSum
+from fedlight.data import Digits, FederatedDataModule, Uniform
+from fedlight.modules import MLP
+from fedlight.modules.attempt import untrusted
+from tests.federation import History, federated, mlp, run, trainer, weights_of
+
+
+def learned(**changes) -> ChainCodec:
+    return ChainCodec([AutoencoderCodec(**{"ratio": 2, "block_size": 16, "width": 4} | changes), QuantizeCodec(8)])
+
+
+class BlowUp(FederatedCallback):
+    """Multiplies the decoder's weights before some rounds' attempts."""
+
+    def __init__(self, factor: float, *attempts: tuple[int, int]) -> None:
+        self.factor, self.attempts = factor, attempts
+
+    def on_round_start(self, trainer, pl_module, round):
+        wanted = (round.public.round, round.public.attempt) in self.attempts
+        before = (round.public.round, round.public.attempt - 1) in self.attempts
+        with torch.no_grad():
+            for parameter in pl_module.codec.decoder.parameters():
+                parameter.mul_(self.factor if wanted and not before else 1 / self.factor if before and not wanted else 1)
+
+
+def test_a_decoder_whose_weights_are_blown_up_is_refused_and_the_run_stops(caplog):
+    module = federated(codec=learned())
+    start = weights_of(module)
+    with caplog.at_level(logging.WARNING), pytest.raises(RoundFailedError) as failed:
+        run(module, 3, callbacks=[BlowUp(1e3, (1, 0), (1, 1), (1, 2))])
+    assert "Round 1 had no usable aggregate" in str(failed.value) and "refresh the codec or choose another" in str(failed.value)
+    assert "the decoded aggregate was refused, it is" in str(failed.value) and "where the sum of codes explains" in str(failed.value)
+    warned = [record.message for record in caplog.records if "was refused" in record.message]
+    assert len(warned) == 3 and all(message.startswith("Round 1: the decoded aggregate was refused, it is") for message in warned)
+    assert torch.isfinite(weights_of(module)).all() and (weights_of(module) - start).norm() < 10
+
+
+def test_a_round_whose_aggregate_is_refused_is_repeated_and_leaves_no_trace(caplog):
+    """Neither the model nor the server's gain moves by what was refused."""
+    history = History()
+    plain, spy = federated(codec=learned()), None
+    spy = run(plain, 2)
+    module = federated(codec=learned())
+    blown = BlowUp(1e3, (1, 0))
+    with caplog.at_level(logging.WARNING):
+        again = run(module, 2, callbacks=[blown], logger=history)
+    assert history.rounds("round/attempts") == {0: 1, 1: 2}
+    assert sum("was refused" in record.message for record in caplog.records) == 1
+    assert torch.equal(again.weights[0], spy.weights[0]) and torch.equal(weights_of(module), again.weights[1])
+    assert again.announced[1] == spy.announced[1]
+
+
+def test_what_is_not_finite_is_refused(caplog):
+    class Poison(FederatedCallback):
+        def on_round_start(self, trainer, pl_module, round):
+            with torch.no_grad():
+                next(pl_module.codec.decoder.parameters()).fill_(math.nan)
+
+    with caplog.at_level(logging.WARNING), pytest.raises(RoundFailedError, match="refused, it is not finite"):
+        run(federated(codec=learned()), 1, callbacks=[Poison()])
+
+
+def round_of(codec, updates) -> Round:
+    """A round of these updates ``[clients, dim]``, decoded."""
+    public = Public(announced=codec.decoder.announce({}))
+    round = Round(public, None, None)
+    round.codes = RunningSum()
+    with torch.no_grad():
+        for i, update in enumerate(updates):
+            round.codes.add(codec.encoder.encode(update, public, Private(torch.Generator().manual_seed(i))))
+        round.aggregate = codec.decoder.decode(round.codes.mean(), public, {})
+    return round
+
+
+LAYOUT = Layout.of(mlp(hidden=30))
+BANK = UpdateBank(0.1 * torch.randn(12, 4, LAYOUT.dim, generator=torch.Generator().manual_seed(0)), LAYOUT)
+CODECS = {
+    "identity": IdentityCodec,
+    "linear": lambda: LinearCodec(4, block_size=16),
+    "two-sided, corrected": lambda: TwoSidedCodec(4, correct_energy=True),
+    "transform": lambda: TransformCodec(4, encoder_share=1.0),
+    "autoencoder": lambda: AutoencoderCodec(4, block_size=16, width=4),
+    "autoencoder with biases": lambda: AutoencoderCodec(4, block_size=16, width=4, bias=True),
+    "learned integers": learned,
+}
+
+
+def briefly(codec, bank) -> dict[str, float]:
+    optimizer = torch.optim.Adam([*codec.encoder.parameters(), *codec.decoder.parameters()], lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (codec.reconstruct(bank.updates) - bank.updates.mean(1)).square().mean().backward()
+        optimizer.step()
+    return {}
+
+
+@pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0])
+def test_what_a_fitted_codec_decodes_is_trusted_however_large_updates_are(make, scale):
+    codec = make()
+    codec.fit(BANK, briefly)
+    for updates in BANK.updates:
+        assert untrusted(codec, round_of(codec, scale * updates)) is None
+        assert untrusted(codec, round_of(codec, scale * updates[:1])) is None
+
+
+@pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
+def test_what_is_much_longer_than_its_code_explains_is_not(make):
+    codec = make()
+    codec.fit(BANK, briefly)
+    round = round_of(codec, BANK.updates[0])
+    round.aggregate = 1e3 * round.aggregate
+    doubt = untrusted(codec, round)
+    if isinstance(codec, IdentityCodec):
+        assert doubt is None  # whatever was summed is what comes out
+    else:
+        assert doubt is not None and "long where the sum of codes explains" in doubt
+
+
+def test_looking_at_the_length_moves_no_gain():
+    codec = learned()
+    codec.fit(BANK, briefly)
+    round = round_of(codec, BANK.updates[0])
+    before = codec.decoder.announce({})
+    assert untrusted(codec, round) is None
+    assert codec.decoder.announce({}) == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ChainCodec([AutoencoderCodec(8, block_size=64, width=8), QuantizeCodec(6)]),
+        lambda: ChainCodec([AutoencoderCodec(8, block_size=64, width=8, bias=True, activation="relu"), QuantizeCodec(6)]),
+        lambda: TransformCodec(16, encoder_share=1.0),
+    ],
+    ids=["tanh", "relu with biases", "transform"],
+)
+def test_a_healthy_run_is_never_refused(make, caplog):
+    """Digits until updates are a tenth of what they were: nothing is repeated."""
+    torch.manual_seed(0)
+    data = FederatedDataModule(source=Digits(), num_clients=20, sampler=Uniform(8), proxy_samples=200, seed=3)
+    module = federated(MLP(64, [16], 10), codec=make(), algorithm=FedAvg(lr=0.2, steps=5, batch_size=16))
+    history = History()
+    pretrain = CodecPretraining(ProxyFederation(rounds=12, clients=6), CodecTraining(steps=60, check_every=30))
+    with caplog.at_level(logging.WARNING):
+        trainer(30, callbacks=[pretrain], logger=history).fit(module, datamodule=data)
+    assert set(history.rounds("round/attempts").values()) == {1}
+    assert not any("refused" in record.message for record in caplog.records)
+    norms = list(history.rounds("round/aggregate_norm").values())
+    assert sum(norms[-5:]) < 0.5 * sum(norms[:5])
+
+
+# -- saturation --------------------------------------------------------------------------------------------------------
+
+
+def saturations(codec, rounds: int = 3, **changes) -> dict[int, float]:
+    history = History()
+    run(federated(codec=codec, sim_every=1, **changes), rounds, logger=history)
+    return history.rounds("sim/saturation")
+
+
+def test_saturation_is_logged_in_rounds_that_the_simulation_compares():
+    history = History()
+    run(federated(codec=learned(), sim_every=2), 3, logger=history)
+    assert set(history.rounds("sim/saturation")) == {0, 2} == set(history.rounds("sim/relative_error"))
+    assert all(0 <= share < 0.2 for share in history.rounds("sim/saturation").values())
+
+
+def test_saturation_tells_a_range_that_is_too_narrow():
+    def clipped(clip: float) -> ChainCodec:
+        return ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(6, clip=clip, smoothing=1.0)])
+
+    wide, narrow = saturations(clipped(4.0)), saturations(clipped(0.3))
+    assert max(wide.values()) < 0.05 and min(narrow.values()) > 0.3
+
+
+def test_saturation_is_the_mean_over_clients():
+    from fedlight.core.wire import saturation
+
+    shares = {}
+
+    class Reads(FederatedCallback):
+        def on_client_message(self, trainer, pl_module, round, upload):
+            decoder = pl_module.codec.decoder
+            term = decoder.read_message(upload.message, round.public)
+            shares.setdefault(round.public.round, []).append(saturation(term, decoder.format))
+
+    history = History()
+    codec = ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(3, clip=1.0)])
+    run(federated(codec=codec, sim_every=1), 2, callbacks=[Reads()], logger=history)
+    assert history.rounds("sim/saturation") == pytest.approx({number: sum(s) / len(s) for number, s in shares.items()})
+
+
+def test_float_codes_do_not_saturate():
+    assert set(saturations(None).values()) == {0.0}
