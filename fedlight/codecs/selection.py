@@ -111,7 +111,8 @@ def select(
                 continue
             for axis, n, mask, alive in ((1, item.rows, masks[0], a), (0, item.columns, masks[1], b)):
                 size = n * factor_bits / 8 + 2
-                worth += [(float(saving.sum(axis)[i]) / size, size, alive, int(i)) for i in torch.nonzero(mask)]
+                savings_of = saving.sum(axis).tolist()
+                worth += [(savings_of[i] / size, size, alive, i) for i in torch.nonzero(mask).flatten().tolist()]
         worth.sort(key=lambda entry: entry[0])
         if not worth:
             raise ConfigurationError(f"Expected an encoder of at least one column a side but its budget is {most_bytes} bytes: raise it")
