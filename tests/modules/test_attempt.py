@@ -123,6 +123,23 @@ def test_what_a_fitted_codec_decodes_is_trusted_however_large_updates_are(make, 
         assert untrusted(codec, round_of(codec, scale * updates[:1])) is None
 
 
+def test_what_a_zero_code_is_decoded_to_is_trusted_when_updates_have_become_small():
+    """Layers with biases decode nothing to something: late in training that is most of the aggregate, not a decoder gone wrong."""
+
+    def biased(codec, bank) -> dict[str, float]:
+        with torch.no_grad():
+            for network in codec.decoder.networks:
+                network.layers[-1].bias.fill_(0.5)
+        return {}
+
+    codec = AutoencoderCodec(4, block_size=16, width=4, bias=True)
+    codec.fit(BANK, biased)
+    round = round_of(codec, 1e-6 * BANK.updates[0])
+    assert round.aggregate.norm() > 1e3 * 1e-6 * BANK.updates[0].norm() and untrusted(codec, round) is None
+    round.aggregate = 100 * round.aggregate
+    assert untrusted(codec, round) is not None
+
+
 @pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 def test_what_is_much_longer_than_its_code_explains_is_not(make):
     codec = make()
