@@ -57,7 +57,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
             round.aggregate = None
             return round
         module.dispatch("on_cohort_end", round)
-    round.refused = untrusted(codec, round)
+    round.refused = untrusted(codec, round) if round.aggregate is not None else None  # a callback may have taken it away
     if round.refused:
         log.warning("Round %d: the decoded aggregate was refused, %s", number, round.refused)
         round.aggregate = None
