@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.local_model import LocalModel
-from fedlight.core.bank import UpdateBank
+from fedlight.core.bank import UpdateBank, write_bank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 
@@ -39,11 +41,13 @@ def record_bank(
     server_lr: float = 1.0,
     first_round: int = 0,
     on_round: Callable[[int], None] | None = None,
+    in_memory_mb: float = 1024.0,
 ) -> UpdateBank:
     """Return the updates ``[rounds, clients, dim]`` of a federated run on proxy data that starts from ``weights`` ``[dim]``.
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
-    weights by the mean update, so the bank spans a trajectory rather than one point.
+    weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is
+    recorded to a temporary file (in the folder that ``TMPDIR`` names) that is gone when the bank is.
 
     Raises:
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
@@ -54,21 +58,35 @@ def record_bank(
             "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
         )
     labels = y.cpu().numpy()
-    rng = numpy_generator(seed, first_round, "proxy clients")
-    weights = weights.clone()
-    bank = torch.empty(rounds, clients, len(weights))
-    for step in range(rounds):
-        for client in range(clients):
-            chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
-            with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
-                model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
-                model.load(weights, buffers)
-                generator = torch_generator(seed, first_round + step, client, "proxy batches")
-                bank[step, client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).update
-        mean = bank[step].mean(0)
-        if not torch.isfinite(mean.sum()):
-            raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
-        weights -= server_lr * mean.to(weights.device)
-        if on_round is not None:
-            on_round(step)
-    return UpdateBank(bank, model.flat.layout)
+
+    def trajectory(weights: Tensor) -> Iterator[Tensor]:
+        """Yield each round's updates ``[clients, dim]``, in memory that the next round uses again."""
+        rng = numpy_generator(seed, first_round, "proxy clients")
+        updates = torch.empty(clients, len(weights))
+        for step in range(rounds):
+            for client in range(clients):
+                chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
+                with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
+                    model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
+                    model.load(weights, buffers)
+                    generator = torch_generator(seed, first_round + step, client, "proxy batches")
+                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).update
+            mean = updates.mean(0)
+            if not torch.isfinite(mean.sum()):
+                raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
+            weights -= server_lr * mean.to(weights.device)
+            yield updates
+            if on_round is not None:
+                on_round(step)
+
+    layout, recorded = model.flat.layout, trajectory(weights.clone())
+    if 4 * rounds * clients * layout.dim <= in_memory_mb * 2**20:
+        bank = torch.empty(rounds, clients, layout.dim)
+        for row, updates in zip(bank, recorded, strict=True):
+            row.copy_(updates)
+        return UpdateBank(bank, layout)
+    # A file that is mapped needs no name. Where it cannot be removed while it is, the system clears its temporary folder.
+    with TemporaryDirectory(prefix="fedlight-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "updates.safetensors"
+        write_bank(path, layout, rounds, clients, recorded)
+        return UpdateBank.load(path)

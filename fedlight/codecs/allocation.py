@@ -70,7 +70,12 @@ def _with_step(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost
     costs = torch.tensor([cost(bits) for bits in WIDTHS])
 
     def choose(price: float) -> Tensor:
-        return (errors + price * costs.to(errors)[:, None]).argmin(0)
+        least, chosen = errors[0], torch.zeros(errors.shape[1], dtype=torch.long)
+        for width in range(1, len(WIDTHS)):  # many times faster than `argmin` along the short side
+            loss = errors[width] + price * float(costs[width])
+            chosen.masked_fill_(loss < least, width)
+            least = torch.minimum(least, loss)
+        return chosen
 
     # Bisection on the price's logarithm: at `high` nothing is bought, at `low` everything that helps at all.
     high = float(energy.max().clamp(min=1e-30))

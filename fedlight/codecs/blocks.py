@@ -148,10 +148,11 @@ def cohort_rows(bank: UpdateBank, cohort: int) -> Tensor:
     The second moment of such a mean is the round mean's plus 1/cohort of the spread within the round; ``cohort`` 0 leaves the
     spread out (the recorded cohorts themselves).
     """
-    means = bank.updates.mean(1)
+    updates = bank.updates
+    means = updates.mean(1)
     if not cohort:
         return means
-    deviations = (bank.updates - means[:, None]) / math.sqrt(cohort * bank.clients)
+    deviations = (updates - means[:, None]) / math.sqrt(cohort * bank.clients)
     return torch.cat([means, deviations.flatten(0, 1)])
 
 

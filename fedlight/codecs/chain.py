@@ -159,8 +159,9 @@ class ChainCodec(Codec):
             if i == len(self.codecs) - 1:
                 break
             with torch.no_grad():
-                codes = codec.encoder.encode(bank.updates, Public(), Private(torch_generator("chain fit")))
-            bank = bank.map(codes.float(), Layout.vector(codec.encoder.code_dim))
+                private = Private(torch_generator("chain fit"))
+                codes = [codec.encoder.encode(updates, Public(), private).float() for updates in bank]
+            bank = bank.map(torch.stack(codes), Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
         self.bind(layout, {"stages": plans})

@@ -71,3 +71,11 @@ class Matrices:
             else:
                 flat += [view[..., :-1].flatten(-2), view[..., -1]]
         return torch.cat(flat, dim=-1)
+
+
+def product(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ middle @ right`` of matrices ``[p, q]``, ``[..., q, r]`` and ``[r, s]`` in the order of fewer multiplications."""
+    (p, q), (r, s) = left.shape, right.shape
+    if q * s * (r + p) <= p * r * (q + s):
+        return left @ (middle @ right)
+    return (left @ middle) @ right

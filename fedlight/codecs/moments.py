@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import orthonormal
-from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.matrices import Matrices, product
 from fedlight.core.bank import UpdateBank
 from fedlight.core.random import torch_generator
 
@@ -39,16 +38,17 @@ class TwoSidedMoments:
 
 
 def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor]:
-    """Yield for each round the rows ``[1 + clients, dim]`` whose Gram matrix is the second moment of a mean of ``cohort`` clients.
+    """Yield for each round the rows ``[clients, dim]`` whose Gram matrix is the second moment of a mean of ``cohort`` clients.
 
-    The round's mean is the first; the rest are deviations from it over ``sqrt(cohort * clients)``. There are none if ``cohort`` is 0:
-    the recorded cohorts' means as they are. ``relative`` divides a round by its size, so that late, small updates matter as much as
-    early ones. The bank is read one round after another: it may lie in a file.
+    That is ``m m^T`` plus the clients' scatter around their mean ``m`` over ``cohort``: the rows are the clients drawn towards it,
+    ``(m + (u_i - m) / sqrt(cohort)) / sqrt(clients)``, for deviations add up to nothing. If ``cohort`` is 0 the mean is the only row: the
+    recorded cohorts as they are. ``relative`` divides a round by its size, so that late, small updates matter as much as early ones.
+    The bank is read one round after another: it may lie in a file.
     """
-    for updates in bank.updates:
+    for updates in bank:
         mean = updates.mean(0, keepdim=True)
-        rows = torch.cat([mean, (updates - mean) / math.sqrt(cohort * len(updates))]) if cohort else mean
-        yield rows / rows.norm().clamp(min=1e-30) if relative else rows
+        rows = torch.lerp(mean, updates, cohort**-0.5) if cohort else mean
+        yield rows.mul_(1 / rows.norm().clamp(min=1e-30) if relative else len(rows) ** -0.5)
 
 
 def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relative: bool, alternations: int = 1) -> TwoSidedMoments:
@@ -64,37 +64,44 @@ def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relati
     grams = {k: (_Gram(matrices.items[k].rows, rank, 2 * k), _Gram(matrices.items[k].columns, rank, 2 * k + 1)) for k in sides}
     for _ in range(1 + alternations):
         for rows in round_rows(bank, cohort, relative):
-            views = matrices.view(rows)
-            for k in sides:
-                g, (a, b) = views[k], (left[k], right[k])
-                grams[k][0].add(g if b is None else g @ b)
-                grams[k][1].add((g if a is None else a.T @ g).transpose(-2, -1))
+            for row in rows:  # one at a time: matrices of several would have to be copied to lie together
+                views = matrices.view(row)
+                for k in sides:
+                    g, (a, b) = views[k], (left[k], right[k])
+                    grams[k][0].add(g if b is None or _square(b) else g @ b)
+                    grams[k][1].add((g if a is None or _square(a) else a.T @ g).T)
         for k in sides:
             left[k], right[k] = grams[k][0].basis(), grams[k][1].basis()
     return _energies(bank, matrices, left, right)
 
 
+def _square(basis: Tensor) -> bool:
+    """Whether a basis holds all directions: projecting on it then only turns, and Gram matrices of the other side stay."""
+    return basis.shape[0] == basis.shape[1]
+
+
 def _energies(bank: UpdateBank, matrices: Matrices, left: list[Tensor | None], right: list[Tensor | None]) -> TwoSidedMoments:
     means, spreads, totals = [], [], []
     grids: list[tuple[int, int]] = []
-    for updates in bank.updates:
-        mean = updates.mean(0, keepdim=True)
-        both = [project(matrices, part, left, right) for part in (mean, updates - mean)]
-        grids = [(view.shape[-2], view.shape[-1]) for view in both[0]]
-        coefficients = [torch.cat([view.flatten(-2) for view in part], dim=-1) for part in both]
-        means.append(coefficients[0].square().mean(0))
-        spreads.append(coefficients[1].square().mean(0))
-        totals.append(torch.stack([mean.square().sum(), (updates - mean).square().sum() / len(updates)]))
+    for updates in bank:
+        views = [project(matrices, update, left, right) for update in updates]
+        grids = [(view.shape[-2], view.shape[-1]) for view in views[0]]
+        coefficients = torch.stack([torch.cat([view.flatten() for view in client]) for client in views])
+        mean = coefficients.mean(0)
+        means.append(mean.square())
+        spreads.append((coefficients - mean).square().mean(0))
+        energy, between = updates.norm().square() / len(updates), updates.mean(0).norm().square()
+        totals.append(torch.stack([between, (energy - between).clamp(min=0)]))
     return TwoSidedMoments(left, right, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals))
 
 
 def project(matrices: Matrices, update: Tensor, left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor]:
     """Return ``left.T @ G @ right`` ``[..., r1, r2]`` a matrix of updates ``[..., dim]``; vectors come back as they are."""
-    return [g if a is None or b is None else a.T @ g @ b for g, a, b in zip(matrices.view(update), left, right, strict=True)]
+    return [g if a is None or b is None else product(a.T, g, b) for g, a, b in zip(matrices.view(update), left, right, strict=True)]
 
 
 class _Gram:
-    """Leading eigenvectors of ``sum_s H_s H_s^T`` for matrices ``H_s`` ``[n, m]`` that come in batches."""
+    """Leading eigenvectors of ``sum_s H_s H_s^T`` for matrices ``H_s`` ``[n, m]`` that come one by one."""
 
     def __init__(self, n: int, rank: int, stream: int) -> None:
         self.n = n
@@ -104,11 +111,10 @@ class _Gram:
         self.probe = orthonormal(torch.randn(n, width, generator=torch_generator("two-sided probe", stream)))
         self.total = torch.zeros(0)
 
-    def add(self, batch: Tensor) -> None:
-        """Add the matrices ``[count, n, m]``."""
-        wide = batch.transpose(0, 1).reshape(self.n, -1)
-        part = wide @ wide.T if self.dense else wide @ (wide.T @ self.probe)
-        self.total = part if not len(self.total) else self.total.add_(part)
+    def add(self, matrix: Tensor) -> None:
+        """Add a matrix ``[n, m]``."""
+        other = matrix.T if self.dense else matrix.T @ self.probe
+        self.total = self.total.addmm_(matrix, other) if len(self.total) else matrix @ other
 
     def basis(self) -> Tensor:
         """Return the basis ``[n, rank]`` of what was added and begin anew (a long side from the subspace found so far)."""

@@ -138,13 +138,14 @@ class QuantizeCodec(Codec):
         """Set the grid from the standard deviations of the bank's coefficients ``[dim]``."""
         assert isinstance(self.encoder, QuantizeEncoder)
         assert isinstance(self.decoder, QuantizeDecoder)
-        deviation = bank.flat().square().mean(0).sqrt()
+        updates = bank.updates
+        deviation = updates.square().mean((0, 1)).sqrt()
         # A coefficient that is zero in the whole bank still gets a (small) step, so that it can be sent when it wakes up.
         deviation = deviation.clamp(min=max(1e-3 * float(deviation.square().mean().sqrt()), 1e-30))
         step = deviation * (self.clip / float(self.encoder.limit[0]))
         self.encoder.step.copy_(step)
         self.decoder.step.copy_(step)
-        scaled = bank.updates / step
+        scaled = updates / step
         means = scaled.mean(1, keepdim=True)
         self.decoder.fit_gain(means.square().mean((1, 2)), (scaled - means).square().mean((1, 2)), bank.clients)
         return {}

@@ -117,7 +117,8 @@ def select(
                 continue
             for axis, n, mask, alive in ((1, item.rows, masks[0], a), (0, item.columns, masks[1], b)):
                 size = n * factor_bits / 8
-                worth += [(float(saving.sum(axis)[i]) / size, size, alive, int(i)) for i in torch.nonzero(mask)]
+                savings_of = saving.sum(axis).tolist()
+                worth += [(savings_of[i] / size, size, alive, i) for i in torch.nonzero(mask).flatten().tolist()]
         worth.sort(key=lambda entry: entry[0])
         goal = min(excess, max(excess / 3, most_bytes / 25))
         for _, size, alive, position in worth:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import Factors
-from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.matrices import Matrices, product
 from fedlight.codecs.moments import TwoSidedMoments, measure, project
 from fedlight.codecs.selection import Selection, select
 from fedlight.core.bank import UpdateBank
@@ -65,13 +65,13 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
         size = sum(r1 * r2 for r1, r2 in self.grids)
-        flat = mean_code.new_zeros(*mean_code.shape[:-1], size).index_copy(-1, self.order, mean_code)
+        flat = mean_code.new_zeros(*mean_code.shape[:-1], size).index_copy(-1, self.order, mean_code * self.boost)
         parts = torch.split(flat, [r1 * r2 for r1, r2 in self.grids], dim=-1)
         views = []
         for part, (r1, r2), a, b in zip(parts, self.grids, *self.sides(), strict=True):
             m = part.reshape(*part.shape[:-1], r1, r2)
-            views.append(m if a is None or b is None else a @ m @ b.T)
-        return self.matrices.join(views) * self.boost
+            views.append(m if a is None or b is None else product(a, m, b.T))
+        return self.matrices.join(views)
 
     def longest(self, mean_code: Tensor, public: Public) -> float:
         """Return the code's own length, for the factors are orthonormal (with room for rounding), times the energy correction."""
@@ -195,7 +195,7 @@ def correct_energy(codec: Codec, decoder: Decoder, bank: UpdateBank, relative: b
     assert isinstance(decoder, TwoSidedDecoder)
     true = decoded = 0.0
     state: State = {}
-    for updates in bank.updates:
+    for updates in bank:
         energy = float(updates.mean(0).square().sum())
         weight = 1 / max(energy, 1e-30) if relative else 1.0
         true += weight * energy

@@ -1,73 +1,133 @@
-"""The update bank: recorded client updates that a codec is fitted to."""
+"""The update bank: recorded client updates that a codec is fitted to, in memory or in a file that is read as needed."""
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 
+_ALIGNMENT = 64
+"""Bytes to which the numbers in a file are aligned, as in memory: the rounding of some kernels depends on it."""
+
 
 @dataclass(frozen=True)
 class UpdateBank:
-    """Recorded updates ``[rounds, clients, dim]`` (float32) with the layout that says what they mean."""
+    """Recorded updates ``[rounds, clients, dim]`` (float32) with the layout that says what they mean.
 
-    updates: Tensor
+    Iterating gives one round ``[clients, dim]`` after another, and copies nothing: of a bank in a file, which is mapped into memory, no
+    more than the rounds in use need be resident.
+
+    Args:
+        recorded: all that was recorded, ``[rounds, clients, dim]``.
+        layout: what the updates mean.
+        chosen: the rounds that belong to this bank; all of them if not given.
+
+    Raises:
+        ConfigurationError: if the shape is another, or a number is not finite.
+    """
+
+    recorded: Tensor
     layout: Layout
+    chosen: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.updates.ndim != 3 or self.updates.shape[-1] != self.layout.dim or 0 in self.updates.shape:
+        if self.recorded.ndim != 3 or self.recorded.shape[-1] != self.layout.dim or 0 in self.recorded.shape:
             raise ConfigurationError(
-                f"Expected `updates` of shape [rounds >= 1, clients >= 1, {self.layout.dim}] but got {list(self.updates.shape)}"
+                f"Expected `updates` of shape [rounds >= 1, clients >= 1, {self.layout.dim}] but got {list(self.recorded.shape)}"
             )
-        if not torch.isfinite(self.updates.sum()):
+        # A part of a bank was checked with the whole, which may take a while to read.
+        if self.chosen is None and not all(torch.isfinite(updates.sum()) for updates in self):
             raise ConfigurationError("Expected finite `updates` but the bank holds NaN or Inf: lower the client learning rate")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the rounds, ``[clients, dim]`` each, as views."""
+        return (self.recorded[number] for number in (range(len(self.recorded)) if self.chosen is None else self.chosen))
+
+    @property
+    def updates(self) -> Tensor:
+        """All updates ``[rounds, clients, dim]`` in one tensor: a copy in memory where the bank is a part of another."""
+        return self.recorded if self.chosen is None else self.recorded[list(self.chosen)]
 
     @property
     def rounds(self) -> int:
-        """Number of recorded rounds."""
-        return self.updates.shape[0]
+        """Number of rounds."""
+        return len(self.recorded) if self.chosen is None else len(self.chosen)
 
     @property
     def clients(self) -> int:
         """Number of clients recorded in every round."""
-        return self.updates.shape[1]
+        return self.recorded.shape[1]
 
     def flat(self) -> Tensor:
         """Return all updates as rows ``[rounds * clients, dim]``."""
         return self.updates.flatten(0, 1)
 
+    def take(self, rounds: Tensor, clients: Tensor) -> Tensor:
+        """Return the updates ``[..., dim]`` of rounds ``[...]`` (numbers within this bank) and clients ``[...]``, broadcast."""
+        return self.recorded[rounds if self.chosen is None else torch.tensor(self.chosen)[rounds], clients]
+
     def split(self, holdout: float) -> tuple[UpdateBank, UpdateBank]:
-        """Return (training, held-out) banks: every k-th round is held out, so both span the whole trajectory.
+        """Return (training, held-out) banks: every k-th round is held out, so both span the whole trajectory. Nothing is copied.
 
         Raises:
             ConfigurationError: if there are fewer than two rounds.
         """
         if self.rounds < 2:
             raise ConfigurationError(f"Expected a bank of at least 2 rounds to hold some out but got {self.rounds}")
+        numbers = tuple(range(self.rounds)) if self.chosen is None else self.chosen
         step = max(2, round(1 / holdout))
-        held = torch.zeros(self.rounds, dtype=torch.bool)
-        held[step - 1 :: step] = True
-        if not held.any():
-            held[-1] = True
-        return UpdateBank(self.updates[~held], self.layout), UpdateBank(self.updates[held], self.layout)
+        held = numbers[step - 1 :: step] or numbers[-1:]
+        kept = tuple(number for number in numbers if number not in held)
+        return UpdateBank(self.recorded, self.layout, kept), UpdateBank(self.recorded, self.layout, held)
 
     def map(self, updates: Tensor, layout: Layout) -> UpdateBank:
         """Return the bank of these updates' codes: what the next codec of a chain is fitted to."""
         return UpdateBank(updates.reshape(self.rounds, self.clients, -1), layout)
 
-    def save(self, path: Path) -> None:
-        """Write the bank as safetensors."""
-        save_file({"updates": self.updates.contiguous()}, path, metadata={"layout": self.layout.to_json()})
+    def save(self, path: str | Path) -> None:
+        """Write the bank as safetensors, round by round."""
+        write_bank(Path(path), self.layout, self.rounds, self.clients, self)
 
     @classmethod
-    def load(cls, path: Path) -> UpdateBank:
-        """Read a bank that ``save`` wrote."""
-        with safe_open(path, framework="pt") as file:
-            return cls(file.get_tensor("updates"), Layout.from_json(file.metadata()["layout"]))
+    def load(cls, path: str | Path) -> UpdateBank:
+        """Open a bank that ``save`` wrote: the file is mapped into memory and read as needed.
+
+        Raises:
+            ConfigurationError: if the file holds something else.
+        """
+        with safe_open(path, framework="pt") as file:  # checks that the header is sound and the file complete
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+            if kinds != {"updates": "F32"} or "layout" not in (file.metadata() or {}):
+                raise ConfigurationError(f"Expected recorded updates (float32, with their layout) in {path} but it holds {kinds}")
+            layout, shape = Layout.from_json(file.metadata()["layout"]), file.get_slice("updates").get_shape()
+        with open(path, "rb") as raw:
+            start = 8 + struct.unpack("<Q", raw.read(8))[0]
+            size = raw.seek(0, 2)
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        return cls(whole[start:].view(torch.float32).view(shape), layout)
+
+
+def write_bank(path: Path, layout: Layout, rounds: int, clients: int, updates: Iterable[Tensor]) -> None:
+    """Write a bank's file while its rounds, ``[clients, dim]`` each, come: a safetensors file of which one round is held at a time.
+
+    A file of that name is replaced when the new one is complete: it may be the one that ``updates`` are read from.
+    """
+    size = 4 * rounds * clients * layout.dim
+    entry = {"dtype": "F32", "shape": [rounds, clients, layout.dim], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"layout": layout.to_json()}, "updates": entry}).encode()
+    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for part in updates:
+            file.write(part.to("cpu", torch.float32).contiguous().numpy().data)
+    unfinished.replace(path)

@@ -17,6 +17,8 @@ class ProxyFederation:
         samples: samples of a simulated client; the mean size of a real client if not given.
         alpha: Dirichlet concentration of the simulated clients' label mix.
         server_lr: step of the recorded trajectory along the mean update.
+        in_memory_mb: MiB of recorded updates (4 bytes a number) beyond which they are kept in a temporary file rather than in memory. A
+            two-sided codec is fitted to a file one round after another; the other codecs read all of it into memory.
     """
 
     rounds: int = 40
@@ -24,6 +26,7 @@ class ProxyFederation:
     samples: int | None = None
     alpha: float = 0.5
     server_lr: float = 1.0
+    in_memory_mb: float = 1024.0
 
     def __post_init__(self) -> None:
         if self.rounds < 6 or self.clients < 1 or (self.samples is not None and self.samples < 1) or self.alpha <= 0:
@@ -31,6 +34,8 @@ class ProxyFederation:
                 "Expected `rounds` >= 6, `clients` >= 1, `samples` >= 1 and `alpha` > 0 but got "
                 f"{self.rounds}, {self.clients}, {self.samples} and {self.alpha}"
             )
+        if self.in_memory_mb < 0:
+            raise ConfigurationError(f"Expected `in_memory_mb` >= 0 but got {self.in_memory_mb}")
 
 
 @dataclass

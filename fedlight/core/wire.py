@@ -163,16 +163,19 @@ def pack_integers(values: np.ndarray, bits: int) -> bytes:
     limit = (1 << (bits - 1)) - 1
     if values.size and max(int(values.max()), -int(values.min())) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but got up to {int(np.abs(values.astype(np.int64)).max())}")
-    offset = (values.astype(np.int64) + limit).astype(np.uint32)
+    offset = values.astype(np.int64) + limit
     if bits in (8, 16, 32):
         return offset.astype(f"<u{bits // 8}").tobytes()
-    if bits in (2, 4):
-        parts = np.zeros((-(-offset.size * bits // 8), 8 // bits), dtype=np.uint8)
-        parts.reshape(-1)[: offset.size] = offset
-        packed: bytes = np.bitwise_or.reduce(parts << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8).tobytes()
-        return packed
-    planes = (offset[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
-    return np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
+    # Eight integers fill `bits` bytes: they are put together in 64-bit words, all groups of eight at once.
+    groups = np.zeros((-(-offset.size // 8), 8), dtype=np.uint64)
+    groups.reshape(-1)[: offset.size] = offset
+    words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
+    for place in range(8):
+        word, shift = divmod(place * bits, 64)
+        words[:, word] |= groups[:, place] << np.uint64(shift)
+        if shift + bits > 64:
+            words[:, word + 1] |= groups[:, place] >> np.uint64(64 - shift)
+    return words.view(np.uint8)[:, :bits].tobytes()[: -(-offset.size * bits // 8)]
 
 
 def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
@@ -182,8 +185,18 @@ def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.n
     if bits in (8, 16, 32):
         offset = raw.view(f"<u{bits // 8}").astype(np.int64)
     else:
-        planes = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
-        offset = planes.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+        groups = np.zeros((-(-length // 8), 8), dtype=np.int64)
+        padded = np.zeros((len(groups), bits), dtype=np.uint8)
+        padded.reshape(-1)[: len(raw)] = raw
+        words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
+        words.view(np.uint8)[:, :bits] = padded
+        for place in range(8):
+            word, shift = divmod(place * bits, 64)
+            value = words[:, word] >> np.uint64(shift)
+            if shift + bits > 64:
+                value |= words[:, word + 1] << np.uint64(64 - shift)
+            groups[:, place] = value & np.uint64((1 << bits) - 1)
+        offset = groups.reshape(-1)[:length]
     values = offset - limit
     if length and int(values.max()) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the payload holds {int(values.max())}")

@@ -50,7 +50,7 @@ class Cohorts:
             weights = torch.rand(len(chosen), size, 1, generator=generator) + 0.1
             if self.training.all_clients:
                 weights = torch.ones_like(weights)
-            yield self.bank.updates[chosen[:, None], members], weights / weights.sum(1, keepdim=True)
+            yield self.bank.take(chosen[:, None], members), weights / weights.sum(1, keepdim=True)
             step += 1
 
 
@@ -64,7 +64,7 @@ class HeldOut:
         return self.bank.rounds
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.bank.updates)
+        return iter(self.bank)
 
 
 def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -98,7 +98,7 @@ class CodecPretrainingModule(LightningModule):
         self.held_out = held_out
         self.training_settings = training
         self.seed = seed
-        self.norm = None if training.relative else bank.updates.mean(1).square().sum(-1).mean()
+        self.norm = None if training.relative else torch.stack([updates.mean(0).square().sum() for updates in bank]).mean()
         self.errors: list[float] = []
         self.best = float("inf")
         self.best_state: dict[str, Tensor] = {}
@@ -235,8 +235,8 @@ def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = No
     metric = ReconstructionError(sync_on_compute=False)
     state = copy.deepcopy(server_state) or {}
     with torch.no_grad():
-        for updates in bank.updates[:, :cohort]:
-            metric.update(codec.reconstruct(updates, state), updates.mean(0))
+        for updates in bank:
+            metric.update(codec.reconstruct(updates[:cohort], state), updates[:cohort].mean(0))
     return float(metric.compute())
 
 
@@ -275,4 +275,5 @@ def record_for(
             server_lr=proxy.server_lr,
             first_round=first_round,
             on_round=lambda _: bar.advance(task),
+            in_memory_mb=proxy.in_memory_mb,
         )

@@ -49,7 +49,7 @@ class FederatedTrainer(Trainer):
             save_codec(model.codec.to("cpu"), folder)
             if cohort_rounds:
                 proxy = self._proxy()
-                many = ProxyFederation(max(cohort_rounds, 6), 100, proxy.samples, proxy.alpha, proxy.server_lr)
+                many = ProxyFederation(max(cohort_rounds, 6), 100, proxy.samples, proxy.alpha, proxy.server_lr, proxy.in_memory_mb)
                 model.to("cpu")
                 bank = record_for(model, many, self.progress_bar_callback is not None, seed=model.seed + 1)
                 report["error_by_cohort"] = errors_by_cohort(model.codec, bank)
