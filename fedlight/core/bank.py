@@ -105,7 +105,8 @@ class UpdateBank:
             ConfigurationError: if the file holds something else.
         """
         with safe_open(path, framework="pt") as file:  # checks that the header is sound and the file complete
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+            names = file.keys()
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
             if kinds != {"updates": "F32"} or "layout" not in (file.metadata() or {}):
                 raise ConfigurationError(f"Expected recorded updates (float32, with their layout) in {path} but it holds {kinds}")
             layout, shape = Layout.from_json(file.metadata()["layout"]), file.get_slice("updates").get_shape()

@@ -1,4 +1,4 @@
-"""Throughput and memory of fedlight, side by side with a bare PyTorch loop on this machine: `make bench`.
+"""Throughput and memory of fedlight and the cost of its codecs, side by side with a bare PyTorch loop on this machine: `make bench`.
 
 Every figure to compare is a ratio: two systems do the same rounds in turn, in one process. Absolute rates only go with the
 machine that is named beside them. On a machine that others use too, `--threads 1` keeps them from stalling torch's threads.
@@ -17,16 +17,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import coding
 import throughput
 import torch
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("b1", "b2", "memory")
+BENCHMARKS = ("b1", "b2", "memory", "b5")
 COHORTS = (10, 1000)
 NEEDED = {"b1": 0.7, "b2": 0.9}  # of the bare loop's rounds per second
 NEEDED_MEMORY = 1.1  # of the small cohort's peak
+NEEDED_CODING = 0.1  # of the clients' training
+NEEDED_FIT = 60.0  # seconds
 
 METHOD = (
     "B1, B2: 400 clients of 50 samples, cohort 50, batch 10, one local epoch, SGD 0.1; fedlight with the identity codec, every message "
@@ -36,6 +39,9 @@ METHOD = (
     "adds up no losses, checks and logs nothing. Weights are checked to agree after a round.",
     "The two take turns within a run; a repeat's ratio is that of their summed seconds; medians of the repeats after a warm-up run.",
     "Memory: 1,000 clients, peak resident memory of a process of its own.",
+    "B5: each client trains, its update is copied, encoded, quantised and packed, then unpacked and summed, by one codec after the other; "
+    "the server decodes once. `of training` is all of the codec's part of a round over all of the clients' training in it. Seconds of a "
+    "client are medians over clients. Repeats alternate between fits and rounds; the encoder's size is that of its exported file.",
 )
 
 
@@ -95,6 +101,11 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     ratios = [row["ratio_to_smallest_cohort"] for row in rows if row["benchmark"] == "memory"]
     if ratios:
         lines.append(f"memory: {max(ratios):.3f} times the smallest cohort's, wanted {NEEDED_MEMORY}: {_met(max(ratios) <= NEEDED_MEMORY)}")
+    for row in rows:
+        if "share_of_round" in row:
+            what, share, fit = f"{row['benchmark']}, {row['system']}", row["share_of_round"], row["fit_seconds"]
+            lines.append(f"{what}: {share:.1%} of the training, wanted {NEEDED_CODING:.0%}: {_met(share <= NEEDED_CODING)}")
+            lines.append(f"{what}: fitted in {fit:.1f} s, wanted {NEEDED_FIT:.0f} s: {_met(fit <= NEEDED_FIT)}")
     return lines
 
 
@@ -116,15 +127,23 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [row["benchmark"], row["system"], *figures, show("peak_rss_mb", "{:,.0f}"), runs]
 
 
+def tables(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
+    """Return (columns, lines of text): one table of speed and memory, one of codecs, each if there is anything to show."""
+    codecs = [coding.cells(row) for row in rows if "share_of_round" in row]
+    others = [cells(row) for row in rows if "share_of_round" not in row]
+    return [table for table in ((COLUMNS, others), (coding.COLUMNS, codecs)) if table[1]]
+
+
 def write(folder: Path, rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """Write `benchmarks.json` (the rows) and `benchmarks.md` (the same as a table, with machine and method)."""
+    """Write `benchmarks.json` (the rows) and `benchmarks.md` (the same as tables, with machine and method)."""
     folder.mkdir(parents=True, exist_ok=True)
     here = machine()
     (folder / "benchmarks.json").write_text(json.dumps([row | {"machine": here} for row in rows], indent=2) + "\n")
     lines = ["# Benchmarks", "", ", ".join(f"{name}: {value}" for name, value in here.items()), ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    lines += ["", *(f"- {line}" for line in [*verdicts(rows), *notes, *METHOD])]
+    for columns, texts in tables(rows):
+        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(text) + " |" for text in texts] + [""]
+    lines += [f"- {line}" for line in [*verdicts(rows), *notes, *METHOD]]
     (folder / "benchmarks.md").write_text("\n".join(lines) + "\n")
 
 
@@ -148,15 +167,19 @@ def main() -> None:
     notes: list[str] = []
     for name in names:
         console.print(f"running {name} ...")
-        found, note = (
-            measure_memory(arguments.repeats, arguments.threads) if name == "memory" else throughput.measure(name, arguments.repeats)
-        )
+        if name == "memory":
+            found, note = measure_memory(arguments.repeats, arguments.threads)
+        elif name == "b5":
+            found, note = coding.measure(arguments.repeats)
+        else:
+            found, note = throughput.measure(name, arguments.repeats)
         rows += found
         notes.append(note)
-    table = Table(*COLUMNS, title="Benchmarks", caption=", ".join(f"{key} {value}" for key, value in machine().items()))
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
+    for columns, texts in tables(rows):
+        table = Table(*columns, title="Benchmarks", caption=", ".join(f"{key} {value}" for key, value in machine().items()))
+        for text in texts:
+            table.add_row(*text)
+        console.print(table)
     for line in [*verdicts(rows), *notes]:
         console.print(line, soft_wrap=True)
     write(arguments.output, rows, notes)

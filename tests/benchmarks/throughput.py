@@ -61,13 +61,16 @@ WORKLOADS = {
 
 
 class RandomImages(DataSource):
-    """Random images of CIFAR-10's shape, for a machine without the data: the same work, meaningless accuracy."""
+    """Random images of a shape (CIFAR-10's if not given), for a machine without the data: the same work, meaningless accuracy."""
+
+    def __init__(self, shape: tuple[int, int, int] = (3, 32, 32)) -> None:
+        self.shape = shape
 
     def load(self, root: Path) -> Arrays:
         """Return the images; ``root`` is not used."""
         rng = np.random.default_rng(0)
         n, m = CLIENTS * SAMPLES, 100
-        images = [rng.integers(0, 256, (size, 3, 32, 32), dtype=np.uint8) for size in (n, m)]
+        images = [rng.integers(0, 256, (size, *self.shape), dtype=np.uint8) for size in (n, m)]
         labels = [rng.permutation(np.arange(size) % 10) for size in (n, m)]
         return build_arrays(images[0], labels[0], images[1], labels[1], 10, source=self.name)
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import FedAvg, FedSGD, LocalModel, record_bank
+from fedlight.clients import FedAvg, FedSGD, LocalModel, proxy, record_bank
 from fedlight.clients.proxy import draw_client
-from fedlight.core.bank import UpdateBank
+from fedlight.core.bank import UpdateBank, write_bank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import flatten
 
@@ -120,3 +123,29 @@ def test_a_trajectory_that_diverges_is_refused(network: nn.Module, data: Data) -
     local.load(local.weights.clone(), local.buffers)
     with pytest.raises(ConfigurationError, match=r"diverged in round \d: lower the client learning rate"):
         record(local, data, algorithm=FedAvg(lr=10.0, steps=5))
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_a_bank_too_large_for_memory_is_recorded_to_a_file_that_is_gone(
+    spare: int, model: LocalModel, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(proxy, "write_bank", lambda path, *rest: (written.append(path), write_bank(path, *rest)))
+    size, start = 4 * 3 * 2 * len(model.weights), model.start.clone()
+    bank = record(model, data, in_memory_mb=(size + spare) / 2**20)
+    assert len(written) == -spare and all(tmp_path in path.parents for path in written)
+    assert not list(tmp_path.iterdir())
+    model.load(start, model.buffers.clone())
+    assert torch.equal(bank.updates, record(model, data).updates)
+    assert torch.equal(torch.stack(list(bank.split(0.5)[1])), bank.updates[1::2])
+
+
+def test_nothing_is_left_behind_if_recording_to_a_file_fails(
+    network: nn.Module, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    local = LocalModel(network, lambda model, x, y: model(x).exp().exp().sum() * 1e30)
+    with pytest.raises(ConfigurationError, match="diverged"):
+        record(local, data, algorithm=FedAvg(lr=10.0, steps=5), in_memory_mb=0)
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import ConfigurationError
@@ -69,3 +71,82 @@ def test_a_saved_bank_comes_back(tmp_path: Path) -> None:
     bank.save(tmp_path / "bank.safetensors")
     again = UpdateBank.load(tmp_path / "bank.safetensors")
     assert again.layout == bank.layout and torch.equal(again.updates, bank.updates)
+
+
+def storage(bank: UpdateBank) -> int:
+    return bank.recorded.untyped_storage().data_ptr()
+
+
+def test_rounds_are_iterated_as_views() -> None:
+    bank = bank_of(4)
+    rounds = list(bank)
+    assert torch.equal(torch.stack(rounds), bank.updates)
+    assert {updates.untyped_storage().data_ptr() for updates in rounds} == {storage(bank)}
+
+
+def test_parts_of_parts_share_the_recorded_updates() -> None:
+    bank = bank_of(12)
+    train, rest = bank.split(0.4)
+    stop, report = rest.split(0.5)
+    assert {storage(part) for part in (train, stop, report)} == {storage(bank)}
+    assert (train.rounds, stop.rounds, report.rounds) == (6, 3, 3)
+    assert torch.equal(report.updates, bank.updates[[3, 7, 11]]) and torch.equal(torch.stack(list(report)), report.updates)
+    rounds, clients = torch.tensor([[2], [0]]), torch.tensor([[1, 0], [2, 2]])
+    assert torch.equal(report.take(rounds, clients), report.updates[rounds, clients])
+    assert torch.equal(bank.take(rounds, clients), bank.updates[rounds, clients])
+
+
+def test_a_part_can_be_saved(tmp_path: Path) -> None:
+    part = bank_of(6).split(0.5)[1]
+    part.save(tmp_path / "part.safetensors")
+    assert torch.equal(UpdateBank.load(tmp_path / "part.safetensors").updates, part.updates)
+
+
+def test_a_loaded_bank_stays_in_its_file_aligned_as_in_memory(tmp_path: Path) -> None:
+    """What is written into the file afterwards is seen: nothing was copied."""
+    bank_of(4).save(tmp_path / "bank.safetensors")
+    bank = UpdateBank.load(tmp_path / "bank.safetensors")
+    assert bank.recorded.data_ptr() % 64 == 0
+    with (tmp_path / "bank.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(struct.pack("<f", 0.5))
+    assert bank.recorded[-1, -1, -1] == 0.5
+
+
+def test_a_bank_can_be_saved_over_the_file_it_is_read_from(tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    bank_of(4).save(path)
+    bank = UpdateBank.load(path)
+    bank.split(0.5)[0].save(path)
+    assert torch.equal(bank.updates, bank_of(4).updates)
+    assert torch.equal(UpdateBank.load(path).updates, bank_of(4).updates[::2])
+    assert [file.name for file in tmp_path.iterdir()] == ["bank.safetensors"]
+
+
+def test_the_file_is_plain_safetensors_both_ways(tmp_path: Path) -> None:
+    bank, path = bank_of(4), tmp_path / "bank.safetensors"
+    bank.save(path)
+    assert torch.equal(load_file(path)["updates"], bank.updates)
+    save_file({"updates": bank.updates}, path, {"layout": LAYOUT.to_json()})
+    assert torch.equal(UpdateBank.load(path).updates, bank.updates)
+
+
+@pytest.mark.parametrize("tensors", [{}, {"other": torch.zeros(2, 3, 8)}, {"updates": torch.zeros(2, 3, 8).half()}])
+def test_a_file_of_something_else_is_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "file.safetensors", {"layout": LAYOUT.to_json()})
+    with pytest.raises(ConfigurationError, match="Expected recorded updates"):
+        UpdateBank.load(tmp_path / "file.safetensors")
+
+
+def test_a_file_without_a_layout_is_refused(tmp_path: Path) -> None:
+    save_file({"updates": torch.zeros(2, 3, 8)}, tmp_path / "file.safetensors")
+    with pytest.raises(ConfigurationError, match="with their layout"):
+        UpdateBank.load(tmp_path / "file.safetensors")
+
+
+def test_a_file_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    updates = torch.zeros(2, 3, 8)
+    updates[1, 0, 7] = math.nan
+    save_file({"updates": updates}, tmp_path / "file.safetensors", {"layout": LAYOUT.to_json()})
+    with pytest.raises(ConfigurationError, match="finite"):
+        UpdateBank.load(tmp_path / "file.safetensors")
