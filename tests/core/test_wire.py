@@ -72,12 +72,14 @@ def test_floats_that_are_not_finite_are_refused_on_arrival(dtype: torch.dtype, b
         format.unpack(format.pack(torch.tensor([1.0, bad], dtype=dtype)))
 
 
-@pytest.mark.parametrize("bits", [3, 5, 7, 12])
+@pytest.mark.parametrize("bits", range(2, 33))
 def test_packing_is_little_endian_first_value_lowest(bits: int) -> None:
-    values = np.array([1, -2, 3, 0, 1])
-    number = int.from_bytes(pack_integers(values, bits), "little")
     limit = 2 ** (bits - 1) - 1
-    assert [(number >> (i * bits)) % 2**bits - limit for i in range(5)] == values.tolist()
+    values = np.random.default_rng(bits).integers(-limit, limit + 1, 19)
+    packed = pack_integers(values, bits)
+    number = int.from_bytes(packed, "little")
+    assert [(number >> (i * bits)) % 2**bits - limit for i in range(19)] == values.tolist()
+    assert number >> (19 * bits) == 0 and unpack_integers(packed, bits, 19).tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
