@@ -41,7 +41,8 @@ METHOD = (
     "Memory: 1,000 clients, peak resident memory of a process of its own.",
     "B5: each client trains, its update is copied, encoded, quantised and packed, then unpacked and summed, by one codec after the other; "
     "the server decodes once. `of training` is all of the codec's part of a round over all of the clients' training in it. Seconds of a "
-    "client are medians over clients; small updates are copied within the cache. Repeats alternate between fits and rounds; the encoder's size is that of its exported file.",
+    "client are medians over clients; small updates are copied within the cache. Repeats alternate between fits and rounds; the encoder's "
+    "size is that of its exported file.",
 )
 
 

@@ -146,6 +146,7 @@ def test_nothing_is_left_behind_if_recording_to_a_file_fails(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     local = LocalModel(network, lambda model, x, y: model(x).exp().exp().sum() * 1e30)
+    local.load(local.weights.clone(), local.buffers)  # until then `start` is memory as it comes
     with pytest.raises(ConfigurationError, match="diverged"):
         record(local, data, algorithm=FedAvg(lr=10.0, steps=5), in_memory_mb=0)
     assert not list(tmp_path.iterdir())
