@@ -20,6 +20,7 @@ from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.compare import compare, compare_parser
+from fedlight.compare.plan import without_codec_callbacks
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
 from fedlight.data import FederatedDataModule
 from fedlight.modules import FederatedModule
@@ -167,6 +168,9 @@ class FederatedCLI(LightningCLI):
         config[self.subcommand].model.codec = None
         config[self.subcommand].model.codec_path = None
         config[self.subcommand].ckpt_path = None
+        config[self.subcommand].baseline = False
+        config[self.subcommand].trainer.callbacks = without_codec_callbacks(config[self.subcommand].trainer.callbacks)
+        self.config = config  # it is what the baseline's folder says of it
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)
         self.model = self._get(self.config_init, "model")

@@ -173,6 +173,8 @@ class FedSGD(Algorithm):
 
     def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
         """Return the full gradient at the global weights."""
+        if model.augment is not None:
+            x = model.augment(x, generator)
         update, total = torch.zeros_like(model.weights), torch.zeros((), device=y.device)
         for xb, yb in zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True):
             share = len(yb) / len(y)

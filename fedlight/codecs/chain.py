@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
@@ -47,6 +48,7 @@ class ChainDecoder(Decoder):
     def __init__(self, layout: Layout, stages: list[Decoder]) -> None:
         super().__init__(layout, stages[-1].format)
         self.stages = nn.ModuleList(stages)
+        self.replayable = all(stage.replayable for stage in stages)
 
     def stage(self, i: int) -> Decoder:
         """Return a stage's decoder."""
@@ -61,7 +63,9 @@ class ChainDecoder(Decoder):
         return mean_code
 
     def longest(self, mean_code: Tensor, public: Public) -> float:
-        """Return what the first stage can make of its own mean code."""
+        """Return what the first stage can make of its own mean code; inf where a later stage adds what it remembers."""
+        if not all(self.stage(i).replayable for i in range(1, len(self.stages))):
+            return math.inf
         public = replace(public, clients=0)  # nothing is to be learned from looking
         for i in reversed(range(1, len(self.stages))):
             mean_code = self.stage(i).decode(mean_code, _stage(public, i), {})
@@ -112,7 +116,6 @@ class ChainCodec(Codec):
         self.unbiased = all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
-        self.replayable = all(codec.replayable for codec in codecs)
         self.needs_fit = any(codec.needs_fit for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:

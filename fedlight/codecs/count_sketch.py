@@ -83,6 +83,8 @@ class CountSketchEncoder(Encoder):
 class CountSketchDecoder(Decoder):
     """Adds the mean sketch to what is left of earlier ones and takes the largest entries out."""
 
+    replayable = False
+
     def __init__(self, layout: Layout, sketch: CountSketch, top_k: int, momentum: float, masking: bool) -> None:
         super().__init__(layout, CodeFormat(sketch.rows * sketch.columns))
         self.sketch = sketch
@@ -121,8 +123,6 @@ class CountSketchCodec(Codec):
         masking: whether the columns of entries that were applied are emptied, rather than lessened by what was applied.
         seed: seed of the hash.
     """
-
-    replayable = False
 
     def __init__(
         self, ratio: float = 8.0, rows: int = 5, top_k: int = 0, momentum: float = 0.0, masking: bool = True, seed: int = 0

@@ -154,7 +154,7 @@ class TransformCodec(Codec):
             # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
             offered = torch.where(allowed, energy, torch.zeros(()))
             places = offered.topk(min(budget // 2, len(offered))).indices
-            allocation = allocate(energy[places], deviation[places], self.cohort, budget, self.cost, best[-1].step if best else None)
+            allocation = allocate(offered[places], deviation[places], self.cohort, budget, self.cost, best[-1].step if best else None)
             worth = torch.where(allowed[places], allocation.bits, 0)
             best.append(allocation)
             bits, saved = torch.zeros(len(energy), dtype=torch.long), torch.zeros(len(energy))

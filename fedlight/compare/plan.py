@@ -148,6 +148,8 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     if changes is None:
         changes = {"model": {"codec": None, "codec_path": None}}
     config: Tree = merge(merge(base, overrides), changes)
+    if config["model"].get("codec") is None and (config.get("trainer") or {}).get("callbacks"):
+        config["trainer"] = {**config["trainer"], "callbacks": without_codec_callbacks(config["trainer"]["callbacks"])}
     optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"
     if isinstance(optimizer, str):
         optimizer = {"class_path": optimizer}
@@ -156,6 +158,12 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
     return merge(config, {**fixed, "model": {"server_optimizer": rate}, "trainer": trainer})  # type: ignore[no-any-return]
+
+
+def without_codec_callbacks(callbacks: Any) -> Any:
+    """Return a configuration's callbacks without those that make no sense without a codec."""
+    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    return [callback for callback in listed if not str(callback["class_path"]).endswith("CodecRefresh")] or None
 
 
 def digest(parsed: Tree, run: Run) -> str:

@@ -106,7 +106,14 @@ class Encoder(Half, ABC):
 
 
 class Decoder(Half, ABC):
-    """The server's half."""
+    """The server's half.
+
+    Attributes:
+        replayable: whether what it decodes depends on the code and the announcements alone, not on the server's own ``state``: whoever
+            holds the decoder can then take the server's step from the sum of codes.
+    """
+
+    replayable: bool = True
 
     @abstractmethod
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
@@ -187,7 +194,6 @@ class Codec(ABC):
     needs_fit: bool = False
     client_state: bool = False
     integer: bool = False
-    replayable: bool = True  # whether decoding depends on the code and the announcements alone, not on the server's own state
 
     layout: Layout | None = None
     encoder: Encoder
@@ -233,7 +239,7 @@ class Codec(ABC):
         if longest > layout.dim and self.additive:
             raise ConfigurationError(
                 f"Expected a code no longer than the update ({layout.dim:,} numbers) but {type(self).__name__} makes one of "
-                f"{longest:,}: choose a larger `ratio` or a smaller `code_dim`"
+                f"{longest:,}: choose a larger `ratio`"
             )
         self.layout = layout
         self.stamp()

@@ -48,7 +48,8 @@ class Round:
         true: the sum of the plain updates, kept only where the simulation compares (``sim/``).
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
         uplink_passes: bytes that clients sent in all passes so far.
-        loss: sum of the clients' losses, likewise.
+        sent: messages that clients sent in this pass, likewise.
+        loss: sum of the losses of ``trained`` clients, likewise.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
@@ -64,6 +65,8 @@ class Round:
     buffers: list[tuple[int, int, Tensor]] = field(default_factory=list)
     true: RunningSum | None = None
     uplink: int = 0
+    sent: int = 0
+    trained: int = 0
     loss: float = 0.0
     saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

@@ -34,7 +34,8 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     round.true = RunningSum() if module.sim_every and number % module.sim_every == 0 else None
     uploads: Iterable[Upload] = module.runner.run(round, weights, buffers)
     for step in range(codec.passes):
-        round.public, round.codes, round.uplink = replace(round.public, step=step), RunningSum(), 0
+        round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
+        known = len(round.dropped) if step else 0
         module.dispatch("on_round_start", round)
         module.downlink.count(module, round)
         kept = []
@@ -46,12 +47,10 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
             if codec.passes > 1:
                 kept.append(upload)
         uploads = kept
-        if step == 0:
-            round.dropped_count = len(round.dropped)
-            for client, reason in round.dropped:
-                log.warning("Round %d: client %d was dropped, %s", number, client, reason)
-        merge(round, codec, module.device)
-        module.traffic.add_message(round.uplink, round.codes.count if step == 0 else 0)
+        for client, reason in round.dropped[known:]:
+            log.warning("Round %d: client %d was dropped, %s", number, client, reason)
+        merge(round, codec, module.device, len(round.dropped) - known)
+        module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
         round.uplink_passes += round.uplink
         if round.codes.count < module.min_clients:
             round.aggregate = None
@@ -80,6 +79,7 @@ def untrusted(codec: Codec, round: Round) -> str | None:
 
 def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
+    upload.message = b""
     try:
         module.dispatch("on_client_update", round, upload)
         module.dispatch("on_client_message", round, upload)
@@ -88,13 +88,16 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
         round.dropped.append((upload.client, str(error)))
         return False
     finally:
-        round.uplink += upload.sent_bytes if round.public.step == 0 else len(upload.message)
+        if upload.message:
+            round.sent += 1
+            round.uplink += len(upload.message) if round.public.step else upload.sent_bytes
     return True
 
 
 def _note(round: Round, upload: Upload) -> None:
     """Note what is read once per client: buffers, and what only a simulation can see."""
     round.loss += upload.loss
+    round.trained += 1
     if len(upload.buffers):
         round.buffers.append((upload.client, upload.weight, upload.buffers.cpu()))
     if round.true is not None:

@@ -27,6 +27,9 @@ SEED_BYTES = 8
 class Downlink(ABC):
     """Decides what a client that is about to take part downloads; every byte is counted."""
 
+    def __init__(self) -> None:
+        self.versions = np.zeros(0, dtype=np.int64)
+
     def setup(self, module: FederatedModule) -> None:
         """Begin a run; refuses what cannot work with a ``ConfigurationError``."""
         self.versions = np.zeros(module.data.num_population, dtype=np.int64)
@@ -77,6 +80,14 @@ class CatchUp(Downlink):
     server: the client ends with the server's model (``fedlight.core.sums.apply_sum``).
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = np.zeros(0, dtype=np.int64)
+        self.decoders = np.zeros(0, dtype=np.int64)
+        self.sizes: list[int] = []
+        self.used: list[int] = []
+        self.codecs: dict[int, tuple[int, int]] = {}
+
     def setup(self, module: FederatedModule) -> None:
         """Begin a run in which nobody has downloaded anything.
 
@@ -85,7 +96,7 @@ class CatchUp(Downlink):
         """
         super().setup(module)
         codec = module.codec
-        if not codec.additive or codec.passes > 1 or not codec.replayable:
+        if not codec.additive or codec.passes > 1 or not codec.decoder.replayable:
             raise ConfigurationError(
                 f"Expected a codec whose sum alone gives the aggregate but {type(codec).__name__} needs more than that: "
                 "set `model.downlink` to FullModel"
@@ -101,9 +112,9 @@ class CatchUp(Downlink):
             )
         self.held = np.full(module.data.num_population, -1, dtype=np.int64)
         self.decoders = np.zeros_like(self.versions)
-        self.sizes: list[int] = []
-        self.used: list[int] = []
-        self.codecs: dict[int, tuple[int, int]] = {0: (0, 0)}
+        self.sizes = []
+        self.used = []
+        self.codecs = {0: (0, 0)}
 
     def bring_up_to_date(self, module: FederatedModule, clients: np.ndarray) -> None:
         """Count for each client the shorter of the two ways."""

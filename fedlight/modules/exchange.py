@@ -47,20 +47,25 @@ def weighted_mean(parts: list[tuple[int, int, Tensor]]) -> Tensor:
     return (total / sum(weight for _, weight, _ in ordered)).float()
 
 
-def merge(round: Round, codec: Codec, device: torch.device) -> None:
-    """Add up what all processes have of a round, in place: codes, not updates, travel between processes."""
+def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> None:
+    """Add up what all processes have of a pass, in place: codes, not updates, travel between processes.
+
+    ``dropped`` is how many clients this process dropped in it.
+    """
     if not several_processes():
+        round.dropped_count += dropped
         return
-    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink]
+    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, dropped]
     merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    round.codes.weight, round.codes.count, round.codes.squares, round.uplink = merged
+    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, dropped = merged
+    round.dropped_count += dropped
     format = codec.encoder.format_at(round.public.step)
     kind = torch.int64 if codec.additive and format.bits else torch.float64
     _reduce_total(round.codes, codec.decoder.sum_length(round.public.step), kind, device)
     if round.public.step:
         return
-    once = reduce_sum(torch.tensor([round.loss, round.dropped_count], dtype=torch.float64, device=device)).tolist()
-    round.loss, round.dropped_count = once[0], int(once[1])
+    once = reduce_sum(torch.tensor([round.loss, round.trained], dtype=torch.float64, device=device)).tolist()
+    round.loss, round.trained = once[0], int(once[1])
     if round.true is not None:
         _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device)
         round.true.weight = round.codes.weight

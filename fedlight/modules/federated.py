@@ -21,6 +21,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.codecs.identity import IdentityCodec
+from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.export import codec_state, load_codec, restore_codec
@@ -117,7 +118,7 @@ class FederatedModule(LightningModule):
         self.train_seconds = 0.0
         self._started: float | None = None
         self.pretrain_figures: dict[str, float] = {}
-        self.codec_error = 0.0  # of the codec on held-out updates when it was fitted
+        self.codec_error: float | None = None  # of the codec on held-out updates when it was fitted, if it was fitted here
         self.stage_metrics: StageMetrics
         self.runner: CohortRunner
 
@@ -220,7 +221,7 @@ class FederatedModule(LightningModule):
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
             bank = record_for(self, proxy, show, first_round=first_round)
             # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
-            if growth is None or reconstruction_error(self.codec.to("cpu"), bank, None, server_state) > growth * self.codec_error:
+            if growth is None or self._has_grown(bank, growth, server_state):
                 folder = Path(log_dir) if log_dir and self.loggers else None
                 figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
                 state = codec_state(self.codec)
@@ -238,6 +239,13 @@ class FederatedModule(LightningModule):
             self._started += time.monotonic() - start
         self.pretrain_figures = figures
         return figures
+
+    def _has_grown(self, bank: UpdateBank, growth: float, server_state: State | None) -> bool:
+        """Whether the codec's error has; of a codec that was fitted elsewhere the first error seen is the one to compare with."""
+        error = reconstruction_error(self.codec.to("cpu"), bank, None, server_state)
+        if self.codec_error is None:
+            self.codec_error = error
+        return error > growth * self.codec_error
 
     def on_train_start(self) -> None:
         """Start the clock."""

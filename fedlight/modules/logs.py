@@ -19,7 +19,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     assert round.aggregate is not None
     traffic = module.traffic
     figures = {
-        "sim/loss": round.loss / round.codes.count,
+        "sim/loss": round.loss / round.trained,
         "round/clients": float(round.codes.count),
         "round/dropped": float(round.dropped_count),
         "round/attempts": float(round.public.attempt + 1),

@@ -64,7 +64,9 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
         "data and partition": module.data.fingerprint(),
-        "client sampler (cohort of round 0)": str(hash(tuple(module.data.cohort(0).tolist()))),
+        "client sampler": settings_of(module.data.sampler),
+        "augmentation": settings_of(module.data.augmentation),
+        "loss": repr(module.loss),
         "network": repr(module.network),
         "algorithm": settings_of(module.algorithm),
         "weighting": module.weighting,
@@ -76,8 +78,9 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
 
 def settings_of(part: object) -> str:
     """Return class and settings of a part of a run as text; parts within it by their own settings."""
-    plain = (int, float, str, bool, type(None))
-    return f"{type(part).__name__}({', '.join(f'{k}={v if isinstance(v, plain) else settings_of(v)}' for k, v in vars(part).items())})"
+    if not hasattr(part, "__dict__") or isinstance(part, type):
+        return repr(part)
+    return f"{type(part).__name__}({', '.join(f'{name}={settings_of(value)}' for name, value in vars(part).items())})"
 
 
 def run_state(module: FederatedModule) -> dict[str, Any]:

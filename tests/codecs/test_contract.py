@@ -745,6 +745,18 @@ def quantizer_of(case: Case, update: Tensor | None = None) -> tuple[torch.nn.Mod
     return last, update.double()
 
 
+def test_decoding_is_replayable_if_it_says_so(case: Case) -> None:
+    """Whoever holds the decoder and what was announced decodes what the server decoded, whatever the server remembers."""
+    if case.codec.passes > 1:
+        return
+    decoder, memory = case.codec.decoder, {}
+    mean = torch.stack([case.open(case.encode(update, i)) for i, update in enumerate(case.held.updates[0])]).float().mean(0)
+    for _ in range(2):
+        decoder.decode(mean, case.public, memory)
+    same = torch.equal(decoder.decode(mean, case.public, {}), decoder.decode(mean, case.public, memory))
+    assert same == decoder.replayable
+
+
 # Refusals
 
 

@@ -170,3 +170,11 @@ def test_secure_sums_of_so_many_clients_that_no_coefficient_fits_are_refused() -
     with pytest.raises(ConfigurationError, match="smaller `ratio`"):
         fitted(bank_of(layout), 100 / 25, secure_cohort=10**6)
     assert fitted(bank_of(layout), 100 / 25).encoder.code_dim >= 1
+
+
+def test_what_a_tight_encoder_forbids_is_not_paid_for() -> None:
+    """Bits go to coefficients whose basis columns may be kept: pruning the factors leaves no budget behind."""
+    bank = bank_of(WIDE)
+    codec = fitted(bank, 12, encoder_share=0.3)
+    most = int(4 * WIDE.dim / 12)
+    assert len(message(codec, bank.updates[0, 0])) > 0.9 * most

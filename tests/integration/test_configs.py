@@ -95,6 +95,19 @@ def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     assert figures["uplink_ratio"] > 50
 
 
+def test_the_baseline_of_a_refreshed_run_does_without_the_refresh(tmp_path):
+    """And its folder says how to repeat it: without a codec."""
+    write_npz(tmp_path / "images.npz", (28, 28), samples=300)
+    file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
+    options = [*file, "--data.num_clients", "10", *COHORT, "--baseline", "true"]
+    main(["fit", "--config", str(config("mnist_transform")), "--trainer.default_root_dir", str(tmp_path), *SMALL, *options])
+    first, second = sorted((tmp_path / "mnist_transform").iterdir())
+    ratios = [json.loads((folder / "summary.json").read_text())["uplink_ratio"] for folder in (first, second)]
+    assert ratios[0] > 100 and round(ratios[1]) == 1
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
+    assert configs[0]["model"]["codec"] and not configs[1]["model"]["codec"] and not configs[1]["baseline"]
+
+
 @pytest.mark.slow
 def test_mnist_runs_on_the_real_data(data_root, tmp_path):
     if not (data_root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():

@@ -10,10 +10,20 @@ import torch
 
 from fedlight.callbacks import CodecPretraining, FederatedCallback
 from fedlight.clients import FedAvg
-from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import (
+    AutoencoderCodec,
+    ChainCodec,
+    CountSketchCodec,
+    IdentityCodec,
+    LinearCodec,
+    PowerSGDCodec,
+    QuantizeCodec,
+    TransformCodec,
+    TwoSidedCodec,
+)
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Private, Public
-from fedlight.core.errors import RoundFailedError
+from fedlight.core.errors import MessageError, RoundFailedError
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
@@ -229,3 +239,42 @@ def test_saturation_is_the_mean_over_clients():
 
 def test_float_codes_do_not_saturate():
     assert set(saturations(None).values()) == {0.0}
+
+
+class Refuses(FederatedCallback):
+    """Finds one client's messages malformed, from a pass on."""
+
+    def __init__(self, client: int, step: int = 0) -> None:
+        self.client, self.step = client, step
+
+    def on_client_message(self, trainer, pl_module, round, upload):
+        if upload.client == self.client and round.public.step >= self.step:
+            raise MessageError("broken on the way")
+
+
+def test_a_message_that_was_refused_counts_as_sent():
+    """The mean message is a mean over what was sent: one that cannot be used makes it neither longer nor shorter."""
+    whole, lossy = federated(codec=IdentityCodec()), federated(codec=IdentityCodec())
+    run(whole, 2)
+    run(lossy, 2, callbacks=[Refuses(3)])
+    assert lossy.traffic.mean_message == whole.traffic.mean_message
+    assert lossy.traffic.uplink == whole.traffic.uplink
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_client_that_is_lost_in_any_pass_is_named_and_counted(step, caplog):
+    history = History()
+    with caplog.at_level(logging.WARNING):
+        run(federated(codec=PowerSGDCodec(1)), 2, callbacks=[Refuses(3, step)], logger=history)
+    assert history.rounds("round/dropped") == {0: 1.0, 1: 1.0}
+    assert [record.message for record in caplog.records if "dropped" in record.message] == [
+        f"Round {number}: client 3 was dropped, broken on the way" for number in (0, 1)
+    ]
+    assert all(0 < loss < 10 for loss in history.rounds("sim/loss").values())
+
+
+def test_a_chain_that_ends_in_a_codec_with_memory_is_never_refused():
+    """What the server remembered may make an aggregate longer than this round's codes explain."""
+    codec = ChainCodec([LinearCodec(2, "random", block_size=16), CountSketchCodec(2, 1)])
+    run(federated(codec=codec), 6)
+    assert codec.decoder.longest(torch.ones(codec.decoder.code_dim), Public()) == math.inf
