@@ -102,9 +102,7 @@ class TransformCodec(Codec):
         return masked_cost(self.secure_cohort) if self.secure_cohort else plain_cost
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
-        """Return which coefficients have how many bits: two bits evenly spread before there is a bank."""
-        if bank is not None:
-            return {}  # known only once the bank is measured, in `fit`
+        """Return which coefficients have two bits before there is a bank, evenly spread; `fit` makes a plan of its own."""
         return Selection.unfitted(Matrices.of(layout), min(self.budget(layout) // 2, layout.dim), 2).to_plan()
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
@@ -147,20 +145,20 @@ class TransformCodec(Codec):
         weights = round_weights(moments, self.relative)
         deviation = ((moments.mean + moments.spread) * weights).mean(0).sqrt()
         budget = self.budget(bank.layout)
-        best: list[Allocation] = []
+        tried: list[Allocation] = []
         taken = torch.zeros(len(energy), dtype=torch.bool)
 
         def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
             # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
             offered = torch.where(allowed, energy, torch.zeros(()))
             places = offered.topk(min(budget // 2, len(offered))).indices
-            allocation = allocate(offered[places], deviation[places], self.cohort, budget, self.cost, best[-1].step if best else None)
+            allocation = allocate(offered[places], deviation[places], self.cohort, budget, self.cost, tried[-1].step if tried else None)
             worth = torch.where(allowed[places], allocation.bits, 0)
-            best.append(allocation)
+            tried.append(allocation)
             bits, saved = torch.zeros(len(energy), dtype=torch.long), torch.zeros(len(energy))
             bits[places], saved[places] = worth, (energy[places] - allocation.error) * (worth > 0)
             taken.copy_(bits > 0)
             return bits, saved
 
         selection, factors = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
-        return selection, factors, best[-1].step, taken
+        return selection, factors, tried[-1].step, taken

@@ -117,9 +117,7 @@ class TwoSidedCodec(Codec):
         self.correct_energy = correct_energy
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
-        """Return which coefficients are kept: evenly spread before there is a bank."""
-        if bank is not None:
-            return {}  # known only once the bank is measured, in `fit`
+        """Return which coefficients are kept before there is a bank, evenly spread; `fit` makes a plan of its own."""
         return Selection.unfitted(Matrices.of(layout), budget_numbers(layout, self.ratio), 1).to_plan()
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
