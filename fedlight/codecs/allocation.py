@@ -18,6 +18,9 @@ from torch import Tensor
 WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)
 """The numbers of bits that a coefficient can have."""
 
+_FINER = 2.0 ** (-1 / 6)
+"""How far apart the steps lie that are tried."""
+
 Cost = Callable[[int], int]
 """Maps the bits of a coefficient to the bits that it takes on the wire."""
 
@@ -49,15 +52,20 @@ def allocate(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: 
     """Return the allocation of at most ``budget`` bits with the least expected error of the cohort's mean.
 
     ``energy`` ``[n]``: second moment of the mean's coefficients; ``deviation`` ``[n]``: standard deviation of one client's;
-    ``cohort``: clients that are averaged; ``near``: a step from an earlier, like allocation, to search in its neighbourhood only.
+    ``cohort``: clients that are averaged; ``near``: a step from an earlier, like allocation, to begin the search at.
     """
-    scale = float(deviation.square().mean().sqrt().clamp(min=1e-30))
+
+    def at(step: float) -> Allocation:
+        return _with_step(energy, deviation, cohort, budget, cost, step)
+
     if near is None:
-        steps = [scale * 2.0 ** (k / 2) for k in range(-10, 9)]
-        best = min((_with_step(energy, deviation, cohort, budget, cost, step) for step in steps), key=_loss)
-        near = best.step
-    steps = [near * 2.0 ** (k / 6) for k in (-2, -1, 0, 1)]
-    return min((_with_step(energy, deviation, cohort, budget, cost, step) for step in steps), key=_loss)
+        scale = float(deviation.square().mean().sqrt().clamp(min=1e-30))
+        near = min((at(scale * 2.0 ** (k / 2)) for k in range(-10, 9)), key=_loss).step
+    best = at(near)
+    for factor in (_FINER, 1 / _FINER):
+        while _loss(found := at(best.step * factor)) < (1 - 1e-4) * _loss(best):
+            best = found
+    return best
 
 
 def _loss(allocation: Allocation) -> float:
