@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.core.random import numpy_generator
@@ -71,11 +72,15 @@ class ArrayFile(DataSource):
     Args:
         path: The file, relative to the data root, or absolute.
         num_classes: Number of classes; the largest label plus one if not given.
+        more_test: Training samples, the last ones, that are test samples instead: where a file has too few of those to tell codecs apart.
     """
 
-    def __init__(self, path: str, num_classes: int | None = None) -> None:
+    def __init__(self, path: str, num_classes: int | None = None, more_test: int = 0) -> None:
+        if more_test < 0:
+            raise ConfigurationError(f"more_test: expected at least 0, got {more_test}.")
         self.path = path
         self.num_classes = num_classes
+        self.more_test = more_test
 
     @property
     def name(self) -> str:
@@ -86,7 +91,8 @@ class ArrayFile(DataSource):
         """Read and check the file; raises DataError if it is missing, corrupt, incomplete or inconsistent."""
         path = root / Path(self.path).expanduser()
         parts = read_npz(path, required=("x_train", "y_train", "x_test", "y_test"), optional=("client_train", "client_test"))
-        return build_arrays(**parts, num_classes=self.num_classes, source=str(path))
+        data = build_arrays(**parts, num_classes=self.num_classes, source=str(path))
+        return _move_to_test(data, self.more_test, str(path)) if self.more_test else data
 
 
 class WithClients(DataSource):
@@ -213,6 +219,25 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None
         raise DataError(
             f"{path}: cannot be read as an .npz of plain arrays: {error}. Save it again with numpy.savez, no objects."
         ) from error
+
+
+def _move_to_test(data: Arrays, count: int, source: str) -> Arrays:
+    """Return the data with its last ``count`` training samples at the end of the test set."""
+    samples = len(data.y_train)
+    if count >= samples:
+        raise ConfigurationError(f"more_test: expected fewer than the {samples} training samples of {source}, got {count}.")
+    kept = samples - count
+    clients = data.client_train, data.client_test
+    if clients[0] is not None:
+        clients = clients[0][:kept], None if clients[1] is None else np.concatenate([clients[1], clients[0][kept:]])
+    return Arrays(
+        data.x_train[:kept],
+        data.y_train[:kept],
+        torch.cat([data.x_test, data.x_train[kept:]]),
+        torch.cat([data.y_test, data.y_train[kept:]]),
+        data.num_classes,
+        *clients,
+    )
 
 
 def _find_dataset(name: str) -> type:

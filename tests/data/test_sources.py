@@ -67,6 +67,24 @@ def test_array_file_with_clients_and_features(tmp_path):
     assert ArrayFile(str(tmp_path / "set.npz")).name == "set.npz"
 
 
+def test_the_last_training_samples_can_be_test_samples_instead(tmp_path):
+    ids = np.arange(12)
+    whole = saved(tmp_path, client_train=ids, client_test=ids[:6]).load(tmp_path)
+    moved = ArrayFile("set.npz", more_test=5).load(tmp_path)
+    for name in ("x", "y"):
+        train, test = (getattr(whole, f"{name}_{split}") for split in ("train", "test"))
+        assert torch.equal(getattr(moved, f"{name}_train"), train[:7])
+        assert torch.equal(getattr(moved, f"{name}_test"), torch.cat([test, train[7:]]))
+    assert moved.client_train.tolist() == [*range(7)]
+    assert moved.client_test.tolist() == [*range(6), *range(7, 12)]
+    saved(tmp_path, client_train=ids)
+    assert ArrayFile("set.npz", more_test=5).load(tmp_path).client_test is None
+    with pytest.raises(ConfigurationError, match="fewer than the 12 training samples"):
+        ArrayFile("set.npz", more_test=12).load(tmp_path)
+    with pytest.raises(ConfigurationError, match="more_test"):
+        ArrayFile("set.npz", more_test=-1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
