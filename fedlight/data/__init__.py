@@ -6,6 +6,7 @@ from fedlight.data.datamodule import FederatedDataModule
 from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from fedlight.data.partitioner import Partitioner
+from fedlight.data.resized import Resized
 from fedlight.data.sampling import ClientSampler, Everyone, Poisson, Uniform
 from fedlight.data.sources import ArrayFile, DataSource, Digits, Torchvision, WithClients
 from fedlight.data.splits import Partition, check_partition
@@ -29,6 +30,7 @@ __all__ = [
     "Partitioner",
     "Poisson",
     "QuantitySkew",
+    "Resized",
     "Shards",
     "Torchvision",
     "Uniform",

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedlight.core.errors import ConfigurationError, DataError
-from fedlight.data import ArrayFile, Digits, Torchvision, WithClients, build_arrays, standardize
+from fedlight.data import ArrayFile, Digits, Resized, Torchvision, WithClients, build_arrays, standardize
 
 
 def parts(**changes):
@@ -255,3 +255,22 @@ def test_mnist_from_files_alone(real_data, monkeypatch):
     assert data.client_train is not None and len(np.unique(data.client_train)) == 539
     assert data.client_test is not None and not set(data.client_test) & set(data.client_train)
     assert standardize(data).x_train.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_resized_images_stand_in_for_others_of_that_shape(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8)
+    saved(tmp_path, x_train=colours, x_test=colours[:6])
+    grey = Resized(ArrayFile("set.npz"), size=8).load(tmp_path)
+    assert grey.x_train.shape == (12, 1, 8, 8)
+    np.testing.assert_allclose(grey.x_train[:, 0].numpy(), colours.mean(1) / 255, atol=1e-6)
+    small = Resized(ArrayFile("set.npz"), size=4, channels=3).load(tmp_path)
+    assert small.x_train.shape == (12, 3, 4, 4)
+    assert small.x_test.is_contiguous()
+    torch.testing.assert_close(small.x_train.mean((2, 3)), torch.from_numpy(colours / 255).float().mean((2, 3)), atol=0.05, rtol=0)
+    threefold = Resized(Resized(ArrayFile("set.npz"), size=8), size=8, channels=3).load(tmp_path)
+    assert torch.equal(threefold.x_train[:, 2], grey.x_train[:, 0])
+    with pytest.raises(ConfigurationError, match="channels"):
+        Resized(ArrayFile("set.npz"), size=8, channels=2)
+    saved(tmp_path, x_train=np.zeros((12, 5)), x_test=np.zeros((6, 5)))
+    with pytest.raises(DataError, match="expected images"):
+        Resized(ArrayFile("set.npz"), size=8).load(tmp_path)

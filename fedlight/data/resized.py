@@ -1,0 +1,55 @@
+"""Images of one data set in the shape of another, so that they can stand in for it as proxy data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.data.arrays import Arrays
+from fedlight.data.sources import DataSource
+
+
+class Resized(DataSource):
+    """Another source's images, scaled to ``size`` and turned grey or threefold where the number of channels differs.
+
+    Proxy data must have the inputs' shape of the clients' data; with this, public images of another kind have it.
+
+    Args:
+        source: The data set itself.
+        size: Height and width of the images.
+        channels: Channels of the images, 1 (the mean of colours) or 3 (grey ones repeated).
+    """
+
+    def __init__(self, source: DataSource, size: int, channels: int = 1) -> None:
+        if size < 1 or channels not in (1, 3):
+            raise ConfigurationError(f"size and channels: expected size >= 1 and channels 1 or 3, got {size} and {channels}.")
+        self.source = source
+        self.size = size
+        self.channels = channels
+
+    @property
+    def name(self) -> str:
+        """The source's name and the new shape."""
+        return f"{self.source.name} at {self.channels}x{self.size}x{self.size}"
+
+    def prepare(self, root: Path) -> None:
+        """Fetch the wrapped source."""
+        self.source.prepare(root)
+
+    def load(self, root: Path) -> Arrays:
+        """Load and change the images; raises DataError if they are none."""
+        data = self.source.load(root)
+        return replace(data, x_train=self._change(data.x_train), x_test=self._change(data.x_test))
+
+    def _change(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise DataError(f"{self.source.name}: expected images of 1 or 3 channels to resize, got inputs of shape {tuple(x.shape[1:])}.")
+        if self.channels < x.shape[1]:
+            x = x.mean(1, keepdim=True)
+        # Antialiased, so that pixels between the new ones count as well.
+        x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        return x.expand(-1, self.channels, -1, -1).contiguous()
