@@ -38,9 +38,9 @@ class CodecPretraining(Callback):
             return
         codec = pl_module.codec
         if codec.layout is not None:
-            codec.layout.require_same(pl_module.layout, f"The {type(codec).__name__} given")
+            codec.layout.require_same(pl_module.upload_layout, f"The {type(codec).__name__} given")
             return
-        codec.bind(pl_module.layout)
+        codec.bind(pl_module.upload_layout)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train the codec if it has to be, on rank 0, and send it to all processes.

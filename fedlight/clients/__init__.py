@@ -1,21 +1,40 @@
 """What happens on a client: local training by an algorithm, and the state that stays there."""
 
-from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult
+from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
+from fedlight.clients.ditto import Ditto
+from fedlight.clients.feddyn import FedDyn
+from fedlight.clients.fednova import FedNova
 from fedlight.clients.local_model import LocalModel, Objective
 from fedlight.clients.proxy import record_bank
+from fedlight.clients.qfedavg import QFedAvg
+from fedlight.clients.scaffold import Scaffold
 from fedlight.clients.schedule import Constant, Cosine, Exponential, Schedule
+from fedlight.clients.turnout import Deadline, DropOut, FirstToAnswer, Full, Several, Times, Turnout
 
 __all__ = [
     "Algorithm",
     "Constant",
     "Cosine",
+    "Deadline",
+    "Ditto",
+    "DropOut",
     "Exponential",
     "FedAvg",
+    "FedDyn",
+    "FedNova",
     "FedProx",
     "FedSGD",
+    "FirstToAnswer",
+    "Full",
     "LocalModel",
     "LocalResult",
+    "Memory",
     "Objective",
+    "QFedAvg",
+    "Scaffold",
     "Schedule",
+    "Several",
+    "Times",
+    "Turnout",
     "record_bank",
 ]

@@ -3,32 +3,89 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
+from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import flatten
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What local training leaves behind: the update ``[dim]``, the mean loss over its steps (0-d) and how many steps it took."""
+    """What local training leaves behind: the update ``[dim]``, the mean loss over its steps (0-d) and how many steps it took.
+
+    ``others`` (vectors ``[dim]``, in the update's units) and ``scalars`` are what else the server needs the mean of.
+    """
 
     update: Tensor
     loss: Tensor
     steps: int
+    others: tuple[Tensor, ...] = ()
+    scalars: tuple[float, ...] = ()
+
+    def upload(self) -> Tensor:
+        """Return all that is averaged over clients, one vector ``[vectors * dim + scalars]``: what the codec encodes."""
+        if not self.others and not self.scalars:
+            return self.update
+        return torch.cat([self.update, *self.others, self.update.new_tensor(self.scalars)])
+
+
+@dataclass
+class Memory:
+    """What a client knows beyond the global model: its own state, changed in place, and what the server announced."""
+
+    own: State = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Algorithm(ABC):
-    """Local training: from the global weights in ``model`` and a client's data to its update."""
+    """Local training, from the global weights in ``model`` and a client's data to its update, and what the server makes of the mean.
+
+    Attributes:
+        vectors: how many vectors ``[dim]`` a client uploads: the update, and what else has to be averaged.
+        scalars: how many numbers it uploads beside them; like the vectors they are only ever summed.
+        client_state: whether clients remember something from one of their rounds to the next.
+        replayable: whether the server's step is the mean update itself, so that clients can repeat it from the sum of codes.
+        shared: whether every weight must be common to all clients (then BatchNorm layers cannot stay local).
+    """
+
+    vectors: int = 1
+    scalars: int = 0
+    client_state: bool = False
+    replayable: bool = True
+    shared: bool = False
 
     @abstractmethod
-    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
-        """Train on ``x`` ``[n, ...]`` and ``y`` ``[n]``; every draw comes from ``generator``."""
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
+        """Train on ``x`` ``[n, ...]`` and ``y`` ``[n]``; every draw comes from ``generator``. Without ``memory`` the client is new."""
+
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round: what its time is reckoned from."""
+        return samples
+
+    def announce(self, state: State) -> State:
+        """Return the part of the server's state that clients are sent before a round (its bytes are downlink)."""
+        return {}
+
+    def step(self, mean: Tensor, share: float, state: State) -> Tensor:
+        """Return what the server optimizer takes for a gradient ``[dim]``, of the mean upload ``[vectors * dim + scalars]``.
+
+        ``share`` is the share of all clients whose uploads are in the mean; ``state`` is the server's and may be changed in place.
+        """
+        return mean
+
+    def personal(self, own: State) -> tuple[Tensor, Tensor] | None:
+        """Return weights ``[dim]`` and buffers of a client's personal model, or None if it has none."""
+        return None
 
 
 class FedAvg(Algorithm):
@@ -78,6 +135,10 @@ class FedAvg(Algorithm):
         self.max_grad_norm = max_grad_norm
         self.schedule = schedule or Constant()
 
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round."""
+        return samples * self.epochs if self.epochs else min(samples, self.batch_size) * (self.steps or 1)
+
     @property
     def plain(self) -> bool:
         """Whether a step is ``weights -= lr * gradient`` and nothing else (then no flat gradient is built)."""
@@ -87,25 +148,34 @@ class FedAvg(Algorithm):
         """Return the gradient ``[dim]`` that local SGD follows: the place for an algorithm's extra term."""
         return gradient.add_(model.weights, alpha=self.weight_decay) if self.weight_decay else gradient
 
-    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
+    def correction(self, memory: Memory) -> Tensor | None:
+        """Return what is added to every local gradient of a round ``[dim]``, or None: the place for a client's or server's memory."""
+        return None
+
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
         """Run local SGD from ``model.start`` and return the update."""
         lr = self.lr * self.schedule.factor(round)
         velocity: Tensor | None = None
-        plain = self.plain
+        correction = self.correction(memory or Memory())
+        plain = self.plain and correction is None
         total, steps = torch.zeros((), device=y.device), 0
         for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
             loss, grads = model.gradients(xb, yb)
             if plain:
                 model.descend(grads, lr)
             else:
-                velocity = self._step(model, flatten(grads), velocity, lr)
+                velocity = self._step(model, flatten(grads), velocity, lr, correction)
             total += loss
             steps += 1
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
-    def _step(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float) -> Tensor:
+    def _step(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float, correction: Tensor | None) -> Tensor:
         with torch.no_grad():
             step = self.direction(gradient, model)
+            if correction is not None:
+                step.add_(correction)
             if self.max_grad_norm is not None:
                 step = step * (self.max_grad_norm / step.norm()).clamp(max=1.0)
             if self.momentum:
@@ -171,7 +241,9 @@ class FedSGD(Algorithm):
             raise ConfigurationError(f"Expected `batch_size` >= 1 but got {batch_size}")
         self.batch_size = batch_size
 
-    def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator) -> LocalResult:
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
         """Return the full gradient at the global weights."""
         if model.augment is not None:
             x = model.augment(x, generator)

@@ -74,6 +74,15 @@ class LocalModel:
             grads = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._pieces, strict=True))
         return loss.detach(), grads
 
+    def loss(self, x: Tensor, y: Tensor, batch_size: int = 1024) -> float:
+        """Return the mean loss of the current weights over all samples, without a change to buffers (or to dropout's mask: there is none)."""
+        self.module.eval()
+        with torch.no_grad():
+            parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+            total = sum(float(self.objective(self.module, xb, yb)) * len(yb) for xb, yb in parts)
+        self.module.train()
+        return total / len(y)
+
     def descend(self, grads: tuple[Tensor, ...], lr: float) -> None:
         """Take one plain SGD step without building a flat gradient: one fused pass over the weights."""
         torch._foreach_add_(self._pieces, grads, alpha=-lr)

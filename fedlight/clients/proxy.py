@@ -44,7 +44,7 @@ def record_bank(
     in_memory_mb: float = 1024.0,
     history: Tensor | None = None,
 ) -> UpdateBank:
-    """Return the updates ``[rounds, clients, dim]`` of a federated run on proxy data that starts from ``weights`` ``[dim]``.
+    """Return the uploads ``[rounds, clients, vectors * dim + scalars]`` (updates, for most algorithms) of a federated run on proxy data that starts from ``weights`` ``[dim]``.
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
     weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is
@@ -67,7 +67,7 @@ def record_bank(
     def trajectory(weights: Tensor) -> Iterator[Tensor]:
         """Yield each round's updates ``[clients, dim]``, in memory that the next round uses again."""
         rng = numpy_generator(seed, first_round, "proxy clients")
-        updates = torch.empty(clients, len(weights))
+        updates = torch.empty(clients, layout.dim)
         for step in range(simulated):
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
@@ -75,18 +75,19 @@ def record_bank(
                     model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     model.load(weights, buffers)
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
-                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).update
+                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
             mean = updates.mean(0)
             if not torch.isfinite(mean.sum()):
                 raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
-            weights -= server_lr * mean.to(weights.device)
+            weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # strangers: no share, no memory
             for aggregate in past[step::simulated]:
                 yield aggregate + (updates - mean) * (aggregate.norm() / mean.norm().clamp(min=1e-30))
             yield updates
             if on_round is not None:
                 on_round(step)
 
-    layout, recorded = model.flat.layout, trajectory(weights.clone())
+    layout = model.flat.layout.stacked(algorithm.vectors, algorithm.scalars)
+    recorded = trajectory(weights.clone())
     rounds += len(past)
     if 4 * rounds * clients * layout.dim <= in_memory_mb * 2**20:
         bank = torch.empty(rounds, clients, layout.dim)

@@ -9,6 +9,7 @@ from fedlight.codecs.linear import LinearCodec
 from fedlight.codecs.power_sgd import PowerSGDCodec
 from fedlight.codecs.qsgd import QSGDCodec
 from fedlight.codecs.quantize import QuantizeCodec
+from fedlight.codecs.stacked import StackedCodec
 from fedlight.codecs.top_k import TopKCodec
 from fedlight.codecs.transform import TransformCodec
 from fedlight.codecs.two_sided import TwoSidedCodec
@@ -23,6 +24,7 @@ __all__ = [
     "PowerSGDCodec",
     "QSGDCodec",
     "QuantizeCodec",
+    "StackedCodec",
     "TopKCodec",
     "TransformCodec",
     "TwoSidedCodec",

@@ -40,6 +40,16 @@ class Layout:
         """Return the layout of one unstructured vector ``[dim]``: what the next codec of a chain sees."""
         return cls((name,), ((dim,),))
 
+    def stacked(self, vectors: int, scalars: int = 0) -> Layout:
+        """Return the layout of several such vectors one behind the other, and numbers after them."""
+        names = self.names + tuple(f"{i}/{name}" for i in range(1, vectors) for name in self.names)
+        return Layout(names + ("scalars",) * bool(scalars), self.shapes * vectors + ((scalars,),) * bool(scalars))
+
+    def unstacked(self, vectors: int, scalars: int = 0) -> Layout:
+        """Return the layout that ``stacked`` was asked of."""
+        count = (len(self.names) - bool(scalars)) // vectors
+        return Layout(self.names[:count], self.shapes[:count])
+
     @property
     def dim(self) -> int:
         """Length of the flat vector."""

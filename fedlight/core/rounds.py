@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -39,8 +41,10 @@ class Round:
 
     Attributes:
         public: what everybody knows before the current pass.
-        cohort: the clients of the round, sorted.
-        mine: those that this process runs.
+        cohort: the clients that are invited, sorted.
+        mine: those that answer and that this process runs.
+        absent: how many did not answer.
+        server: what the algorithm's server tells every client before the round.
         codes: what the server has added up so far.
         refused: why the decoded aggregate was refused, if it was.
         dropped: clients run here whose update could not be used, with the reason; ``dropped_count`` counts those of all processes.
@@ -57,6 +61,8 @@ class Round:
     public: Public
     cohort: np.ndarray
     mine: np.ndarray
+    absent: int = 0
+    server: Mapping[str, Any] = field(default_factory=dict)
     codes: RunningSum = field(default_factory=RunningSum)
     refused: str | None = None
     dropped: list[tuple[int, str]] = field(default_factory=list)

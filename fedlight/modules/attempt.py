@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedlight.clients.turnout import Attempt
 from fedlight.core.codec import Codec, Public
 from fedlight.core.errors import MessageError
 from fedlight.core.rounds import Round, Upload
@@ -29,8 +31,12 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     Every process runs its share of the cohort. A codec with several passes keeps the clients' updates between them, as clients would.
     """
     cohort = module.data.cohort(number, attempt)
+    work = np.array([module.algorithm.work(module.data.client_size(client)) for client in cohort.tolist()])
+    present = module.turnout.present(cohort, work, Attempt(module.seed, number, attempt))
     trainer, codec = module.trainer, module.codec
-    round = Round(Public(module.seed, number, attempt), cohort, cohort[trainer.global_rank :: trainer.world_size])
+    round = Round(Public(module.seed, number, attempt), cohort, present[trainer.global_rank :: trainer.world_size])
+    round.absent = len(cohort) - len(present)
+    round.server = module.algorithm.announce(module.server_state)
     round.true = RunningSum() if module.sim_every and number % module.sim_every == 0 else None
     uploads: Iterable[Upload] = module.runner.run(round, weights, buffers)
     for step in range(codec.passes):

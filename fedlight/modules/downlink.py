@@ -37,6 +37,8 @@ class Downlink(ABC):
     def count(self, module: FederatedModule, round: Round) -> None:
         """Count what the cohort downloads before a pass: the model in some form, what is announced, and missing encoders."""
         announced = announced_bytes(round.public.announced)
+        if round.public.step == 0:
+            announced += announced_bytes(round.server)
         module.traffic.add_download(announced * len(round.cohort))
         if round.public.step == 0:
             self.bring_up_to_date(module, round.cohort)
@@ -102,6 +104,11 @@ class CatchUp(Downlink):
                 "set `model.downlink` to FullModel"
             )
         optimizer = module.server_optimizer(module.trainable())
+        if not module.algorithm.replayable:
+            raise ConfigurationError(
+                f"Expected an `algorithm` whose server takes the mean update as it is but got {type(module.algorithm).__name__}, whose "
+                "steps clients cannot take from sums alone: set `model.downlink` to FullModel"
+            )
         plain = type(optimizer) is torch.optim.SGD and not any(
             group[name] for group in optimizer.param_groups for name in ("momentum", "weight_decay", "nesterov", "maximize")
         )

@@ -20,7 +20,9 @@ from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
+from fedlight.clients.turnout import Full, Turnout
 from fedlight.codecs.identity import IdentityCodec
+from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
@@ -58,6 +60,7 @@ class FederatedModule(LightningModule):
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
         weighting: Whether clients count equally, or by their number of samples.
+        turnout: Which of the invited clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
         max_attempts: Attempts at a round before the run is stopped.
@@ -80,6 +83,7 @@ class FederatedModule(LightningModule):
         server_scheduler: LRSchedulerCallable | None = None,
         downlink: Downlink | None = None,
         weighting: Literal["equal", "samples"] = "equal",
+        turnout: Turnout | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
         min_clients: int = 1,
         max_attempts: int = 3,
@@ -102,9 +106,19 @@ class FederatedModule(LightningModule):
             )
         self.codec_path = codec_path
         self.algorithm = algorithm or FedAvg(lr=0.05, steps=10, batch_size=32)
+        if batch_norm == "local" and self.algorithm.shared:
+            raise ConfigurationError(
+                f"Expected `batch_norm` mean with {type(self.algorithm).__name__}, whose correction pulls all weights to common ones, "
+                "but got local: choose FedAvg or another `algorithm`"
+            )
+        several = self.algorithm.vectors > 1 or self.algorithm.scalars > 0
+        if several and not isinstance(self.codec, StackedCodec):
+            self.codec = StackedCodec(self.codec, self.algorithm.vectors, self.algorithm.scalars)
+        self.server_state: State = {}  # what the algorithm's server remembers, such as a control variate
         self.server_optimizer: Callable[..., torch.optim.Optimizer] = server_optimizer
         self.server_scheduler = server_scheduler
         self.weighting = weighting
+        self.turnout = turnout or Full()
         self.batch_norm = batch_norm
         self.min_clients = min_clients
         self.max_attempts = max_attempts
@@ -128,6 +142,11 @@ class FederatedModule(LightningModule):
     def layout(self) -> Layout:
         """The layout of the global model's trainable parameters."""
         return Layout.of(self.network)
+
+    @property
+    def upload_layout(self) -> Layout:
+        """The layout of what clients upload: the update, and what else the algorithm needs the mean of."""
+        return self.layout.stacked(self.algorithm.vectors, self.algorithm.scalars)
 
     @property
     def data(self) -> FederatedDataModule:
@@ -290,10 +309,11 @@ class FederatedModule(LightningModule):
     def _finish(self, round: Round) -> None:
         assert round.aggregate is not None
         states = self.store.take_draft()
-        if self.codec.client_state or self.batch_norm == "local":
+        if self.codec.client_state or self.batch_norm == "local" or self.algorithm.client_state:
             states = gather_states(states)
         self.store.commit(states)
-        for parameter, piece in zip(self.trainable(), self.layout.split(round.aggregate), strict=True):
+        update = self.algorithm.step(round.aggregate, round.codes.count / self.data.num_population, self.server_state)
+        for parameter, piece in zip(self.trainable(), self.layout.split(update), strict=True):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()  # type: ignore[union-attr]

@@ -21,9 +21,10 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     figures = {
         "sim/loss": round.loss / round.trained,
         "round/clients": float(round.codes.count),
+        "round/absent": float(round.absent),
         "round/dropped": float(round.dropped_count),
         "round/attempts": float(round.public.attempt + 1),
-        "round/aggregate_norm": float(round.aggregate.norm()),
+        "round/aggregate_norm": float(round.aggregate[: module.layout.dim].norm()),
         "bytes/uplink_round": float(round.uplink_passes),
         "bytes/uplink": float(traffic.uplink),
         "bytes/downlink": float(traffic.downlink),
@@ -55,10 +56,11 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
     if round.true is None or not module.trainer.is_global_zero:
         return
     assert round.aggregate is not None
-    true = round.true.mean().to(round.aggregate)
+    vectors = module.algorithm.vectors * module.layout.dim  # numbers beside them would drown them
+    decoded, true = round.aggregate[:vectors], round.true.mean().to(round.aggregate)[:vectors]
     figures = {
-        "sim/relative_error": float(relative_error(round.aggregate, true)),
-        "sim/cosine": float(cosine(round.aggregate, true)),
+        "sim/relative_error": float(relative_error(decoded, true)),
+        "sim/cosine": float(cosine(decoded, true)),
     }
     if round.saturation:
         figures["sim/saturation"] = sum(round.saturation) / len(round.saturation)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.algorithms import Algorithm, Memory
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
@@ -53,7 +53,7 @@ class CohortRunner:
             for client in map(int, round.mine):
                 # Dropout draws from the global generator, which is seeded for the client here and put back after the cohort.
                 self.model.seed_noise(derive_seed(public.seed, public.round, public.attempt, client, "dropout"))
-                upload = self._train(client, public.seed, public.round, public.attempt, weights, buffers)
+                upload = self._train(client, round, weights, buffers)
                 reason = unusable(upload)
                 if reason is None:
                     yield upload
@@ -61,19 +61,21 @@ class CohortRunner:
                     self.store.drop(client)
                     round.dropped.append((client, reason))
 
-    def _train(self, client: int, seed: int, number: int, attempt: int, weights: Tensor, buffers: Tensor) -> Upload:
+    def _train(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> Upload:
         x, y = self.data.client_data(client)
         state = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
         if self.personal:
             weights, buffers = self.personal.restore(state, weights, buffers)
         self.model.load(weights, buffers)
-        generator = torch_generator(seed, number, attempt, client, "batches")
-        result = self.algorithm.run(self.model, x, y, number, generator)
+        public = round.public
+        generator = torch_generator(public.seed, public.round, public.attempt, client, "batches")
+        own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
+        result = self.algorithm.run(self.model, x, y, public.round, generator, Memory(own, round.server))
         sent = self.model.buffers.clone()
         if self.personal:
             self.personal.keep(state, self.model.weights, self.model.buffers, result.update)
             sent = sent[:0]
-        return Upload(client, result.update, sent, len(y) if self.by_samples else 1, float(result.loss), self.by_samples)
+        return Upload(client, result.upload(), sent, len(y) if self.by_samples else 1, float(result.loss), self.by_samples)
 
 
 def unusable(upload: Upload) -> str | None:

@@ -69,6 +69,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "loss": repr(module.loss),
         "network": repr(module.network),
         "algorithm": settings_of(module.algorithm),
+        "turnout": settings_of(module.turnout),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
         "batch_norm": module.batch_norm,
@@ -91,6 +92,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "traffic": module.traffic.state_dict(),
         "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
+        "algorithm": module.server_state,
         "rounds": module.rounds,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
@@ -123,6 +125,7 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if fitting:
         module.downlink.load_state_dict(state["downlink"])
     module.store.load_state_dict(state["clients"])
+    module.server_state = dict(state["algorithm"])
     module.rounds = state["rounds"]
     module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]

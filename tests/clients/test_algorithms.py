@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import Algorithm, Constant, Cosine, Exponential, FedAvg, FedProx, FedSGD, LocalModel, LocalResult
+from fedlight.clients import (
+    Algorithm,
+    Constant,
+    Cosine,
+    Ditto,
+    Exponential,
+    FedAvg,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedSGD,
+    LocalModel,
+    LocalResult,
+    QFedAvg,
+    Scaffold,
+)
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import flatten
 
@@ -21,6 +36,11 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "fedavg, all options": lambda: FedAvg(0.1, 4, steps=5, momentum=0.9, weight_decay=0.01, max_grad_norm=0.5, schedule=Exponential(0.9)),
     "fedprox": lambda: FedProx(mu=0.5, lr=0.1, batch_size=4, epochs=2),
     "fedprox, momentum": lambda: FedProx(mu=0.5, lr=0.1, batch_size=4, steps=5, momentum=0.9),
+    "scaffold": lambda: Scaffold(lr=0.1, batch_size=4, steps=5),
+    "fednova": lambda: FedNova(lr=0.1, batch_size=4, epochs=2, momentum=0.5),
+    "feddyn": lambda: FedDyn(alpha=0.5, lr=0.1, batch_size=4, steps=5),
+    "ditto": lambda: Ditto(lam=0.5, lr=0.1, batch_size=4, steps=5),
+    "q-fedavg": lambda: QFedAvg(q=1.0, lr=0.1, batch_size=4, steps=5),
     "fedsgd": lambda: FedSGD(batch_size=4),
 }
 

@@ -1,0 +1,86 @@
+"""FedDyn: dynamic regularisation (Acar et al. 2021, arXiv 2111.04263)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.clients.algorithms import FedAvg, LocalResult, Memory
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.schedule import Schedule
+from fedlight.core.codec import State
+from fedlight.core.errors import ConfigurationError
+
+
+class FedDyn(FedAvg):
+    """Local SGD on ``F_i(w) - <g_i, w> + alpha / 2 ||w - w_t||^2`` with a client's own linear term (Algorithm 1).
+
+    After it ``g_i`` becomes ``g_i - alpha (w_i - w_t)``; the server adds up the updates of all rounds, by the share of clients that
+    took part, and steps along the mean update plus this sum (its ``h / alpha``). Meant for a server optimizer of learning rate 1.
+
+    Args:
+        alpha: weight of the regulariser; 0 is FedAvg.
+        lr: client learning rate.
+        batch_size: samples in a local batch.
+        epochs: local epochs a round; give this or ``steps``.
+        steps: local steps a round; give this or ``epochs``.
+        weight_decay: L2 penalty added to the gradient.
+        max_grad_norm: bound on the norm of each local gradient; none if not given.
+        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+    """
+
+    client_state = True
+    replayable = False
+    shared = True
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        lr: float = 0.05,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(lr, batch_size, epochs, steps, 0.0, weight_decay, max_grad_norm, schedule)
+        if alpha < 0:
+            raise ConfigurationError(f"Expected `alpha` >= 0 but got {alpha}")
+        self.alpha = alpha
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no extra term at all."""
+        return super().plain and not self.alpha
+
+    def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
+        """Return the gradient of the loss plus ``alpha (w - w_t)``, ``[dim]``."""
+        gradient = super().direction(gradient, model)
+        return gradient.add_(model.weights, alpha=self.alpha).sub_(model.start, alpha=self.alpha)
+
+    def correction(self, memory: Memory) -> Tensor | None:
+        """Return ``-g_i`` ``[dim]``, None in the client's first round."""
+        own = memory.own.get("gradient")
+        return None if own is None else -own
+
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
+        """Run local SGD and renew the client's linear term."""
+        memory = memory or Memory()
+        if "gradient" in memory.own:
+            memory.own["gradient"] = memory.own["gradient"].to(model.weights)
+        result = super().run(model, x, y, round, generator, memory)
+        if self.alpha:
+            moved = self.alpha * result.update
+            memory.own["gradient"] = (memory.own.get("gradient", 0) + moved).cpu()
+        return result
+
+    def step(self, mean: Tensor, share: float, state: State) -> Tensor:
+        """Return the mean update plus the sum of all rounds' updates by their shares."""
+        if not self.alpha:
+            return mean
+        state["drift"] = state["drift"].to(mean) + share * mean if "drift" in state else share * mean
+        total: Tensor = mean + state["drift"]
+        return total

@@ -1,0 +1,75 @@
+"""q-FedAvg: fair resource allocation (Li et al. 2020, arXiv 1905.10497)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.clients.algorithms import FedAvg, LocalResult, Memory
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.schedule import Schedule
+from fedlight.core.codec import State
+from fedlight.core.errors import ConfigurationError
+
+_LEAST_LOSS = 1e-6
+
+
+class QFedAvg(FedAvg):
+    """FedAvg in which clients of higher loss ``F_i`` at the global model count more, by ``F_i ** q`` (Algorithm 2).
+
+    With ``L = 1 / lr`` a client uploads ``F_i^q u_i``, its part ``q F_i^(q-1) L ||u_i||^2 + F_i^q`` of the step's denominator and ``F_i``;
+    the server divides the means of the first two. So it sees none of these of a single client where it sees sums only. Losses are taken
+    relative to the mean of the last round, which the server announces: the step is the same, and the numbers keep their size.
+
+    Args:
+        q: how much more clients of high loss count; 0 is FedAvg.
+        lr: client learning rate.
+        batch_size: samples in a local batch.
+        epochs: local epochs a round; give this or ``steps``.
+        steps: local steps a round; give this or ``epochs``.
+        momentum: heavy-ball momentum of the client's SGD, started anew each round.
+        weight_decay: L2 penalty added to the gradient.
+        max_grad_norm: bound on the norm of each local gradient; none if not given.
+        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+    """
+
+    scalars = 2
+    replayable = False
+
+    def __init__(
+        self,
+        q: float = 1.0,
+        lr: float = 0.05,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(lr, batch_size, epochs, steps, momentum, weight_decay, max_grad_norm, schedule)
+        if q < 0:
+            raise ConfigurationError(f"Expected `q` >= 0 but got {q}")
+        self.q = q
+
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
+        """Measure the loss of the global model, run local SGD and weigh the update."""
+        level = float((memory or Memory()).server.get("level", 1.0))
+        loss = max(model.loss(x, y), _LEAST_LOSS)
+        result = super().run(model, x, y, round, generator, memory)
+        relative = loss / level
+        square = float(result.update.square().sum()) / (self.lr * self.schedule.factor(round) * level)
+        part = self.q * relative ** (self.q - 1) * square + relative**self.q
+        return LocalResult(result.update * relative**self.q, result.loss, result.steps, scalars=(part, loss))
+
+    def announce(self, state: State) -> State:
+        """Return the last round's mean loss, once there is one."""
+        return {"level": state["level"]} if "level" in state else {}
+
+    def step(self, mean: Tensor, share: float, state: State) -> Tensor:
+        """Return the mean of the weighed updates over the mean of their parts."""
+        state["level"] = max(float(mean[-1]), _LEAST_LOSS)
+        return mean[:-2] / mean[-2].clamp(min=_LEAST_LOSS)

@@ -1,0 +1,182 @@
+"""One codec for several vectors of a model's shape, and numbers beside them, in one message."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
+from fedlight.core.layout import Layout
+from fedlight.core.wire import CodeFormat, Format, JointFormat
+
+_ONE = 1 << 16
+"""A number is sent as 32-bit fixed point of this resolution, so that it can be summed exactly as integer codes are."""
+
+
+def _part(public: Public, vector: int, vectors: int) -> Public:
+    """Return what everybody knows of one of the vectors."""
+    announced = dict(public.announced.get(str(vector), {}))
+    if "reply" in public.announced:
+        announced["reply"] = public.announced["reply"].chunk(vectors, -1)[vector]
+    return replace(public, announced=announced)
+
+
+class _Shape:
+    """How many vectors and numbers a message holds, and in which pass the numbers travel: the last."""
+
+    def __init__(self, vectors: int, scalars: int, passes: int) -> None:
+        self.vectors, self.scalars, self.passes = vectors, scalars, passes
+
+    def numbers(self, step: int) -> int:
+        return self.scalars if step == self.passes - 1 else 0
+
+    def format(self, inner: Half, step: int) -> Format:
+        one = inner.format_at(step)
+        parts = (one.parts if isinstance(one, JointFormat) else (one,)) * self.vectors
+        return JointFormat(parts + (CodeFormat(self.scalars, 32),) * bool(self.numbers(step)))
+
+
+class StackedEncoder(Encoder):
+    """Encodes each vector by the same encoder, with a state of its own, and rounds the numbers."""
+
+    def __init__(self, layout: Layout, inner: Encoder, shape: _Shape) -> None:
+        super().__init__(layout, shape.format(inner, 0))
+        self.inner = inner
+        self.shape = shape
+
+    def format_at(self, step: int) -> Format:
+        """Return the inner format once a vector, and 32 bits a number in the last pass."""
+        return self.shape.format(self.inner, step)
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return the codes of all vectors one behind the other, then the numbers."""
+        count, dim, codes = self.shape.vectors, self.inner.dim, []
+        for i in range(count):
+            own = Private(private.generator, private.state.setdefault(str(i), {}))
+            codes.append(self.inner.encode(update[..., i * dim : (i + 1) * dim], _part(public, i, count), own))
+        if self.shape.numbers(public.step):
+            fixed = (update[..., count * dim :].double() * _ONE).round()
+            codes.append(fixed.clamp(-(2.0**31 - 1), 2.0**31 - 1))
+        if self.format_at(public.step).bits:
+            return torch.cat([code.to(torch.int32) for code in codes], -1)
+        return torch.cat([code.double() for code in codes], -1)
+
+
+class StackedDecoder(Decoder):
+    """Decodes each vector's mean code by the same decoder, with a state of its own."""
+
+    def __init__(self, layout: Layout, inner: Decoder, shape: _Shape) -> None:
+        super().__init__(layout, shape.format(inner, 0))
+        self.inner = inner
+        self.shape = shape
+        self.replayable = inner.replayable
+
+    def format_at(self, step: int) -> Format:
+        """Return the inner format once a vector, and 32 bits a number in the last pass."""
+        return self.shape.format(self.inner, step)
+
+    def sum_length(self, step: int = 0) -> int:
+        """Return the length of what is added up: of all vectors and the numbers."""
+        return self.shape.vectors * self.inner.sum_length(step) + self.shape.numbers(step)
+
+    def open(self, code: Tensor) -> Tensor:
+        """Return what is added up: each vector's part opened, and the numbers."""
+        length = code.shape[-1]
+        end = length - (self.shape.scalars if length == self.format_at(self.shape.passes - 1).length else 0)
+        opened = [self.inner.open(part) for part in code[..., :end].chunk(self.shape.vectors, -1)]
+        return torch.cat([*opened, code[..., end:]], -1)
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the mean vectors one behind the other, then the mean numbers ``[..., vectors * dim + scalars]``."""
+        count, length = self.shape.vectors, self.inner.sum_length(public.step)
+        means = [
+            self.inner.decode(mean_code[..., i * length : (i + 1) * length], _part(public, i, count), state.setdefault(str(i), {}))
+            for i in range(count)
+        ]
+        return torch.cat([*means, mean_code[..., count * length :].to(means[0].dtype) / _ONE], -1)
+
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return the length that the vectors' mean codes can explain, with the numbers as they are."""
+        count, length = self.shape.vectors, self.inner.sum_length(public.step)
+        lengths = [self.inner.longest(mean_code[..., i * length : (i + 1) * length], _part(public, i, count)) for i in range(count)]
+        numbers = float((mean_code[..., count * length :].double() / _ONE).norm())
+        return 1.000001 * math.hypot(*lengths, numbers)
+
+    def announce(self, state: State) -> State:
+        """Return each vector's announcement under its number."""
+        announced = {str(i): self.inner.announce(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
+        return {key: value for key, value in announced.items() if value}
+
+
+class StackedCodec(Codec):
+    """Encodes every vector that an algorithm's clients upload by one codec, and a few numbers beside them, into one message.
+
+    All vectors share the codec's tensors and are decoded with states of their own; the codec is fitted to the first, the update. A
+    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767): it is summed as codes are, and no client's is seen where only
+    the sum is. `FederatedModule` makes one where the algorithm asks for it.
+
+    Args:
+        codec: the codec of one vector.
+        vectors: how many vectors ``[dim]`` an upload has.
+        scalars: how many numbers it has beside them.
+    """
+
+    def __init__(self, codec: Codec, vectors: int = 2, scalars: int = 0) -> None:
+        self.codec = codec
+        self.vectors = vectors
+        self.scalars = scalars
+        self.additive, self.unbiased, self.passes = codec.additive, codec.unbiased and not scalars, codec.passes
+        self.linear = codec.linear and not scalars
+        self.integer, self.client_state, self.needs_fit = codec.integer, codec.client_state, codec.needs_fit
+        self.version = codec.version
+
+    def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
+        """Return the inner codec's layout, plan and version."""
+        inner = layout.unstacked(self.vectors, self.scalars)
+        if self.codec.layout is None:
+            self.codec.bind(inner)
+        else:
+            self.codec.layout.require_same(inner, f"The {type(self.codec).__name__} given")
+        return {"layout": inner.to_json(), "plan": self.codec.plan, "version": self.codec.version}
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        inner = self.codec.make_encoder(Layout.from_json(plan["layout"]), plan["plan"])
+        return StackedEncoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half."""
+        inner = self.codec.make_decoder(Layout.from_json(plan["layout"]), plan["plan"])
+        return StackedDecoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
+
+    def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
+        """Make both halves around the inner codec's, whose tensors they keep if it has been fitted."""
+        fitted = (self.codec.encoder.state_dict(), self.codec.decoder.state_dict()) if plan is None and self.codec.layout else None
+        super().bind(layout, plan)
+        encoder, decoder = self.encoder, self.decoder
+        assert isinstance(encoder, StackedEncoder) and isinstance(decoder, StackedDecoder)
+        if fitted is not None:
+            encoder.inner.load_state_dict(fitted[0])
+            decoder.inner.load_state_dict(fitted[1])
+        codec = self.codec
+        codec.layout, codec.plan = Layout.from_json(self.plan["layout"]), self.plan["plan"]
+        codec.version, codec.encoder, codec.decoder = self.plan["version"], encoder.inner, decoder.inner
+        self.stamp()
+        return self
+
+    def references(self) -> dict[str, Codec]:
+        """Return the inner codec's references, stacked alike."""
+        return {name: StackedCodec(codec, self.vectors, self.scalars) for name, codec in self.codec.references().items()}
+
+    def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
+        """Fit the inner codec to the first vectors of the uploads, then put the halves around it."""
+        inner = bank.layout.unstacked(self.vectors, self.scalars)
+        figures = self.codec.fit(bank.map(torch.stack([uploads[:, : inner.dim] for uploads in bank]), inner), train)
+        self.version += 1
+        self.bind(bank.layout)
+        return figures

@@ -1,0 +1,76 @@
+"""Laws of turnout: who answers depends on names alone. A new model is one more row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedlight.clients.turnout import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
+from fedlight.core.errors import ConfigurationError
+
+CLIENTS, WORK = np.arange(200), np.full(200, 100)
+TURNOUTS = {
+    "full": Full,
+    "drop-out": lambda: DropOut(0.3),
+    "deadline": lambda: Deadline(2.0),
+    "first": lambda: FirstToAnswer(50),
+    "several": lambda: Several([DropOut(0.3), FirstToAnswer(50)]),
+}
+NOW = Attempt(1, 2, 0)
+
+
+@pytest.fixture(params=TURNOUTS)
+def turnout(request):
+    return TURNOUTS[request.param]()
+
+
+def test_those_that_answer_are_invited_and_in_order(turnout):
+    present = turnout.present(CLIENTS, WORK, NOW)
+    assert 0 < len(present) <= 200 and (np.diff(present) > 0).all() and np.isin(present, CLIENTS).all()
+    assert len(turnout.present(CLIENTS[:0], WORK[:0], NOW)) == 0
+
+
+def test_the_draw_is_named_by_seed_round_and_attempt(turnout):
+    first = turnout.present(CLIENTS, WORK, NOW).tolist()
+    assert turnout.present(CLIENTS, WORK, NOW).tolist() == first
+    for other in (Attempt(2, 2, 0), Attempt(1, 3, 0), Attempt(1, 2, 1)):
+        assert (turnout.present(CLIENTS, WORK, other).tolist() == first) == isinstance(turnout, Full)
+
+
+@pytest.mark.parametrize("make", [Full, lambda: DropOut(0.3), lambda: Deadline(2.0)])
+def test_whether_a_client_answers_does_not_depend_on_who_else_is_invited(make):
+    whole = make().present(CLIENTS, WORK, NOW)
+    half = make().present(CLIENTS[::2], WORK[::2], NOW)
+    assert half.tolist() == [client for client in whole.tolist() if client % 2 == 0]
+
+
+def test_the_share_that_drops_out_is_the_probability():
+    sizes = [len(DropOut(0.3).present(CLIENTS, WORK, Attempt(1, number, 0))) for number in range(20)]
+    assert abs(np.mean(sizes) / 200 - 0.7) < 5 * np.sqrt(0.21 / 4000)
+
+
+def test_the_first_to_answer_are_the_fastest():
+    seconds = Times().seconds(CLIENTS, WORK, NOW)
+    present = FirstToAnswer(50).present(CLIENTS, WORK, NOW)
+    assert len(present) == 50 and seconds[present].max() <= np.delete(seconds, present).min()
+    assert seconds[Deadline(2.0).present(CLIENTS, WORK, NOW)].max() <= 2.0
+
+
+def test_speed_belongs_to_the_client_and_more_work_takes_longer():
+    a, b = (Times(noise=0).seconds(CLIENTS, WORK, Attempt(1, number, 0)) for number in (0, 5))
+    assert np.array_equal(a, b) and len(set(a.tolist())) == 200
+    assert (Times().seconds(CLIENTS, 2 * WORK, NOW) > Times().seconds(CLIENTS, WORK, NOW)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DropOut(1.0), "probability"),
+        (lambda: Deadline(0), "seconds"),
+        (lambda: FirstToAnswer(0), "count"),
+        (lambda: Times(0), "seconds"),
+    ],
+)
+def test_numbers_out_of_range_are_named(make, name):
+    with pytest.raises(ConfigurationError, match=f"`{name}"):
+        make()
