@@ -75,7 +75,7 @@ class LocalModel:
         return loss.detach(), grads
 
     def loss(self, x: Tensor, y: Tensor, batch_size: int = 1024) -> float:
-        """Return the mean loss of the current weights over all samples, without a change to buffers (or to dropout's mask: there is none)."""
+        """Return the mean loss of the current weights over all samples, without dropout, and without a change to buffers."""
         self.module.eval()
         with torch.no_grad():
             parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)

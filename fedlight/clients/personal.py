@@ -49,10 +49,14 @@ class PersonalNorm:
 
 def personal_forward(network: nn.Module, personal: PersonalNorm, state: State, x: Tensor) -> Tensor:
     """Return the network's output for ``x`` with a client's own normalisation layers put in (the global ones, if it has none)."""
-    layout = Layout.of(network)
     named = dict(network.named_parameters())
-    weights, buffers = flatten(named[name] for name in layout.names), flatten(float_buffers(network))
-    weights, buffers = personal.restore(state, weights, buffers.to(weights))
+    weights, buffers = flatten(named[name] for name in Layout.of(network).names), flatten(float_buffers(network))
+    return forward_with(network, *personal.restore(state, weights, buffers.to(weights)), x)
+
+
+def forward_with(network: nn.Module, weights: Tensor, buffers: Tensor, x: Tensor) -> Tensor:
+    """Return the network's output for ``x`` with other weights ``[dim]`` and buffers ``[buffer_dim]``."""
+    layout = Layout.of(network)
     tensors = dict(zip(layout.names, layout.split(weights), strict=True))
     floats = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
     pieces = torch.split(buffers, [b.numel() for _, b in floats])

@@ -44,7 +44,7 @@ def record_bank(
     in_memory_mb: float = 1024.0,
     history: Tensor | None = None,
 ) -> UpdateBank:
-    """Return the uploads ``[rounds, clients, vectors * dim + scalars]`` (updates, for most algorithms) of a federated run on proxy data that starts from ``weights`` ``[dim]``.
+    """Return the uploads ``[rounds, clients, vectors * dim + scalars]`` of a federated run on proxy data from ``weights`` ``[dim]``.
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
     weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is

@@ -29,7 +29,7 @@ class Turnout(ABC):
 
     @abstractmethod
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
-        """Return the clients that answer, int64, in the order of the invited ``clients`` ``[cohort]`` with ``work`` ``[cohort]`` samples."""
+        """Return those of the invited ``clients`` ``[cohort]``, with ``work`` ``[cohort]`` samples to do, that answer: int64, in order."""
 
 
 class Full(Turnout):

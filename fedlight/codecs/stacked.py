@@ -159,7 +159,8 @@ class StackedCodec(Codec):
         fitted = (self.codec.encoder.state_dict(), self.codec.decoder.state_dict()) if plan is None and self.codec.layout else None
         super().bind(layout, plan)
         encoder, decoder = self.encoder, self.decoder
-        assert isinstance(encoder, StackedEncoder) and isinstance(decoder, StackedDecoder)
+        assert isinstance(encoder, StackedEncoder)
+        assert isinstance(decoder, StackedDecoder)
         if fitted is not None:
             encoder.inner.load_state_dict(fitted[0])
             decoder.inner.load_state_dict(fitted[1])

@@ -2,36 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fedlight.metrics import ClientSpread
+from fedlight.core.errors import ConfigurationError
+from fedlight.metrics import ClientSpread, accuracy_by_size
 
 
 class StageMetrics(nn.Module):
-    """Loss, accuracy and the spread of accuracy over clients, for one stage of one run."""
+    """Loss, accuracy, metrics of the user's own, and how accuracy is spread over clients, for one stage of one run."""
 
-    def __init__(self, num_classes: int, num_clients: int) -> None:
+    def __init__(self, num_classes: int, sizes: Tensor, own: Mapping[str, Metric]) -> None:
         super().__init__()
         self.loss = MeanMetric()
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.clients = ClientSpread(num_clients)
+        self.clients = ClientSpread(len(sizes))
+        self.personal = ClientSpread(len(sizes))  # of the clients' own models, where they have any
+        self.sizes = sizes
+        self.own = nn.ModuleDict(own)
+        self.histogram = torch.empty(0)
 
     def update(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add a batch of the server's data: logits ``[n, classes]``, targets ``[n]``, mean loss (0-d)."""
         self.loss.update(loss, weight=len(targets))
         self.accuracy.update(logits, targets)
+        for metric in self.own_metrics().values():
+            metric.update(logits, targets)
 
     def update_clients(self, logits: Tensor, targets: Tensor, clients: Tensor) -> None:
         """Add a batch of the clients' own data: logits ``[n, classes]``, targets and client ids ``[n]``."""
         self.clients.update(logits.argmax(-1), targets, clients)
+
+    def update_personal(self, logits: Tensor, targets: Tensor, clients: Tensor) -> None:
+        """Add what the clients' personal models make of a batch of their data, shaped as for ``update_clients``."""
+        self.personal.update(logits.argmax(-1), targets, clients)
+
+    def own_metrics(self) -> dict[str, Metric]:
+        """Return the user's metrics by name."""
+        return {name: metric for name, metric in self.own.items() if isinstance(metric, Metric)}
 
     def compute(self, stage: str) -> dict[str, float]:
         """Return the figures by log name, and start anew."""
         figures = {f"{stage}/loss": float(self.loss.compute()), f"{stage}/accuracy": float(self.accuracy.compute())}
         if self.clients.update_called:
             figures |= {f"{stage}/client_accuracy_{name}": float(value) for name, value in self.clients.compute().items()}
-        for metric in (self.loss, self.accuracy, self.clients):
+            by_size = accuracy_by_size(self.clients.correct.cpu(), self.clients.total.cpu(), self.sizes)
+            figures |= {f"{stage}/client_accuracy_{name}": float(value) for name, value in by_size.items()}
+            seen = self.clients.total > 0
+            self.histogram = (self.clients.correct[seen] / self.clients.total[seen]).cpu()
+        if self.personal.update_called:
+            figures |= {f"{stage}/personal_accuracy_{name}": float(value) for name, value in self.personal.compute().items()}
+        figures |= {f"{stage}/{name}": one_number(name, metric) for name, metric in self.own_metrics().items()}
+        for metric in (*self.own_metrics().values(), self.personal, self.loss, self.accuracy, self.clients):
             metric.reset()
         return figures
+
+
+def one_number(name: str, metric: Metric) -> float:
+    """Return a metric's value.
+
+    Raises:
+        ConfigurationError: if it is not a single number, such as a confusion matrix.
+    """
+    value = metric.compute()
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ConfigurationError(
+            f"Expected `metrics` of one number each but {name!r} ({type(metric).__name__}) makes {type(value).__name__}: choose an average"
+        )
+    return float(value)

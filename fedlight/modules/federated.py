@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.local_model import LocalModel
-from fedlight.clients.personal import PersonalNorm, personal_forward
+from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.clients.turnout import Full, Turnout
 from fedlight.codecs.identity import IdentityCodec
@@ -36,7 +37,7 @@ from fedlight.modules.attempt import attempt_round
 from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
-from fedlight.modules.logs import log_comparison, log_round, round_figures
+from fedlight.modules.logs import log_clients, log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
@@ -62,6 +63,7 @@ class FederatedModule(LightningModule):
         weighting: Whether clients count equally, or by their number of samples.
         turnout: Which of the invited clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
+        metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given).
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
         max_attempts: Attempts at a round before the run is stopped.
         sim_every: Rounds between comparisons with the true aggregate and code histograms, which a real server could not make; 0 for never.
@@ -85,6 +87,7 @@ class FederatedModule(LightningModule):
         weighting: Literal["equal", "samples"] = "equal",
         turnout: Turnout | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
+        metrics: dict[str, Metric] | None = None,
         min_clients: int = 1,
         max_attempts: int = 3,
         sim_every: int = 10,
@@ -119,6 +122,7 @@ class FederatedModule(LightningModule):
         self.server_scheduler = server_scheduler
         self.weighting = weighting
         self.turnout = turnout or Full()
+        self.own_metrics = dict(metrics or {})
         self.batch_norm = batch_norm
         self.min_clients = min_clients
         self.max_attempts = max_attempts
@@ -177,7 +181,8 @@ class FederatedModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the metrics, which need the number of classes and clients."""
-        self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
+        sizes = torch.tensor([self.data.client_size(client) for client in range(self.data.num_population)])
+        self.stage_metrics = StageMetrics(self.data.num_classes, sizes, self.own_metrics)
         self._try_network()
         if stage == "fit" and not self.rounds:
             self.downlink.setup(self)
@@ -360,6 +365,18 @@ class FederatedModule(LightningModule):
                 mine = batch[2] == client
                 self.stage_metrics.update_clients(self.personal_logits(client, x[mine]), y[mine], batch[2][mine])
 
+        if len(batch) == 3 and self.algorithm.client_state:
+            self._evaluate_personal(x, y, batch[2])
+
+    def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
+        """Evaluate the personal models of those clients that have trained one."""
+        for client in torch.unique(clients).tolist():
+            model = self.algorithm.personal(self.store.peek(client).get("algorithm", {}))
+            if model is not None:
+                mine = clients == client
+                weights, buffers = (part.to(self.device) for part in model)
+                self.stage_metrics.update_personal(forward_with(self.network, weights, buffers, x[mine]), y[mine], clients[mine])
+
     def personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
         return personal_forward(self.network, PersonalNorm(self.network), self.store.peek(client).get("norm", {}), x)
@@ -367,6 +384,7 @@ class FederatedModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
         self.log_dict(self.stage_metrics.compute("val"), batch_size=1, sync_dist=True)
+        log_clients(self)
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""

@@ -70,3 +70,13 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
             logger.experiment.add_histogram("code/mean", round.codes.mean().cpu(), round.public.round)
             if round.codes.total is not None and round.codes.total.dtype == torch.int64:
                 logger.experiment.add_histogram("code/sum", round.codes.total.cpu(), round.public.round)
+
+
+def log_clients(module: FederatedModule) -> None:
+    """Give the clients' accuracies, one a client, to TensorBoard as a histogram."""
+    accuracies = module.stage_metrics.histogram
+    if not len(accuracies) or module.trainer.sanity_checking or not module.trainer.is_global_zero:
+        return
+    for logger in module.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram("val/client_accuracy", accuracies, module.trainer.global_step)
