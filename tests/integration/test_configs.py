@@ -109,6 +109,14 @@ def test_the_baseline_of_a_refreshed_run_does_without_the_refresh(tmp_path):
 
 
 @pytest.mark.slow
+def test_mnist_by_writer_runs_on_the_real_data(data_root, tmp_path):
+    if not (data_root / "mnist_writers.npz").is_file():
+        pytest.skip(f"real data absent: no mnist_writers.npz under {data_root}; set FEDLIGHT_DATA")
+    figures = run(config("mnist_writers"), tmp_path, "--data.root", str(data_root), *COHORT)
+    assert 500 < figures["clients"] <= 539 and figures["uplink_ratio"] > 50
+
+
+@pytest.mark.slow
 def test_mnist_runs_on_the_real_data(data_root, tmp_path):
     if not (data_root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
         pytest.skip(f"real data absent: no MNIST/raw under {data_root}; set FEDLIGHT_DATA")
