@@ -64,7 +64,8 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
     traffic = module.traffic
-    return {name.replace("/", "_"): value for name, value in metrics.items()} | {
+    handshakes = {"handshake_uplink_bytes": traffic.handshake_up, "handshake_downlink_bytes": traffic.handshake_down}
+    return {name.replace("/", "_"): value for name, value in metrics.items()} | (handshakes if module.aggregator.conceals else {}) | {
         "rounds": module.rounds,
         "clients": module.data.num_population,
         "seed": module.seed,
