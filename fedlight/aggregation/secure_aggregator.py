@@ -113,7 +113,9 @@ class SecureAggregator(Aggregator):
         if codec.bound:
             secure.SumFormat.of(codec.encoder.format, self.cohort, self.max_weight)
         if self.cohort < FEW:
-            log.warning("Secure aggregation of %d clients: the sum of so few codes tells much about each; %d or more hide better", self.cohort, FEW)
+            log.warning(
+                "Secure aggregation of %d clients: the sum of so few codes tells much about each; %d or more hide better", self.cohort, FEW
+            )
 
     # -- an attempt --------------------------------------------------------------------------------------------------------------
 

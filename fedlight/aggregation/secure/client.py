@@ -118,9 +118,7 @@ class SecureClient:
             shares = dict(zip(sorted(self._roster), zip(own, pair, strict=True), strict=True))
             self._shares = {client: shares[client]}
             sealed = {
-                other: seal(
-                    session.channel(self._channels[other], client, other), b"".join(shares[other]), session.bound(client, other)
-                )
+                other: seal(session.channel(self._channels[other], client, other), b"".join(shares[other]), session.bound(client, other))
                 for other in others
             }
             return messages.write_sealed(session, client, sealed)

@@ -202,7 +202,9 @@ def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes
             raise MessageError(f"Expected {name} {want!r} in the header of a {stage.name.lower()} message but got {got!r}")
     view = memoryview(message)
     if zlib.crc32(view[HEADER.size :], zlib.crc32(view[: _UNSUMMED.size])) != checksum:
-        raise MessageError(f"Expected a {stage.name.lower()} message that is whole but its checksum does not fit: it was damaged on the way")
+        raise MessageError(
+            f"Expected a {stage.name.lower()} message that is whole but its checksum does not fit: it was damaged on the way"
+        )
     return entries, view[HEADER.size :]
 
 

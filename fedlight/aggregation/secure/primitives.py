@@ -96,7 +96,9 @@ def unseal(key: bytes, sealed: bytes, bound_to: bytes, whose: str, nonce: bytes 
     try:
         return ChaCha20Poly1305(key).decrypt(nonce, sealed, bound_to)
     except InvalidTag as error:
-        raise ProtocolError(f"Expected shares sealed by {whose} for this client and session but they were changed or belong elsewhere") from error
+        raise ProtocolError(
+            f"Expected shares sealed by {whose} for this client and session but they were changed or belong elsewhere"
+        ) from error
 
 
 def split(secret: bytes, threshold: int, shares: int) -> list[bytes]:
