@@ -100,9 +100,8 @@ def main() -> None:
     models = [load_file(folder / "model.safetensors") for folder in (one, other)]
     rounds, sizes = with_it["rounds"], [len(clients) for clients in counted.values()]
     equal = sum(torch.equal(sums[0][number], sums[1][number]) for number in sums[0])
-    print(
-        f"test accuracy {with_it['test_accuracy']:.4f} with it, {without['test_accuracy']:.4f} without, {min(sizes)} to {max(sizes)} survivors"
-    )
+    print(f"test accuracy {with_it['test_accuracy']:.4f} with it, {without['test_accuracy']:.4f} without it")
+    print(f"{min(sizes)} to {max(sizes)} survivors, {sum(sizes) / len(sizes):.1f} on average")
     print(f"equal sums in {equal} of {rounds} rounds; equal weights: {all(torch.equal(models[0][k], models[1][k]) for k in models[0])}")
     print(f"aggregator {1e3 * seconds / rounds:.0f} ms a round, of {1e3 * with_it['train_seconds'] / rounds:.0f} ms in all")
     print(f"message {with_it['uplink_bytes_per_client']:.0f} B with it ({with_it['uplink_ratio']:.1f}x), ", end="")
