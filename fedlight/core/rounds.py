@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,10 @@ class Upload:
     weighted: bool = False
     message: bytes = b""
 
+    def outside(self) -> Upload:
+        """Return what is seen of the upload outside of the client, where nothing but the message may be."""
+        return Upload(self.client, self.update[:0], self.buffers[:0], 1, math.nan, message=self.message)
+
     @property
     def sent_bytes(self) -> int:
         """Bytes of everything the client sends: message, buffers, and 4 for its weight where weights differ."""
@@ -49,6 +54,9 @@ class Round:
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
         uplink_passes: bytes that clients sent in all passes so far.
         sent: messages that clients sent in this pass, likewise.
+        handshake_up: bytes that clients sent beside their messages (keys, shares, signatures of a secure aggregation).
+        handshake_down: bytes that they were sent for it.
+        failed: why the attempt ended without a sum, if it did.
         loss: sum of the losses of ``trained`` clients, likewise.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
@@ -66,6 +74,9 @@ class Round:
     true: RunningSum | None = None
     uplink: int = 0
     sent: int = 0
+    handshake_up: int = 0
+    handshake_down: int = 0
+    failed: str | None = None
     trained: int = 0
     loss: float = 0.0
     saturation: list[float] = field(default_factory=list)
