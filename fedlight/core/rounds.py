@@ -16,7 +16,8 @@ class Upload:
     """What one client makes of a round, and the message that leaves it.
 
     ``update`` ``[dim]`` and ``loss`` never leave the client: only ``message``, ``weight`` and ``buffers`` ``[buffer_dim]``
-    (BatchNorm statistics, sent in the clear) do.
+    (BatchNorm statistics, sent in the clear) do. Under a privacy mechanism a client whose training failed is not ``usable`` and sends
+    a code of zeros; ``inside`` says whether its code was within the clipping norm, where that is sent.
     """
 
     client: int
@@ -26,11 +27,14 @@ class Upload:
     loss: float
     weighted: bool = False
     message: bytes = b""
+    usable: bool = True
+    inside: bool | None = None
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of everything the client sends: message, buffers, and 4 for its weight where weights differ."""
-        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + (4 if self.weighted else 0)
+        """Bytes of everything the client sends: message, buffers, 4 for its weight where weights differ, 1 for its clipping bit."""
+        beside = (4 if self.weighted else 0) + (0 if self.inside is None else 1)
+        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + beside
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Round:
         uplink_passes: bytes that clients sent in all passes so far.
         sent: messages that clients sent in this pass, likewise.
         loss: sum of the losses of ``trained`` clients, likewise.
+        inside: clients whose code was within the clipping norm, where they say so.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
@@ -68,5 +73,6 @@ class Round:
     sent: int = 0
     trained: int = 0
     loss: float = 0.0
+    inside: int = 0
     saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

@@ -16,6 +16,7 @@ from fedlight.core.errors import MessageError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 from fedlight.modules.exchange import merge
+from fedlight.modules.privacy import release
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -42,7 +43,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
         for upload in uploads:
             if not _exchange(module, round, upload):
                 continue
-            if step == 0:
+            if step == 0 and upload.usable:
                 _note(round, upload)
             if codec.passes > 1:
                 kept.append(upload)
@@ -52,9 +53,12 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
         merge(round, codec, module.device, len(round.dropped) - known)
         module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
         round.uplink_passes += round.uplink
-        if round.codes.count < module.min_clients:
+        least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+        if round.codes.count < least:
             round.aggregate = None
             return round
+        if module.privacy is not None:
+            release(module, round)
         module.dispatch("on_cohort_end", round)
     round.refused = untrusted(codec, round) if round.aggregate is not None else None  # a callback may have taken it away
     if round.refused:
@@ -87,6 +91,8 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
         module.store.drop(upload.client)
         round.dropped.append((upload.client, str(error)))
         return False
+    else:
+        round.inside += bool(upload.inside)
     finally:
         if upload.message:
             round.sent += 1

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from fedlight.core.rounds import Round
 from fedlight.metrics import cosine, relative_error
+from fedlight.modules.privacy import privacy_figures
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -19,7 +20,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     assert round.aggregate is not None
     traffic = module.traffic
     figures = {
-        "sim/loss": round.loss / round.trained,
+        "sim/loss": round.loss / max(round.trained, 1),
         "round/clients": float(round.codes.count),
         "round/dropped": float(round.dropped_count),
         "round/attempts": float(round.public.attempt + 1),
@@ -30,7 +31,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(module.layout.dim),
     }
-    return figures
+    return privacy_figures(module, figures)
 
 
 def log_round(module: FederatedModule, figures: dict[str, float], step: int) -> None:
@@ -52,7 +53,7 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
 
     Straight to the loggers: `LightningModule.log` would repeat a figure in every round until there is a new one.
     """
-    if round.true is None or not module.trainer.is_global_zero:
+    if round.true is None or round.true.total is None or not module.trainer.is_global_zero:
         return
     assert round.aggregate is not None
     true = round.true.mean().to(round.aggregate)
