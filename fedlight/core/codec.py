@@ -103,9 +103,7 @@ class Encoder(Half, ABC):
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
         return None if self.format_at(public.step).bits else 1.0
 
-    def encode_message(
-        self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None
-    ) -> bytes:
+    def encode_message(self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None) -> bytes:
         """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
 
         Needs no Lightning.

@@ -35,8 +35,8 @@ from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, log_round, round_figures
-from fedlight.modules.privacy import begin_privacy, private_codec
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
+from fedlight.modules.privacy import begin_privacy, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
 from fedlight.privacy import PrivacyMechanism
@@ -194,7 +194,9 @@ class FederatedModule(LightningModule):
         self.codec.to(self.device)
         model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
-        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, self.weighting == "samples", personal, self.privacy is not None)
+        self.runner = CohortRunner(
+            model, self.algorithm, self.data, self.store, self.weighting == "samples", personal, self.privacy is not None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""

@@ -90,7 +90,9 @@ class PrivacyMechanism(ABC):
         if clip <= 0 or not 0 < delta < 1:
             raise ConfigurationError(f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
         if noise_multiplier is None and target_epsilon is None:
-            raise ConfigurationError("Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget")
+            raise ConfigurationError(
+                "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"
+            )
         if (noise_multiplier is not None and noise_multiplier < LEAST_MULTIPLIER) or (target_epsilon is not None and target_epsilon <= 0):
             raise ConfigurationError(
                 f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got {noise_multiplier} and {target_epsilon}"
