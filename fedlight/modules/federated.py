@@ -194,9 +194,8 @@ class FederatedModule(LightningModule):
         self.codec.to(self.device)
         model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
-        self.runner = CohortRunner(
-            model, self.algorithm, self.data, self.store, self.weighting == "samples", personal, self.privacy is not None
-        )
+        by_samples, silent = self.weighting == "samples", self.privacy is not None
+        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""

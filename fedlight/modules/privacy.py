@@ -94,8 +94,8 @@ def begin_privacy(module: FederatedModule) -> None:
         )
     if codec.encoder.unit(Public(announced=codec.decoder.announce({}))) is None:
         raise ConfigurationError(
-            f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so that "
-            "no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
+            f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
+            "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
         )
     if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
         raise ConfigurationError(

@@ -22,7 +22,7 @@ Accountant = Callable[[Releases, float], float]
 """Maps releases and delta to epsilon."""
 
 INTERVAL = 5e-4
-"""Width of the privacy losses that are taken together, rounded up: 5 times the library's own, for a fifth of the time and 3e-4 of epsilon."""
+"""Width of the privacy losses that are taken together, rounded up: 5 times the library's own, for a fifth of the time."""
 
 INTEGER_ORDERS = (*range(2, 257), 512, 1024)
 
@@ -45,7 +45,7 @@ def rdp_integer_epsilon(releases: Releases, delta: float) -> float:
 
 
 def pld_epsilon(releases: Releases, delta: float) -> float:
-    """Return epsilon by composing privacy loss distributions, the tightest there is for Gaussian noise (Koskela et al. 2020, arXiv 1906.03049)."""
+    """Return epsilon by composing privacy loss distributions, the tightest there is for Gaussian noise (Koskela, arXiv 1906.03049)."""
     if not releases:
         return 0.0
     total = None

@@ -35,7 +35,8 @@ class AdaptiveClipping:
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1 or self.rate <= 0 or (self.bit_noise is not None and self.bit_noise <= 0):
             raise ConfigurationError(
-                f"Expected `quantile` between 0 and 1, `rate` > 0 and `bit_noise` > 0 but got {self.quantile}, {self.rate} and {self.bit_noise}"
+                "Expected `quantile` between 0 and 1, `rate` > 0 and `bit_noise` > 0 but got "
+                f"{self.quantile}, {self.rate} and {self.bit_noise}"
             )
 
 

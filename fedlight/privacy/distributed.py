@@ -62,7 +62,8 @@ class DistributedDP(PrivacyMechanism):
         super().__init__(clip, noise_multiplier, target_epsilon, delta, "auto", simulation_seed)
         if not 0 <= colluding < threshold or grid < 1 or not 2 <= bits <= 24:
             raise ConfigurationError(
-                f"Expected 0 <= `colluding` < `threshold`, `grid` >= 1 and `bits` in 2..24 but got {colluding}, {threshold}, {grid} and {bits}"
+                "Expected 0 <= `colluding` < `threshold`, `grid` >= 1 and `bits` in 2..24 but got "
+                f"{colluding}, {threshold}, {grid} and {bits}"
             )
         self.threshold = threshold
         self.colluding = colluding
@@ -88,8 +89,8 @@ class DistributedDP(PrivacyMechanism):
         needed = math.ceil(math.log2(2 * (self.grid + TAIL * deviation) + 1))
         if self.setting.bits < needed:
             raise ConfigurationError(
-                f"Expected `bits` >= {needed} for {self.grid} steps and shares of noise of {deviation:.4g} steps but got {self.setting.bits}: "
-                "raise `bits`, or lower `grid`"
+                f"Expected `bits` >= {needed} for {self.grid} steps and shares of noise of {deviation:.4g} steps but got "
+                f"{self.setting.bits}: raise `bits`, or lower `grid`"
             )
         if deviation < 0.5 or self.accounted(self.multiplier) < 0.999 * self.multiplier:
             raise ConfigurationError(

@@ -95,7 +95,8 @@ class PrivacyMechanism(ABC):
             )
         if (noise_multiplier is not None and noise_multiplier < LEAST_MULTIPLIER) or (target_epsilon is not None and target_epsilon <= 0):
             raise ConfigurationError(
-                f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got {noise_multiplier} and {target_epsilon}"
+                f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got "
+                f"{noise_multiplier} and {target_epsilon}"
             )
         self.clip = clip
         self.noise_multiplier = noise_multiplier

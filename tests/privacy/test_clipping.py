@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_the_norm_converges_to_the_quantile_from_both_sides(start, quantile):
         distances.append(abs(math.log(clip / wanted)))
         clip = move_clip(clip, float((norms <= clip).mean()), quantile, 0.2)
     assert clip == pytest.approx(wanted, rel=0.05)
-    assert all(later <= earlier + 0.21 for earlier, later in zip(distances, distances[1:], strict=False))
+    assert all(later <= earlier + 0.21 for earlier, later in pairwise(distances))
     assert abs((norms <= clip).mean() - quantile) < 0.03
 
 

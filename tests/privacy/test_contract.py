@@ -109,7 +109,7 @@ def test_noise_of_a_sum_has_the_deviation_that_the_ledger_says(row):
 
 @rows
 def test_noise_differs_by_round_attempt_and_client_and_repeats_with_the_seed(row):
-    privacy, codec = begun(row)
+    privacy, _ = begun(row)
     places = [(Public(round=r, attempt=a), c) for r in (0, 1) for a in (0, 1) for c in (-1, 0, 1)]
     draws = [privacy.source(public, client).gaussian(4, 1.0) for public, client in places]
     assert len({tuple(draw) for draw in draws}) == len(places)
