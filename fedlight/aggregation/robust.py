@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator, Setting
-from fedlight.core.codec import Decoder
-from fedlight.core.errors import ConfigurationError, MessageError
+from fedlight.core.codec import Codec, Decoder, Public
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 
@@ -44,32 +44,59 @@ def median(codes: Tensor) -> Tensor:
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
-class NormBound(Aggregator):
+class _SeesCodes(Aggregator):
+    """What looks at every code, in one process: of several none would see all."""
+
+    def check(self, setting: Setting) -> None:
+        """Refuse several processes."""
+        if setting.processes > 1:
+            raise ConfigurationError(
+                f"Expected one process for {type(self).__name__}, which has to see all codes, but got {setting.processes}: "
+                "set `trainer.devices` to 1"
+            )
+
+
+class NormBound(_SeesCodes):
     """Adds up codes whose norm is bounded: what is longer is scaled down, so that no client weighs more than any other may.
 
     Args:
         bound: Largest L2 norm of a code, in the units of the float code (for an orthonormal codec those of the update).
 
     Raises:
-        ConfigurationError: if the bound is not positive, or codes have no common unit.
+        ConfigurationError: if the bound is not positive, or (before training) coefficients have no common step, or several processes run.
     """
 
     def __init__(self, bound: float) -> None:
         if bound <= 0:
             raise ConfigurationError(f"Expected `bound` > 0 but got {bound}")
         self.bound = bound
+        self._unit = 1.0
+
+    def check(self, setting: Setting) -> None:
+        """Refuse codecs whose coefficients have steps of their own, too."""
+        super().check(setting)
+        if setting.codec.bound and self._unit_of(setting.codec, Public(announced=setting.codec.decoder.announce({}))) is None:
+            raise ConfigurationError(
+                f"Expected codes of one common step for NormBound but the coefficients of {type(setting.codec).__name__} have steps of "
+                "their own: use TransformCodec, or leave QuantizeCodec out"
+            )
+
+    @staticmethod
+    def _unit_of(codec: Codec, public: Public) -> float | None:
+        return codec.encoder.unit(public) if codec.additive else 1.0
+
+    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
+        """Take note of the attempt's unit."""
+        self._unit = self._unit_of(codec, round.public) or 1.0
 
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
         """Add one client's bounded code to the running sum."""
         code = decoder.read_message(upload.message, round.public, device)
-        unit = decoder.unit(round.public)
-        if unit is None:
-            raise MessageError("Expected codes of one common step to bound their norm but coefficients have steps of their own")
-        round.codes.add(bound_norm(code, self.bound / unit), upload.weight)
+        round.codes.add(bound_norm(code, self.bound / self._unit), upload.weight)
         return code
 
 
-class _AllCodes(Aggregator):
+class _AllCodes(_SeesCodes):
     """Keeps every code of the cohort and puts a location of them in the place of their mean."""
 
     sums = False
@@ -78,16 +105,14 @@ class _AllCodes(Aggregator):
         self._codes: list[tuple[int, Tensor]] = []
 
     def check(self, setting: Setting) -> None:
-        """Refuse weights, which these rules do not know, and several processes, of which none sees all codes."""
-        name = type(self).__name__
+        """Refuse weights, too, which these rules do not know."""
+        super().check(setting)
         if setting.largest_weight > 1:
-            raise ConfigurationError(f"Expected `model.weighting` equal for {name}, which counts clients alike, but got weights")
-        if setting.processes > 1:
             raise ConfigurationError(
-                f"Expected one process for {name}, which has to see all codes, but got {setting.processes}: set `trainer.devices` to 1"
+                f"Expected `model.weighting` equal for {type(self).__name__}, which counts clients alike, but got weights"
             )
 
-    def open(self, round: Round, codec: object, weights: Tensor) -> None:
+    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
         """Forget the codes of the attempt before."""
         self._codes = []
 
@@ -102,12 +127,10 @@ class _AllCodes(Aggregator):
         codes, self._codes = self._codes, []
         if not codes:
             return
-        total = RunningSum()
-        for _ in codes:
-            total.add(torch.zeros(()))
         located = self.locate(torch.stack([code for _, code in sorted(codes, key=lambda item: item[0])]))
-        total.total = located * len(codes)
-        round.codes = total
+        round.codes = RunningSum()
+        round.codes.total = located * len(codes)
+        round.codes.weight = round.codes.count = round.codes.squares = len(codes)
 
     @abstractmethod
     def locate(self, codes: Tensor) -> Tensor:

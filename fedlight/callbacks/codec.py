@@ -88,11 +88,11 @@ class GradientDecoder(_CodecHalf):
         round.public = replace(round.public, announced=announced)
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Add one client's code to the running sum."""
+        """Have the aggregator take one client's message into account: add its code to the running sum."""
+        aggregator = cast("FederatedModule", pl_module).aggregator
         with exactly(pl_module.device):
-            term = self.codec.decoder.read_message(upload.message, round.public, pl_module.device)
-        round.codes.add(term, upload.weight)
-        if round.true is not None and self.codec.additive:
+            term = aggregator.arrive(round, upload, self.codec.decoder, pl_module.device)
+        if term is not None and round.true is not None and self.codec.additive:
             round.saturation.append(saturation(term, self.codec.decoder.format_at(round.public.step)))
 
     def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:

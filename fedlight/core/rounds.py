@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,10 @@ class Upload:
     usable: bool = True
     inside: bool | None = None
 
+    def outside(self) -> Upload:
+        """Return what is seen of the upload outside of the client, where nothing but the message may be."""
+        return Upload(self.client, self.update[:0], self.buffers[:0], 1, math.nan, message=self.message)
+
     @property
     def sent_bytes(self) -> int:
         """Bytes of everything the client sends: message, buffers, 4 for its weight where weights differ, 1 for its clipping bit."""
@@ -53,6 +58,9 @@ class Round:
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
         uplink_passes: bytes that clients sent in all passes so far.
         sent: messages that clients sent in this pass, likewise.
+        handshake_up: bytes that clients sent beside their messages (keys, shares, signatures of a secure aggregation).
+        handshake_down: bytes that they were sent for it.
+        failed: why the attempt ended without a sum, if it did.
         loss: sum of the losses of ``trained`` clients, likewise.
         inside: clients whose code was within the clipping norm, where they say so.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
@@ -71,6 +79,9 @@ class Round:
     true: RunningSum | None = None
     uplink: int = 0
     sent: int = 0
+    handshake_up: int = 0
+    handshake_down: int = 0
+    failed: str | None = None
     trained: int = 0
     loss: float = 0.0
     inside: int = 0

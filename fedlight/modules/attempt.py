@@ -32,29 +32,38 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     cohort = module.data.cohort(number, attempt)
     trainer, codec = module.trainer, module.codec
     round = Round(Public(module.seed, number, attempt), cohort, cohort[trainer.global_rank :: trainer.world_size])
-    round.true = RunningSum() if module.sim_every and number % module.sim_every == 0 else None
+    compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
+    round.true = RunningSum() if compares else None
     uploads: Iterable[Upload] = module.runner.run(round, weights, buffers)
     for step in range(codec.passes):
         round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
+        round.handshake_up = round.handshake_down = 0
         known = len(round.dropped) if step else 0
         module.dispatch("on_round_start", round)
         module.downlink.count(module, round)
         kept = []
-        for upload in uploads:
-            if not _exchange(module, round, upload):
-                continue
-            if step == 0 and upload.usable:
-                _note(round, upload)
-            if codec.passes > 1:
-                kept.append(upload)
+        try:
+            module.aggregator.open(round, codec, weights)
+            for upload in uploads:
+                if not _exchange(module, round, upload):
+                    continue
+                if step == 0 and upload.usable:
+                    _note(round, upload)
+                if codec.passes > 1:
+                    kept.append(upload)
+            module.aggregator.close(round, module.device)
+        except MessageError as error:
+            round.failed = str(error)
+            log.warning("Round %d: attempt %d ended without a sum. %s", number, attempt, error)
         uploads = kept
         for client, reason in round.dropped[known:]:
             log.warning("Round %d: client %d was dropped, %s", number, client, reason)
         merge(round, codec, module.device, len(round.dropped) - known)
         module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
-        round.uplink_passes += round.uplink
+        module.traffic.add_handshake(round.handshake_up, round.handshake_down)
+        round.uplink_passes += round.uplink + round.handshake_up
         least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
-        if round.codes.count < least:
+        if round.failed or round.codes.count < least:
             round.aggregate = None
             return round
         if module.privacy is not None:
@@ -86,7 +95,8 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     upload.message = b""
     try:
         module.dispatch("on_client_update", round, upload)
-        module.dispatch("on_client_message", round, upload)
+        module.aggregator.leave(round, upload)
+        module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
     except MessageError as error:
         module.store.drop(upload.client)
         round.dropped.append((upload.client, str(error)))

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from fedlight.aggregation import Aggregator, PlainAggregator, Setting
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
@@ -60,6 +61,7 @@ class FederatedModule(LightningModule):
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
         privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
+        aggregator: How the server comes by the sum of codes (in the clear, PlainAggregator, if not given; SecureAggregator hides clients).
         weighting: Whether clients count equally, or by their number of samples.
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
@@ -83,6 +85,7 @@ class FederatedModule(LightningModule):
         server_scheduler: LRSchedulerCallable | None = None,
         privacy: PrivacyMechanism | None = None,
         downlink: Downlink | None = None,
+        aggregator: Aggregator | None = None,
         weighting: Literal["equal", "samples"] = "equal",
         batch_norm: Literal["mean", "local"] = "mean",
         min_clients: int = 1,
@@ -119,6 +122,7 @@ class FederatedModule(LightningModule):
         self.store = ClientStore()
         self.traffic = TrafficCounter()
         self.downlink = downlink or FullModel()
+        self.aggregator = aggregator or PlainAggregator()
         self.rounds = 0
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
@@ -168,8 +172,16 @@ class FederatedModule(LightningModule):
             begin_privacy(self)
         self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
         self._try_network()
+        if stage == "fit":
+            self.aggregator.check(self._setting())
         if stage == "fit" and not self.rounds:
             self.downlink.setup(self)
+
+    def _setting(self) -> Setting:
+        clients = range(self.data.num_population)
+        largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
+        buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
+        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, self.trainer.world_size)
 
     def _try_network(self) -> None:
         """Run one sample through the network, so that a wrong shape is told before training and in its own words."""
@@ -285,6 +297,7 @@ class FederatedModule(LightningModule):
                 return
             refused = round.refused
             reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
+            reasons += [round.failed] if round.failed else []
             reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
         if self.privacy is not None and not self.privacy.affordable():

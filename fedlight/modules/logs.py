@@ -19,8 +19,8 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     """Return a round's figures by log name; `sim/` marks what a simulation sees and a real server would not."""
     assert round.aggregate is not None
     traffic = module.traffic
-    figures = {
-        "sim/loss": round.loss / max(round.trained, 1),
+    figures = {"sim/loss": round.loss / max(round.trained, 1)} if module.aggregator.sim_logs else {}
+    figures |= {
         "round/clients": float(round.codes.count),
         "round/dropped": float(round.dropped_count),
         "round/attempts": float(round.public.attempt + 1),
@@ -31,6 +31,8 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(module.layout.dim),
     }
+    if module.aggregator.conceals:
+        figures["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
     return privacy_figures(module, figures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ from fedlight.core.rounds import Round
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.exchange import reduce_sum, several_processes
-from fedlight.privacy import PrivacyMechanism, Setting
+from fedlight.privacy import DistributedDP, PrivacyMechanism, Setting
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
+
+log = logging.getLogger(__name__)
 
 
 def private_codec(codec: Codec | None, privacy: PrivacyMechanism | None) -> Codec | None:
@@ -101,6 +104,7 @@ def begin_privacy(module: FederatedModule) -> None:
         raise ConfigurationError(
             f"Expected `min_clients` 1 under {name} but got {module.min_clients}: skipping small cohorts would tell who is in them"
         )
+    _check_aggregator(module, privacy)
     format, rounds = codec.encoder.format, module.trainer.max_steps
     setting = Setting(
         sampling_rate(data.sampler),
@@ -111,6 +115,33 @@ def begin_privacy(module: FederatedModule) -> None:
         format.bits,
     )
     privacy.begin(setting, data.num_population)
+
+
+def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> None:
+    """Refuse an aggregator whose result has another sensitivity, or that learns more than the mechanism protects."""
+    aggregator, name = module.aggregator, type(privacy).__name__
+    if not aggregator.sums:
+        raise ConfigurationError(
+            f"Expected an aggregator that sums codes under {name} but {type(aggregator).__name__} does not, so that clipping bounds "
+            "nothing: leave it out"
+        )
+    if privacy.sends_bits and aggregator.conceals:
+        raise ConfigurationError(
+            f"Expected a fixed `clip` with {type(aggregator).__name__} but got `adaptive`, for which clients send a bit beside the masked "
+            "code: leave `adaptive` out"
+        )
+    if not isinstance(privacy, DistributedDP):
+        return
+    if not aggregator.conceals:
+        log.warning(
+            "DistributedDP without secure aggregation protects nobody from the server: set `model.aggregator` to SecureAggregator, or take "
+            "the run for a simulation of one"
+        )
+    elif getattr(aggregator, "threshold", 0) < privacy.threshold:
+        raise ConfigurationError(
+            f"Expected `threshold` of {type(aggregator).__name__} to be at least that of {name} ({privacy.threshold}), or sums with too "
+            "little noise would be opened: raise the one or lower the other"
+        )
 
 
 def release(module: FederatedModule, round: Round) -> None:

@@ -48,6 +48,8 @@ _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("uplink in all", "uplink_bytes", format_bytes),
     ("downlink in all", "downlink_bytes", format_bytes),
     ("of it encoders", "codec_bytes", format_bytes),
+    ("keys and shares, up", "handshake_uplink_bytes", format_bytes),
+    ("keys and shares, down", "handshake_downlink_bytes", format_bytes),
     ("pretraining", "pretrain_seconds", _seconds),
     ("training", "train_seconds", _seconds),
 )

@@ -71,6 +71,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "algorithm": settings_of(module.algorithm),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
+        "aggregator": module.aggregator.describe(),
         "batch_norm": module.batch_norm,
         "privacy": json.dumps(module.privacy.settings() if module.privacy else None),
         "seed": str(module.seed),
