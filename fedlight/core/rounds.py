@@ -62,6 +62,7 @@ class Round:
         handshake_down: bytes that they were sent for it.
         failed: why the attempt ended without a sum, if it did.
         loss: sum of the losses of ``trained`` clients, likewise.
+        arrived: clients whose message was taken into account in this pass, by this process.
         inside: clients whose code was within the clipping norm, where they say so.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
@@ -84,6 +85,7 @@ class Round:
     failed: str | None = None
     trained: int = 0
     loss: float = 0.0
+    arrived: set[int] = field(default_factory=set)
     inside: int = 0
     saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

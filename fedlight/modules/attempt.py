@@ -38,6 +38,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     for step in range(codec.passes):
         round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
         round.handshake_up = round.handshake_down = 0
+        round.arrived = set()
         known = len(round.dropped) if step else 0
         module.dispatch("on_round_start", round)
         module.downlink.count(module, round)
@@ -93,6 +94,9 @@ def untrusted(codec: Codec, round: Round) -> str | None:
 def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
     upload.message = b""
+    if upload.client in round.arrived:
+        round.dropped.append((upload.client, "it has answered already"))
+        return False
     try:
         module.dispatch("on_client_update", round, upload)
         module.aggregator.leave(round, upload)
@@ -102,6 +106,7 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
         round.dropped.append((upload.client, str(error)))
         return False
     else:
+        round.arrived.add(upload.client)
         round.inside += bool(upload.inside)
     finally:
         if upload.message:
