@@ -25,6 +25,7 @@ from fedlight.data import Everyone, Explicit
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
 
 BAD, COHORT = 3, [0, 1, 2, 3, 4]
+Forge = Callable[[bytes, list[bytes]], bytes]
 Outcome = Literal["ignored", "repeated", "accepted"]
 
 
@@ -66,7 +67,7 @@ class Trained(FederatedCallback):
         pl_module.runner._train = tampered
 
 
-def header(**changes: int) -> Callable[[bytes, list[bytes]], bytes]:
+def header(**changes: int) -> Forge:
     """Return a message with other fields in its header: magic, version, kind, round, codec fingerprint, length."""
     places = {"version": 1, "kind": 2, "round": 3, "codec": 4, "length": 5}
 
@@ -79,7 +80,7 @@ def header(**changes: int) -> Callable[[bytes, list[bytes]], bytes]:
     return forge
 
 
-def poisoned(value: float) -> Callable[[bytes, list[bytes]], bytes]:
+def poisoned(value: float) -> Forge:
     """Return a message of whose floats one is ``value``, as a client could send that does not check."""
 
     def forge(message: bytes, _: list[bytes]) -> bytes:

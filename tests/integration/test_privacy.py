@@ -31,6 +31,7 @@ from fedlight.data import Everyone, Poisson, Uniform
 from fedlight.modules import CatchUp, FederatedModule
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
+from tests.integration.test_two_processes import fit as in_processes
 
 CLIENTS, DELTA = 8, 1e-2
 
@@ -330,6 +331,45 @@ def test_clients_that_catch_up_download_noisy_sums():
     module = federated(privacy=central(), codec=TransformCodec(4, encoder_share=1.0), downlink=CatchUp())
     fit(module, 3)
     assert module.traffic.downlink > 0 and module.rounds == 3
+
+
+PROCESSES = {
+    "central, integers": (
+        {"class_path": "CentralDP", "init_args": {"clip": 0.5, "noise_multiplier": 1.0, "delta": 0.01, "simulation_seed": 1}},
+        {"class_path": "TransformCodec", "init_args": {"ratio": 6, "encoder_share": 1.0}},
+    ),
+    "central, adaptive, operating system": (
+        {
+            "class_path": "CentralDP",
+            "init_args": {"clip": 0.5, "noise_multiplier": 0.5, "delta": 0.01, "adaptive": {"quantile": 0.5, "bit_noise": 1.0}},
+        },
+        None,
+    ),
+    "distributed": (
+        {
+            "class_path": "DistributedDP",
+            "init_args": {"clip": 0.5, "threshold": 2, "noise_multiplier": 1.0, "delta": 0.01, "simulation_seed": 1},
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_two_processes_release_one_sum(name, tmp_path):
+    """Of seeded noise the same as one process; of the operating system's, that of the first process in both."""
+    privacy, codec = PROCESSES[name]
+    sampler = json.dumps({"class_path": "Everyone"})
+    more = ["--data.normalize", "false", "--data.client_holdout", "0", "--data.sampler", sampler, "--model.privacy", json.dumps(privacy)]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    runs = [in_processes(folder, count, json.dumps(codec) if codec else None, more) for count, folder in enumerate(folders, 1)]
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in runs)
+    for key in ("epsilon", "epsilon_unamplified", "privacy", "noise_multiplier", "uplink_bytes"):
+        assert one[key] == two[key], key
+    sums = [[torch.load(folder / "codes" / f"round_{number}.pt") for number in range(3)] for folder in folders]
+    same = [torch.equal(a, b) for a, b in zip(*sums, strict=True)]
+    assert same == [name != "central, adaptive, operating system"] * 3
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
