@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,13 @@ class Aggregator(ABC):
             MessageError: if nothing does.
         """
 
+    @abstractmethod
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Take a message that arrived into account, and return its code if the server sees it."""
-        term = decoder.read_message(upload.message, round.public, device)
-        round.codes.add(term, upload.weight)
-        return term
+        """Take a message that arrived into account, and return its code if the server sees it.
+
+        Raises:
+            MessageError: if the message is malformed or was meant for another round or codec.
+        """
 
     def close(self, round: Round, device: torch.device) -> None:  # noqa: B027 (a running sum is ready)
         """Leave the sum in ``round.codes``, on ``device``.
@@ -87,3 +89,9 @@ class Aggregator(ABC):
 
 class PlainAggregator(Aggregator):
     """Adds up codes as they arrive, in the clear: the server could look at each, and does not."""
+
+    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
+        """Add one client's code to the running sum."""
+        term = decoder.read_message(upload.message, round.public, device)
+        round.codes.add(term, upload.weight)
+        return term

@@ -82,8 +82,8 @@ class SecureAggregator(Aggregator):
         require_additive(codec, "secure aggregation")
         if not codec.integer:
             raise ConfigurationError(
-                f"Expected a codec of integers, which secure aggregation needs, but {name} sends floats: put a QuantizeCodec behind it in a "
-                "ChainCodec, or use TransformCodec"
+                f"Expected a codec of integers, which secure aggregation needs, but {name} sends floats: put a QuantizeCodec behind it "
+                "in a ChainCodec, or use TransformCodec"
             )
         if codec.passes > 1:
             raise ConfigurationError(

@@ -64,7 +64,11 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
     traffic = module.traffic
-    handshakes = {"handshake_uplink_bytes": traffic.handshake_up, "handshake_downlink_bytes": traffic.handshake_down}
+    handshakes = {
+        "handshake_uplink_bytes": traffic.handshake_up,
+        "handshake_downlink_bytes": traffic.handshake_down,
+        "uplink_ratio_with_handshakes": 4 * module.layout.dim * traffic.messages / traffic.uplink if traffic.uplink else 0.0,
+    }
     return (
         {name.replace("/", "_"): value for name, value in metrics.items()}
         | (handshakes if module.aggregator.conceals else {})

@@ -24,7 +24,7 @@ def digest_tensors(tensors: Mapping[str, Tensor], *texts: str) -> bytes:
         digest.update(f"{len(text.encode())} {text}".encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

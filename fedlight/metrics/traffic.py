@@ -68,9 +68,10 @@ class TrafficCounter:
         Raises:
             ConfigurationError: if a number is negative.
         """
-        self.uplink += _count(up)
+        up, down = _count(up), _count(down)
+        self.uplink += up
+        self.downlink += down
         self.handshake_up += up
-        self.add_download(down)
         self.handshake_down += down
 
     @property

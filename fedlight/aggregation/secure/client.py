@@ -80,11 +80,14 @@ class SecureClient:
         if following is None:
             self._forget()
 
-    def _forget(self) -> None:
-        self._seeds = (b"", b"")
-        self._channels, self._pair_masks, self._shares = {}, {}, {}
+    def _forget_keys(self) -> None:
+        self._seeds, self._channels, self._pair_masks = (b"", b""), {}, {}
         for name in ("_channel", "_mask"):
             self.__dict__.pop(name, None)
+
+    def _forget(self) -> None:
+        self._forget_keys()
+        self._shares = {}
 
     # -- 0 ---------------------------------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class SecureClient:
             add_mask(words, session.self_mask(self._seeds[0], client))
             for other in sealed:
                 add_mask(words, self._pair_masks[other], negative=other < client)
-            self._seeds, self._pair_masks, self._channels = (b"", b""), {}, {}
+            self._forget_keys()
             return messages.write(session, Stage.MASKED, client, session.format.length, session.format.pack(words))
 
     # -- 2b --------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ Records:
 | 4 masked | client | the words, low bits first, ``m_j`` bits each, every part from a byte of its own on (``SumFormat``) |
 | 5 survivors | server | ``<I``: a client whose masked code is in the sum |
 | 6 signature | client | ``<64s``: of roster, senders of shares and survivors |
-| 7 request | server | ``<I`` alive (``entries`` of them), after ``<II`` the numbers of dead and of signatures; ``<I`` dead; ``<I64s`` client, signature |
+| 7 request | server | ``<II``: how many dead and signatures; ``<I`` alive (``entries``); ``<I`` dead; ``<I64s`` client, signature |
 | 8 shares told | client | ``<I16s``: whose seed, share of it |
 
 A masked code, opened without this library (all coordinates modulo 2^m with m at most 16)::
@@ -280,7 +280,7 @@ def _records(
     entries, body = read(session, message, stage, sender, most * record.size)
     if not least <= entries <= most or len(body) != entries * record.size:
         raise MessageError(
-            f"Expected {least} to {most} records of {record.size} bytes in a {stage.name.lower()} message but got {entries} in {len(body)} bytes"
+            f"Expected {least} to {most} records of {record.size} bytes in a {stage.name.lower()} message but got {entries} in {len(body)}"
         )
     return [*record.iter_unpack(body)]
 
