@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
 from fedlight.codecs import (
@@ -333,6 +334,35 @@ def test_clients_that_catch_up_download_noisy_sums():
     assert module.traffic.downlink > 0 and module.rounds == 3
 
 
+def shares(**changes: Any) -> DistributedDP:
+    settings = {"clip": 0.5, "threshold": 5, "noise_multiplier": 1.0, "delta": DELTA, "simulation_seed": 0}
+    return DistributedDP(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("codec", "privacy"),
+    [(lambda: TwoSidedCodec(2), shares), (lambda: TransformCodec(4, encoder_share=1.0), central)],
+    ids=["distributed", "central"],
+)
+def test_behind_secure_aggregation_the_same_noisy_sums_come_out(codec, privacy):
+    """The masks cancel; what is left is the clipped codes, and the noise of those who add it."""
+    runs = []
+    for aggregator in (None, SecureAggregator(cohort=CLIENTS, threshold=6)):
+        module, spy = federated(codec=codec(), privacy=privacy(), aggregator=aggregator), Spy()
+        runner = trainer(3, callbacks=[pretraining(), spy])
+        runner.fit(module, datamodule=data(sampler=Everyone()))
+        runs.append((module, spy))
+    (plain, seen), (secure, unseen) = runs
+    assert all(torch.equal(seen.totals[number], unseen.totals[number]) for number in range(3))
+    assert torch.equal(weights_of(plain), weights_of(secure))
+    assert plain.privacy.report() == secure.privacy.report()
+
+
+def test_shares_without_secure_aggregation_are_said_to_protect_nobody_from_the_server(caplog):
+    fit(federated(privacy=shares()), 1, data(sampler=Everyone()))
+    assert "DistributedDP without secure aggregation protects nobody from the server" in caplog.text
+
+
 PROCESSES = {
     "central, integers": (
         {"class_path": "CentralDP", "init_args": {"clip": 0.5, "noise_multiplier": 1.0, "delta": 0.01, "simulation_seed": 1}},
@@ -390,8 +420,18 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({"privacy": central(delta=0.2)}, {}, "`delta` below 1 / 8 clients"),
         ({"privacy": central(target_epsilon=0.1)}, {}, "allows one round but one costs"),
         ({"codec": TransformCodec(4, encoder_share=1.0), "privacy": central(accountant="pld")}, {}, "for integer codes but got pld"),
+        (
+            {
+                "codec": TransformCodec(4, encoder_share=1.0),
+                "privacy": central(adaptive=AdaptiveClipping(bit_noise=1.0)),
+                "aggregator": SecureAggregator(8),
+            },
+            {},
+            "fixed `clip` with SecureAggregator but got `adaptive`",
+        ),
+        ({"privacy": shares(threshold=7), "aggregator": SecureAggregator(8, threshold=6)}, {}, r"at least that of DistributedDP \(7\)"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federation, message):
     module = federated(**{"privacy": central()} | changes)
