@@ -68,16 +68,42 @@ def begin_privacy(module: FederatedModule) -> None:
     Raises:
         ConfigurationError: naming what has to change.
     """
-    privacy, codec, data = module.privacy, module.codec, module.data
+    privacy, codec = module.privacy, module.codec
     if privacy is None:
         return
-    name = type(privacy).__name__
+    _check_codec(codec, type(privacy).__name__)
+    _check_beside_the_code(module, privacy)
+    _check_aggregator(module, privacy)
+    rounds = module.trainer.max_steps
+    setting = Setting(
+        sampling_rate(module.data.sampler),
+        expected_cohort(module.data),
+        rounds if rounds > 0 else None,
+        codec.decoder.sum_length(),
+        codec.integer,
+        codec.encoder.format.bits,
+    )
+    privacy.begin(setting, module.data.num_population)
+
+
+def _check_codec(codec: Codec, name: str) -> None:
+    """Refuse codecs whose codes no one norm bounds, or that take several releases a round."""
     require_additive(codec, name)
     if codec.passes > 1:
         raise ConfigurationError(
             f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "
             "choose another codec"
         )
+    if codec.encoder.unit(Public(announced=codec.decoder.announce({}))) is None:
+        raise ConfigurationError(
+            f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
+            "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
+        )
+
+
+def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -> None:
+    """Refuse what would tell of clients beside their codes, without noise."""
+    data, name = module.data, type(privacy).__name__
     if module.weighting != "equal":
         raise ConfigurationError(f"Expected `weighting` equal under {name}, which bounds every client alike, but got {module.weighting}")
     if module.batch_norm == "mean" and float_buffers(module.network):
@@ -95,26 +121,10 @@ def begin_privacy(module: FederatedModule) -> None:
             f"Expected `data.client_holdout` 0 under {name} but got {data.client_holdout}: accuracies on clients' data would be published "
             "without noise"
         )
-    if codec.encoder.unit(Public(announced=codec.decoder.announce({}))) is None:
-        raise ConfigurationError(
-            f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
-            "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
-        )
     if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
         raise ConfigurationError(
             f"Expected `min_clients` 1 under {name} but got {module.min_clients}: skipping small cohorts would tell who is in them"
         )
-    _check_aggregator(module, privacy)
-    format, rounds = codec.encoder.format, module.trainer.max_steps
-    setting = Setting(
-        sampling_rate(data.sampler),
-        expected_cohort(data),
-        rounds if rounds > 0 else None,
-        codec.decoder.sum_length(),
-        codec.integer,
-        format.bits,
-    )
-    privacy.begin(setting, data.num_population)
 
 
 def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> None:

@@ -19,15 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from fedlight.core.codec import Encoder, Private, Public
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
-from fedlight.privacy.clipping import clip_integers, clip_norm
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, require
+from fedlight.privacy.protection import Protection
 
 
 @dataclass(frozen=True)
@@ -260,42 +259,3 @@ class PrivacyMechanism(ABC):
         self.ledger.load_state_dict(state["ledger"])
         self.multiplier = float(state["multiplier"])
         self.norm = float(state["norm"])
-
-
-class Protection:
-    """What one client does to one code between encoding and packing: clip, and add its share of the noise.
-
-    Attributes:
-        inside: whether the code was within the norm (known after the call).
-    """
-
-    def __init__(
-        self, mechanism: PrivacyMechanism, encoder: Encoder, public: Public, generator: torch.Generator, client: int, silent: bool
-    ) -> None:
-        self.mechanism = mechanism
-        self.format = encoder.format_at(public.step)
-        unit = encoder.unit(public)
-        assert unit is not None, "refused before training"
-        self.bound = float(public.announced.get("clip", mechanism.clip)) / unit
-        self.public = public
-        self.generator = generator
-        self.client = client
-        self.silent = silent
-        self.inside = True
-
-    def __call__(self, code: Tensor) -> Tensor:
-        """Return the protected code ``[code_dim]``, of the same device: integers (int64) or floats of the format's type."""
-        device = code.device
-        code = torch.zeros_like(code) if self.silent else code.detach()
-        self.inside = bool(torch.isfinite(code).all()) and float(code.double().norm()) <= self.bound
-        limit = 0
-        if code.is_floating_point():
-            clipped = clip_norm(code, self.bound, self._float_type(code))
-        else:
-            clipped, limit = clip_integers(code, self.bound, self.generator), (1 << (self.format.bits - 1)) - 1
-        return self.mechanism.add_share(clipped, self.bound, limit, self.mechanism.source(self.public, self.client)).to(device)
-
-    def _float_type(self, code: Tensor) -> torch.dtype:
-        dtype = getattr(self.format, "dtype", code.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
