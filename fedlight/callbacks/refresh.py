@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
-from fedlight.callbacks.codec import GradientDecoder
+from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.codec import GradientDecoder, exactly
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.rounds import Round
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
 
 
-class CodecRefresh(Callback):
+class CodecRefresh(FederatedCallback):
     """Fits the codec anew on proxy updates recorded from the current global model: directions that were worth sending change.
 
     The new encoder has the next version, so every client that takes part afterwards downloads it, and those bytes are counted. What the
@@ -29,6 +34,9 @@ class CodecRefresh(Callback):
         growth: If given, a due refresh takes place only where the error on the newly recorded updates has grown by this factor since the
             last fit; the others cost the recording alone.
         stop_after: Last round in which a refresh may take place (to the end of the run if not given).
+        history: How many of the last decoded aggregates the codec is fitted to beside the recorded updates. They tell what real clients
+            send, as far as the old codec let it through: worth having where proxy data are of another kind, or made up. The server keeps
+            them, as long as the model each, also in the checkpoint.
 
     Raises:
         ConfigurationError: if a number is out of range, the module's codec does not learn from updates, or there is no proxy data.
@@ -41,7 +49,10 @@ class CodecRefresh(Callback):
         training: CodecTraining | None = None,
         growth: float | None = None,
         stop_after: int | None = None,
+        history: int = 0,
     ) -> None:
+        if history < 0:
+            raise ConfigurationError(f"Expected `history` >= 0 but got {history}")
         if every_n_rounds < 1 or (growth is not None and growth < 1) or (stop_after is not None and stop_after < 1):
             raise ConfigurationError(
                 f"Expected `every_n_rounds` >= 1, `growth` >= 1 and `stop_after` >= 1 but got {every_n_rounds}, {growth} and {stop_after}"
@@ -51,6 +62,8 @@ class CodecRefresh(Callback):
         self.training = training or CodecTraining(steps=300)
         self.growth = growth
         self.stop_after = stop_after
+        self.history = history
+        self._aggregates: deque[Tensor] = deque(maxlen=history)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a codec that has nothing to fit, and data that it could not be fitted on."""
@@ -82,7 +95,27 @@ class CodecRefresh(Callback):
         version = module.codec.version
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         decoder = next(callback for callback in callbacks if isinstance(callback, GradientDecoder))
-        module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state)
+        history = torch.stack([*self._aggregates]) if self._aggregates else None
+        module.pretrain(
+            self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state, history=history
+        )
         if module.codec.version > version:
             decoder.server_state = {}
             module.store.forget("codec")
+
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+        """Keep what the server knows of the cohort's mean update, the last first."""
+        if self.history:
+            assert round.aggregate is not None
+            module = cast("FederatedModule", pl_module)
+            with exactly(module.device):
+                seen = module.codec.decoder.observe(round.codes.mean(), round.public, round.aggregate)
+            self._aggregates.appendleft(seen.float().cpu().clone())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the aggregates that were kept."""
+        return {"history": torch.stack([*self._aggregates])} if self._aggregates else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._aggregates = deque(state_dict.get("history", ()), maxlen=self.history)

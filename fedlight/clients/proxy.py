@@ -42,12 +42,16 @@ def record_bank(
     first_round: int = 0,
     on_round: Callable[[int], None] | None = None,
     in_memory_mb: float = 1024.0,
+    history: Tensor | None = None,
 ) -> UpdateBank:
     """Return the updates ``[rounds, clients, dim]`` of a federated run on proxy data that starts from ``weights`` ``[dim]``.
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
     weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is
     recorded to a temporary file (in the folder that ``TMPDIR`` names) that is gone when the bank is.
+
+    ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank as well, before the recorded
+    ones: their clients differ as those of a recorded round do, at the aggregate's scale, for nobody knows how the real ones did.
 
     Raises:
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
@@ -57,13 +61,14 @@ def record_bank(
         raise ConfigurationError(
             "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
         )
-    labels = y.cpu().numpy()
+    labels, simulated = y.cpu().numpy(), rounds
+    past = torch.empty(0, len(weights)) if history is None else history
 
     def trajectory(weights: Tensor) -> Iterator[Tensor]:
         """Yield each round's updates ``[clients, dim]``, in memory that the next round uses again."""
         rng = numpy_generator(seed, first_round, "proxy clients")
         updates = torch.empty(clients, len(weights))
-        for step in range(rounds):
+        for step in range(simulated):
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
                 with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
@@ -75,11 +80,14 @@ def record_bank(
             if not torch.isfinite(mean.sum()):
                 raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
             weights -= server_lr * mean.to(weights.device)
+            for aggregate in past[step::simulated]:
+                yield aggregate + (updates - mean) * (aggregate.norm() / mean.norm().clamp(min=1e-30))
             yield updates
             if on_round is not None:
                 on_round(step)
 
     layout, recorded = model.flat.layout, trajectory(weights.clone())
+    rounds += len(past)
     if 4 * rounds * clients * layout.dim <= in_memory_mb * 2**20:
         bank = torch.empty(rounds, clients, layout.dim)
         for row, updates in zip(bank, recorded, strict=True):

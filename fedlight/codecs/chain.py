@@ -69,12 +69,26 @@ class ChainDecoder(Decoder):
 
     def longest(self, mean_code: Tensor, public: Public) -> float:
         """Return what the first stage can make of its own mean code; inf where a later stage adds what it remembers."""
-        if not all(self.stage(i).replayable for i in range(1, len(self.stages))):
+        if not self._looks_back():
             return math.inf
-        public = replace(public, clients=0)  # nothing is to be learned from looking
+        return self.stage(0).longest(self._first_code(mean_code, public), _stage(public, 0))
+
+    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+        """Return what the first stage knows, where its mean code can be told from the sum alone."""
+        if not self._looks_back():
+            return aggregate
+        return self.stage(0).observe(self._first_code(mean_code, public), _stage(public, 0), aggregate)
+
+    def _looks_back(self) -> bool:
+        """Whether no later stage adds what it remembers."""
+        return all(self.stage(i).replayable for i in range(1, len(self.stages)))
+
+    def _first_code(self, mean_code: Tensor, public: Public) -> Tensor:
+        """Return the first stage's mean code; nothing is learned from looking."""
+        public = replace(public, clients=0)
         for i in reversed(range(1, len(self.stages))):
             mean_code = self.stage(i).decode(mean_code, _stage(public, i), {})
-        return self.stage(0).longest(mean_code, _stage(public, 0))
+        return mean_code
 
     def open(self, code: Tensor) -> Tensor:
         """Return what the last stage adds up."""

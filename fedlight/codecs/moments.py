@@ -27,6 +27,7 @@ class TwoSidedMoments:
         mean: second moment of the round means' coefficients, ``[rounds, sum r1 * r2]``.
         spread: variance of the clients' coefficients around their round's mean, likewise.
         total: energy of the round means and of the spread in all directions, ``[rounds, 2]``.
+        clients: mean energy of a client's matrix in all directions, ``[rounds, matrices]``.
     """
 
     left: list[Tensor | None]
@@ -35,6 +36,7 @@ class TwoSidedMoments:
     mean: Tensor
     spread: Tensor
     total: Tensor
+    clients: Tensor
 
 
 def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor]:
@@ -81,10 +83,11 @@ def _square(basis: Tensor) -> bool:
 
 
 def _energies(bank: UpdateBank, matrices: Matrices, left: list[Tensor | None], right: list[Tensor | None]) -> TwoSidedMoments:
-    means, spreads, totals = [], [], []
+    means, spreads, totals, sizes = [], [], [], []
     grids: list[tuple[int, int]] = []
     for updates in bank:
         views = [project(matrices, update, left, right) for update in updates]
+        sizes.append(torch.stack([view.square().sum((-2, -1)).mean() for view in matrices.view(updates)]))
         grids = [(view.shape[-2], view.shape[-1]) for view in views[0]]
         coefficients = torch.stack([torch.cat([view.flatten() for view in client]) for client in views])
         mean = coefficients.mean(0)
@@ -92,7 +95,7 @@ def _energies(bank: UpdateBank, matrices: Matrices, left: list[Tensor | None], r
         spreads.append((coefficients - mean).square().mean(0))
         energy, between = updates.norm().square() / len(updates), updates.mean(0).norm().square()
         totals.append(torch.stack([between, (energy - between).clamp(min=0)]))
-    return TwoSidedMoments(left, right, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals))
+    return TwoSidedMoments(left, right, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals), torch.stack(sizes))
 
 
 def project(matrices: Matrices, update: Tensor, left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor]:

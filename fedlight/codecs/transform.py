@@ -14,7 +14,9 @@ from fedlight.codecs.allocation import WIDTHS, Allocation, Cost, allocate, maske
 from fedlight.codecs.chain import ChainDecoder, ChainEncoder
 from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.moments import TwoSidedMoments, measure
-from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
+from fedlight.codecs.probed import ProbedDecoder, ProbedEncoder
+from fedlight.codecs.probes import BITS, probe_length
+from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder, Runs
 from fedlight.codecs.selection import Selection, select
 from fedlight.codecs.two_sided import (
     TwoSidedDecoder,
@@ -46,6 +48,8 @@ class TransformCodec(Codec):
             projection takes some away, less where rounding adds some.
         secure_cohort: if above 0, bits are counted as secure aggregation of so many clients needs them, headroom included.
         smoothing: how much of the old gain stays in the new one: 0 follows the last aggregate at once, 1 keeps the gain for ever.
+        probes: random combinations of each matrix's rows and of its columns that a message has room for beside the coefficients, of
+            what those leave out: with `CodecRefresh(history=...)` the codec learns new directions from the clients themselves.
 
     Raises:
         ConfigurationError: if a number is out of range, or the message too small for its header.
@@ -65,11 +69,13 @@ class TransformCodec(Codec):
         correct_energy: bool = False,
         secure_cohort: int = 0,
         smoothing: float = 0.5,
+        probes: int = 0,
     ) -> None:
         check_two_sided(ratio, cohort, rank, factor_bits, encoder_share)
-        if cohort < 1 or secure_cohort < 0 or not 0 <= smoothing <= 1:
+        if cohort < 1 or secure_cohort < 0 or probes < 0 or not 0 <= smoothing <= 1:
             raise ConfigurationError(
-                f"Expected `cohort` >= 1, `secure_cohort` >= 0 and `smoothing` in [0, 1] but got {cohort}, {secure_cohort} and {smoothing}"
+                f"Expected `cohort` >= 1, `secure_cohort` >= 0, `probes` >= 0 and `smoothing` in [0, 1] but got "
+                f"{cohort}, {secure_cohort}, {probes} and {smoothing}"
             )
         self.ratio = ratio
         self.cohort = cohort
@@ -80,6 +86,7 @@ class TransformCodec(Codec):
         self.correct_energy = correct_energy
         self.secure_cohort = secure_cohort
         self.smoothing = smoothing
+        self.probes = probes
 
     def budget(self, layout: Layout) -> int:
         """Return the bits that a message's coefficients may take: all of it but the header and the padding of its parts.
@@ -87,12 +94,13 @@ class TransformCodec(Codec):
         Raises:
             ConfigurationError: if nothing is left.
         """
-        spare = HEADER.size + len(WIDTHS) - 1
+        probes = probe_length(Matrices.of(layout), self.probes) * self.cost(BITS)
+        spare = HEADER.size + len(WIDTHS) - 1 + (probes + 7) // 8
         bits = 8 * (int(4 * layout.dim / self.ratio) - spare)
         if bits < self.cost(WIDTHS[1]):
             raise ConfigurationError(
                 f"Expected a `ratio` that leaves room for a code but at {self.ratio} a message of {layout.dim:,} numbers has "
-                f"{int(4 * layout.dim / self.ratio)} bytes and {spare} are spoken for: choose a smaller `ratio`"
+                f"{int(4 * layout.dim / self.ratio)} bytes and {spare} are spoken for: choose a smaller `ratio`, or fewer `probes`"
             )
         return bits
 
@@ -103,20 +111,34 @@ class TransformCodec(Codec):
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return which coefficients have two bits before there is a bank, evenly spread; `fit` makes a plan of its own."""
-        return Selection.unfitted(Matrices.of(layout), min(self.budget(layout) // 2, layout.dim), 2).to_plan()
+        matrices = Matrices.of(layout)
+        return Selection.unfitted(matrices, min(self.budget(layout) // 2, self._room(matrices)), 2).to_plan()
+
+    def _room(self, matrices: Matrices) -> int:
+        """Return how many coefficients there can be: a code is never longer than the update."""
+        return max(1, matrices.layout.dim - probe_length(matrices, self.probes))
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
         selection = Selection.from_plan(plan)
-        basis = TwoSidedEncoder(layout, selection, self.factor_bits)
-        return ChainEncoder(layout, [basis, QuantizeEncoder(Layout.vector(basis.code_dim), selection.runs, one_step=True)])
+        basis: TwoSidedEncoder = TwoSidedEncoder(layout, selection, self.factor_bits)
+        if self.probes:
+            basis = ProbedEncoder(layout, selection, self.factor_bits, self.probes)
+        return ChainEncoder(layout, [basis, QuantizeEncoder(Layout.vector(basis.code_dim), self._runs(layout, selection), one_step=True)])
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
         selection = Selection.from_plan(plan)
-        basis = TwoSidedDecoder(layout, selection, self.factor_bits)
+        basis: TwoSidedDecoder = TwoSidedDecoder(layout, selection, self.factor_bits)
+        if self.probes:
+            basis = ProbedDecoder(layout, selection, self.factor_bits, self.probes)
         coded = Layout.vector(basis.code_dim)
-        return ChainDecoder(layout, [basis, QuantizeDecoder(coded, selection.runs, self.smoothing, one_step=True)])
+        return ChainDecoder(layout, [basis, QuantizeDecoder(coded, self._runs(layout, selection), self.smoothing, one_step=True)])
+
+    def _runs(self, layout: Layout, selection: Selection) -> Runs:
+        """Return the widths of the coefficients and, last, of the probes."""
+        probes = probe_length(Matrices.of(layout), self.probes)
+        return [*selection.runs, *([(BITS, probes)] if probes else [])]
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Measure the bank, spend the budget, and set both halves' factors, step and gain."""
@@ -133,11 +155,36 @@ class TransformCodec(Codec):
         assert isinstance(restore, QuantizeDecoder)
         quantize.step.fill_(step)
         restore.step.fill_(step)
-        restore.fit_gain(moments.mean[:, kept].mean(1) / step**2, moments.spread[:, kept].mean(1) / step**2, bank.clients)
+        if self.probes:
+            unit = self._probe_units(matrices, moments, kept) / step
+            for half in (self.encoder.stage(0), self.decoder.stage(0)):
+                assert isinstance(half, (ProbedEncoder, ProbedDecoder))
+                half.unit.copy_(unit)
+        restore.fit_gain(*self._sizes(matrices, moments, kept, step), bank.clients)
         if self.correct_energy:
             correct_energy(self, self.decoder.stage(0), bank, self.relative)
         self.stamp()
         return {"coefficients": float(len(selection.order)), "factor_bytes": float(self.encoder.byte_size())}
+
+    def _sizes(self, matrices: Matrices, moments: TwoSidedMoments, kept: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """Return energies ``[rounds]`` of an entry of mean codes and of clients' around them, in squared steps."""
+        sent = torch.stack([moments.mean[:, kept].sum(1), moments.spread[:, kept].sum(1)], dim=1)
+        probes = probe_length(matrices, self.probes)
+        left_out = (moments.total - sent).clamp(min=0)
+        # A client's probes have the energy of one squared step on average over the bank.
+        codes = sent / step**2 + probes * left_out / left_out.sum(1).mean().clamp(min=1e-30)
+        mean, spread = (codes / (int(kept.sum()) + probes)).unbind(1)
+        return mean, spread
+
+    def _probe_units(self, matrices: Matrices, moments: TwoSidedMoments, kept: Tensor) -> Tensor:
+        """Return the deviation ``[matrices]`` of a client's probes of each matrix: that of an entry of what its code leaves out."""
+        weights = round_weights(moments, self.relative)
+        sent = torch.split((((moments.mean + moments.spread) * weights).mean(0) * kept), [r1 * r2 for r1, r2 in moments.grids])
+        whole = (moments.clients * weights).mean(0)
+        left_out = (whole - torch.stack([part.sum() for part in sent])).clamp(min=1e-30) + 1e-4 * whole
+        sizes = torch.tensor([item.rows * item.columns for item in matrices.items])
+        probed = torch.tensor([not item.plain for item in matrices.items])
+        return (left_out / sizes).sqrt()[probed]
 
     def _spend(self, bank: UpdateBank, matrices: Matrices, moments: TwoSidedMoments) -> tuple[Selection, list[Tensor], float, Tensor]:
         """Return the selection, its factors, the step, and which measured coefficients are kept (bool)."""
@@ -151,7 +198,7 @@ class TransformCodec(Codec):
         def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
             # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
             offered = torch.where(allowed, energy, torch.zeros(()))
-            places = offered.topk(min(budget // 2, len(offered))).indices
+            places = offered.topk(min(budget // 2, len(offered), self._room(matrices))).indices
             allocation = allocate(offered[places], deviation[places], self.cohort, budget, self.cost, tried[-1].step if tried else None)
             worth = torch.where(allowed[places], allocation.bits, 0)
             tried.append(allocation)

@@ -43,6 +43,12 @@ class _TwoSidedHalf(Half):
             right.append(None if item.plain else next(bases))
         return left, right
 
+    def middle(self, code: Tensor) -> list[Tensor]:
+        """Return one grid of coefficients ``[..., r1, r2]`` a matrix of codes ``[..., code_dim]``, zero where nothing was sent."""
+        sizes = [r1 * r2 for r1, r2 in self.grids]
+        flat = code.new_zeros(*code.shape[:-1], sum(sizes)).index_copy(-1, self.order, code)
+        return [part.reshape(*part.shape[:-1], *grid) for part, grid in zip(torch.split(flat, sizes, dim=-1), self.grids, strict=True)]
+
 
 class TwoSidedEncoder(_TwoSidedHalf, Encoder):
     """Projects from both sides and keeps the chosen coefficients."""
@@ -64,13 +70,8 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
 
     def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
-        size = sum(r1 * r2 for r1, r2 in self.grids)
-        flat = mean_code.new_zeros(*mean_code.shape[:-1], size).index_copy(-1, self.order, mean_code * self.boost)
-        parts = torch.split(flat, [r1 * r2 for r1, r2 in self.grids], dim=-1)
-        views = []
-        for part, (r1, r2), a, b in zip(parts, self.grids, *self.sides(), strict=True):
-            m = part.reshape(*part.shape[:-1], r1, r2)
-            views.append(m if a is None or b is None else product(a, m, b.T))
+        middle = self.middle(mean_code * self.boost)
+        views = [m if a is None or b is None else product(a, m, b.T) for m, a, b in zip(middle, *self.sides(), strict=True)]
         return self.matrices.join(views)
 
     def longest(self, mean_code: Tensor, public: Public) -> float:

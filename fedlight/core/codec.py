@@ -137,6 +137,13 @@ class Decoder(Half, ABC):
         """Return how long an aggregate this mean code can explain; the server refuses a longer one. Inf where nothing is too long."""
         return math.inf
 
+    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+        """Return what the server knows of a mean update ``[dim]`` that was decoded to ``aggregate``: for fitting the next codec to.
+
+        The aggregate itself, unless codes tell of what they leave out.
+        """
+        return aggregate
+
     def open(self, code: Tensor) -> Tensor:
         """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed."""
         return code

@@ -3,6 +3,7 @@
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.augment import Affine, Augmentation, CropFlip
 from fedlight.data.datamodule import FederatedDataModule
+from fedlight.data.fields import RandomFields
 from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from fedlight.data.partitioner import Partitioner
@@ -30,6 +31,7 @@ __all__ = [
     "Partitioner",
     "Poisson",
     "QuantitySkew",
+    "RandomFields",
     "Resized",
     "Shards",
     "Torchvision",

@@ -225,12 +225,13 @@ class FederatedModule(LightningModule):
         first_round: int = 0,
         growth: float | None = None,
         server_state: State | None = None,
+        history: Tensor | None = None,
     ) -> dict[str, float]:
         """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
 
         ``first_round`` numbers the recorded rounds (it seeds them and places them in learning-rate schedules). With ``growth`` the
         codec is fitted only if its error on what was recorded, decoded from ``server_state`` on, has grown by this factor since the
-        last fit.
+        last fit. ``history`` ``[k, dim]`` are past aggregates, the last first, to fit to as well.
 
         Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
         """
@@ -240,7 +241,7 @@ class FederatedModule(LightningModule):
         log_dir = self.trainer.log_dir  # asked of all processes together
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
-            bank = record_for(self, proxy, show, first_round=first_round)
+            bank = record_for(self, proxy, show, first_round=first_round, history=history)
             # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
             if growth is None or self._has_grown(bank, growth, server_state):
                 folder = Path(log_dir) if log_dir and self.loggers else None

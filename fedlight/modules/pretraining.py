@@ -246,9 +246,17 @@ def errors_by_cohort(codec: Codec, bank: UpdateBank, sizes: tuple[int, ...] = (1
 
 
 def record_for(
-    module: FederatedModule, proxy: ProxyFederation, progress: bool, seed: int | None = None, first_round: int = 0
+    module: FederatedModule,
+    proxy: ProxyFederation,
+    progress: bool,
+    seed: int | None = None,
+    first_round: int = 0,
+    history: Tensor | None = None,
 ) -> UpdateBank:
-    """Record updates of simulated clients on the module's proxy data, from the module's current weights and its own algorithm."""
+    """Record updates of simulated clients on the module's proxy data, from the module's current weights and its own algorithm.
+
+    ``history`` ``[k, dim]``, past aggregates, become rounds of the bank (``fedlight.clients.proxy.record_bank``).
+    """
     data, device = module.data, module.device
     if data.proxy is None:
         raise ConfigurationError(
@@ -276,4 +284,5 @@ def record_for(
             first_round=first_round,
             on_round=lambda _: bar.advance(task),
             in_memory_mb=proxy.in_memory_mb,
+            history=history,
         )

@@ -260,3 +260,68 @@ def test_a_module_without_a_codec_is_refused():
 def test_numbers_out_of_range_are_refused(changes):
     with pytest.raises(ConfigurationError, match=f"`{next(iter(changes))}`"):
         CodecRefresh(**changes)
+
+
+# -- history -----------------------------------------------------------------------------------------------------------
+
+
+def probed() -> TransformCodec:
+    return TransformCodec(5, encoder_share=2.0, probes=1)
+
+
+@pytest.mark.parametrize("make", [transform, probed])
+def test_past_aggregates_are_fitted_to_as_the_server_saw_them(make, monkeypatch):
+    """The last first, at their own length, before what is recorded; clients differ as recorded ones do."""
+    import fedlight.modules.federated as module_of
+
+    banks, seen = [], []
+    record = module_of.record_for
+
+    def spy(module, proxy, progress, **changes):
+        bank = record(module, proxy, progress, **changes)
+        if changes["first_round"]:
+            banks.append((changes["history"], bank))
+        return bank
+
+    class Sees(FederatedCallback):
+        def on_round_end(self, trainer, pl_module, round):
+            decoder = pl_module.codec.decoder
+            seen.append(decoder.observe(round.codes.mean(), round.public, round.aggregate))
+            assert torch.equal(seen[-1], round.aggregate) == (make is transform)
+
+    monkeypatch.setattr(module_of, "record_for", spy)
+    watched(refresh(4, history=3), 6, make, data=None)
+    assert not seen and len(banks) == 1
+    module = federated(codec=make())
+    run(module, 6, callbacks=[Sees(), refresh(4, history=3)])
+    history, bank = banks[1]
+    assert torch.equal(history, torch.stack(seen[3:0:-1]))
+    assert bank.rounds == 6 + 3
+    torch.testing.assert_close(bank.updates[0].mean(0), history[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(bank.updates[2].mean(0), history[1], atol=1e-5, rtol=1e-4)
+    shapes = [updates - updates.mean(0) for updates in (bank.updates[0], bank.updates[1])]
+    ratio = history[0].norm() / bank.updates[1].mean(0).norm()
+    torch.testing.assert_close(shapes[0], ratio * shapes[1], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_a_resumed_run_has_the_same_history(at, tmp_path):
+    def fit(rounds: int, ckpt_path: Any = None) -> Any:
+        module = federated(codec=probed())
+        runner = trainer(rounds, callbacks=[refresh(3, history=2), pretraining()])
+        runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt_path, weights_only=False)
+        return module, runner
+
+    straight, _ = fit(8)
+    _, runner = fit(at)
+    runner.save_checkpoint(tmp_path / "some.ckpt")
+    resumed, _ = fit(8, tmp_path / "some.ckpt")
+    assert torch.equal(weights_of(resumed), weights_of(straight))
+
+
+def test_without_a_history_nothing_is_kept():
+    callback = refresh(3)
+    watched(callback, 4)
+    assert callback.state_dict() == {}
+    with pytest.raises(ConfigurationError, match="`history` >= 0"):
+        refresh(history=-1)

@@ -79,6 +79,7 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "top-k float16, no feedback": lambda: TopKCodec(4, feedback=False, values="float16"),
     "count sketch": lambda: CountSketchCodec(1, 3),
     "count sketch, momentum, as written": lambda: CountSketchCodec(1.5, 1, momentum=0.5, masking=False),
+    "transform, probed": lambda: TransformCodec(2, encoder_share=2.0, probes=1),
     "power sgd": lambda: PowerSGDCodec(1),
     "power sgd cold, no feedback": lambda: PowerSGDCodec(2, warm_start=False, feedback=False),
     "two-sided": lambda: TwoSidedCodec(4),
@@ -746,7 +747,7 @@ def quantizer_of(case: Case, update: Tensor | None = None) -> tuple[torch.nn.Mod
         return case.codec.encoder, update.double()
     *firsts, last = case.codec.encoder.stages
     for first in firsts:
-        update = first.encode(update, Public(), Private(torch.Generator())).detach()
+        update = first.encode(update, replace(case.public, announced={}), Private(torch.Generator())).detach()
     return last, update.double()
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedlight.core.errors import ConfigurationError, DataError
-from fedlight.data import ArrayFile, Digits, Resized, Torchvision, WithClients, build_arrays, standardize
+from fedlight.data import ArrayFile, Digits, RandomFields, Resized, Torchvision, WithClients, build_arrays, standardize
 
 
 def parts(**changes):
@@ -274,3 +274,21 @@ def test_resized_images_stand_in_for_others_of_that_shape(tmp_path):
     saved(tmp_path, x_train=np.zeros((12, 5)), x_test=np.zeros((6, 5)))
     with pytest.raises(DataError, match="expected images"):
         Resized(ArrayFile("set.npz"), size=8).load(tmp_path)
+
+
+def test_random_fields_are_images_whose_amplitudes_fall_with_frequency(tmp_path):
+    data = RandomFields(16, channels=3, num_classes=5, samples=200, power=1.0).load(tmp_path)
+    assert data.x_train.shape == (200, 3, 16, 16)
+    assert data.x_test.shape == (20, 3, 16, 16)
+    assert torch.equal(torch.bincount(data.y_train), torch.full((5,), 40))
+    assert abs(float(data.x_train.mean())) < 1e-5
+    assert abs(float(data.x_train.std()) - 1) < 1e-5
+    energy = torch.fft.fft2(data.x_train).abs().square().mean((0, 1))
+    assert float(energy[0, 1] / energy[0, 4]) == pytest.approx(16, rel=0.3)
+    assert float(energy[3, 0] / energy[0, 3]) == pytest.approx(1, rel=0.3)
+    assert torch.equal(RandomFields(16, 3, 5, 200).load(tmp_path).x_train, data.x_train)
+    assert not torch.equal(RandomFields(16, 3, 5, 200, seed=1).load(tmp_path).x_train, data.x_train)
+    assert not torch.equal(data.x_train[:20], data.x_test)
+    for changes in ({"size": 0}, {"size": 4, "channels": 0}, {"size": 4, "samples": 0}, {"size": 4, "power": -1.0}):
+        with pytest.raises(ConfigurationError, match=[*changes][-1]):
+            RandomFields(**changes)

@@ -1,0 +1,73 @@
+"""Two-sided halves whose codes also tell of what they leave out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.codecs.probes import add_probes, draw_signs, probe, probe_length
+from fedlight.codecs.selection import Selection
+from fedlight.codecs.two_sided import TwoSidedDecoder, TwoSidedEncoder
+from fedlight.core.codec import Private, Public, State
+from fedlight.core.layout import Layout
+from fedlight.core.wire import CodeFormat
+
+
+class ProbedEncoder(TwoSidedEncoder):
+    """Sends, after the coefficients, probes of every matrix in units of ``unit`` ``[matrices]``."""
+
+    unit: Tensor
+
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
+        super().__init__(layout, selection, factor_bits)
+        self.count = count
+        self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
+        self.format = CodeFormat(self.format.length + probe_length(self.matrices, count))
+
+    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+        """Return coefficients and probes ``[..., code_dim]`` of updates ``[..., dim]``."""
+        code = super().encode(update, public, private)
+        signs = iter(draw_signs(self.matrices, self.count, public, update.device))
+        units = iter(self.unit)
+        parts = [code]
+        left, right = self.sides()
+        for g, a, m, b in zip(self.matrices.view(update), left, self.middle(code), right, strict=True):
+            if a is not None and b is not None:
+                unit = next(units)
+                parts += [each.flatten(-2) / unit for each in probe((g, a, m, b), next(signs))]
+        return torch.cat(parts, dim=-1)
+
+
+class ProbedDecoder(TwoSidedDecoder):
+    """Decodes the coefficients, and shows what the probes tell to whoever fits the next codec."""
+
+    unit: Tensor
+
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
+        super().__init__(layout, selection, factor_bits)
+        self.count = count
+        self.coefficients = self.format.length
+        self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
+        self.format = CodeFormat(self.coefficients + probe_length(self.matrices, count))
+
+    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+        """Return the update ``[..., dim]`` of the coefficients of mean codes ``[..., code_dim]``."""
+        return super().decode(mean_code[..., : self.coefficients], public, state)
+
+    def longest(self, mean_code: Tensor, public: Public) -> float:
+        """Return what the coefficients explain."""
+        return super().longest(mean_code[..., : self.coefficients], public)
+
+    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+        """Return the aggregate ``[dim]`` with, in every matrix, the probes' directions beside the decoded ones."""
+        units = iter(self.unit)
+        rest = mean_code[self.coefficients :]
+        views = []
+        for item, view in zip(self.matrices.items, self.matrices.view(aggregate), strict=True):
+            if not item.plain:
+                sizes = [self.count * item.columns, item.rows * self.count]
+                across, along, rest = torch.split(rest, [*sizes, len(rest) - sum(sizes)])
+                unit = next(units)
+                view = add_probes(view, unit * across.view(self.count, -1), unit * along.view(-1, self.count))
+            views.append(view)
+        return self.matrices.join(views)

@@ -1,0 +1,58 @@
+"""Random probes of what a two-sided code leaves out: how a server learns new directions from sums alone.
+
+Decoded aggregates lie in the directions that the codec already has, so a codec that was fitted to them would never turn. A probe is
+one combination of a matrix's rows and one of its columns, with signs that everybody draws anew from the round's public seed:
+``a^T R`` and ``R b`` for the part ``R`` of the update that the code leaves out. Over the signs, the mean of ``(a^T R)^T (a^T R)`` is
+``R^T R``: probes of many rounds point to the missing directions of both sides (randomised range finding; Halko, Martinsson & Tropp 2011,
+SIAM Review 53(2), section 4). They are linear, so they add up with the rest of the code, and the seed takes no bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlight.codecs.matrices import Matrices
+from fedlight.core.codec import Public
+from fedlight.core.random import torch_generator
+
+BITS = 3
+"""Bits of a probe's entries: their deviation is about one step, the range three."""
+
+Signs = tuple[Tensor, Tensor]
+
+
+def probe_length(matrices: Matrices, count: int) -> int:
+    """Return how many numbers ``count`` probes of every matrix take; plain vectors are not probed."""
+    return count * sum(item.rows + item.columns for item in matrices.items if not item.plain)
+
+
+def draw_signs(matrices: Matrices, count: int, public: Public, device: torch.device) -> list[Signs]:
+    """Return for each matrix that is not plain unit vectors ``[count, rows]`` and ``[columns, count]`` of this round's public seed."""
+    generator = torch_generator(public.seed, public.round, public.attempt, "probe")
+    signs = []
+    for item in matrices.items:
+        if not item.plain:
+            shapes = ((count, item.rows), (item.columns, count))
+            drawn = [torch.randint(0, 2, shape, generator=generator) for shape in shapes]
+            left, right = ((2.0 * each - 1).to(device) for each in drawn)
+            signs.append((left / item.rows**0.5, right / item.columns**0.5))
+    return signs
+
+
+def probe(left_out: tuple[Tensor, Tensor, Tensor, Tensor], signs: Signs) -> tuple[Tensor, Tensor]:
+    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of ``R = G - A M B^T``, given as (G, A, M, B)."""
+    g, a, m, b = left_out
+    across, along = signs
+    return across @ g - ((across @ a) @ m) @ b.T, g @ along - a @ (m @ (b.T @ along))
+
+
+def add_probes(decoded: Tensor, across: Tensor, along: Tensor) -> Tensor:
+    """Return a matrix ``[rows, columns]`` with the decoded one's and the probes' directions.
+
+    Of probes ``across`` ``[count, columns]`` and ``along`` ``[rows, count]`` the first have as much energy in it as the part left out has,
+    on average: a probe of unit signs has a row's share of that.
+    """
+    direction = along / along.norm(dim=0).clamp(min=1e-30)
+    scale: float = (len(decoded) / len(across)) ** 0.5
+    return torch.addmm(decoded, direction, across, alpha=scale)
