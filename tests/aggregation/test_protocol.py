@@ -603,6 +603,17 @@ def test_a_client_in_two_sessions_uses_no_key_twice():
             assert getattr(one[i], field) != getattr(two[i], field)
 
 
+def test_seeds_and_keys_are_forgotten_once_the_masks_are_on():
+    """What is left are the shares, the own ones among them, which the end of the protocol needs."""
+    play = Play()
+    inbox = play.inboxes()[0]
+    client = play.clients[0]
+    assert all(client._seeds) and client._pair_masks and client._channels
+    client.masked_code(inbox, play.codes[0])
+    assert client._seeds == (b"", b"") and not client._pair_masks and not client._channels
+    assert not hasattr(client, "_mask") and not hasattr(client, "_channel") and len(client._shares) == 4
+
+
 def test_default_entropy_makes_new_keys_every_time():
     play = Play()
     made = [SecureClient(play.session, 0, play.identities.of(0), play.directory).advertise() for _ in range(2)]

@@ -101,10 +101,13 @@ def test_weights_travel_inside_the_sum():
     plain = run(federated(codec=learned(), weighting="samples"), 1, callbacks=[Weighs()])
     arrived = Arrived()
     aggregator = SecureAggregator(CLIENTS, max_weight=max(sizes.values()))
-    secure = run(federated(codec=learned(), weighting="samples", aggregator=aggregator), 1, callbacks=[Weighs(), arrived])
+    module = federated(codec=learned(), weighting="samples", aggregator=aggregator)
+    secure = run(module, 1, callbacks=[Weighs(), arrived])
     assert weights == [(sum(sizes.values()), CLIENTS)] * 2
     assert torch.equal(plain.totals[0], secure.totals[0]) and torch.equal(plain.weights[0], secure.weights[0])
-    assert {upload.weight for upload in arrived.uploads} == {1} and not any(upload.weighted for upload in arrived.uploads)
+    assert {upload.weight for upload in arrived.uploads} == {1}
+    masked = sum(len(upload.message) for upload in arrived.uploads)
+    assert module.traffic.uplink == masked + module.traffic.handshake_up  # and no weight beside the masked codes
 
 
 DROP_OUTS = [
