@@ -83,7 +83,7 @@ class NormBound(_SeesCodes):
 
     @staticmethod
     def _unit_of(codec: Codec, public: Public) -> float | None:
-        return codec.encoder.unit(public) if codec.additive else 1.0
+        return codec.encoder.common_step(public) if codec.additive else 1.0
 
     def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
         """Take note of the attempt's unit."""

@@ -38,7 +38,7 @@ class QuantizeEncoder(Encoder):
         limits = [torch.full((count,), float((1 << (bits - 1)) - 1)) for bits, count in runs]
         self.register_buffer("limit", torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
 
-    def unit(self, public: Public) -> float | None:
+    def common_step(self, public: Public) -> float | None:
         """Return the step with the gain, if there is one for all coefficients."""
         return float(self.step) * float(public.announced.get("gain", 1.0)) if self.step.numel() == 1 else None
 

@@ -99,7 +99,7 @@ class Encoder(Half, ABC):
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the code ``[..., code_dim]`` of updates ``[..., dim]``; ``private.state`` may be changed in place."""
 
-    def unit(self, public: Public) -> float | None:
+    def common_step(self, public: Public) -> float | None:
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
         return None if self.format_at(public.step).bits else 1.0
 

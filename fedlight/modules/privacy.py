@@ -94,7 +94,7 @@ def _check_codec(codec: Codec, name: str) -> None:
             f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "
             "choose another codec"
         )
-    if codec.encoder.unit(Public(announced=codec.decoder.announce({}))) is None:
+    if codec.encoder.common_step(Public(announced=codec.decoder.announce({}))) is None:
         raise ConfigurationError(
             f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
             "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
@@ -159,7 +159,7 @@ def release(module: FederatedModule, round: Round) -> None:
     privacy, codec = module.privacy, module.codec
     assert privacy is not None
     public, codes = round.public, round.codes
-    unit = codec.encoder.unit(public)
+    unit = codec.encoder.common_step(public)
     assert unit is not None
     kind = torch.int64 if codec.integer else torch.float64
     total = codes.total if codes.total is not None else torch.zeros(codec.decoder.sum_length(), dtype=kind, device=module.device)

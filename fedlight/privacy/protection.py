@@ -26,7 +26,7 @@ class Protection:
     ) -> None:
         self.mechanism = mechanism
         self.format = encoder.format_at(public.step)
-        unit = encoder.unit(public)
+        unit = encoder.common_step(public)
         assert unit is not None, "refused before training"
         self.bound = float(public.announced.get("clip", mechanism.clip)) / unit
         self.public = public

@@ -57,7 +57,7 @@ def test_arguments_out_of_range_are_refused(arguments):
 )
 def test_the_unit_is_what_all_entries_of_a_code_have_in_common(codec, unit):
     codec.bind(LAYOUT)
-    assert codec.encoder.unit(Public(announced=codec.decoder.announce({}))) == unit
+    assert codec.encoder.common_step(Public(announced=codec.decoder.announce({}))) == unit
 
 
 def test_the_unit_of_transform_coding_is_its_step_times_the_gain_of_the_round():
@@ -65,4 +65,4 @@ def test_the_unit_of_transform_coding_is_its_step_times_the_gain_of_the_round():
     quantize = codec.encoder.stage(1)
     assert isinstance(quantize, QuantizeEncoder)
     quantize.step.fill_(0.5)
-    assert codec.encoder.unit(Public(announced={"1": {"gain": 3.0}})) == 1.5
+    assert codec.encoder.common_step(Public(announced={"1": {"gain": 3.0}})) == 1.5

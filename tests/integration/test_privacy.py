@@ -66,7 +66,7 @@ class Reads(Spy):
         super().on_round_end(trainer, pl_module, round)
         number = round.public.round
         self.means[number], self.counts[number] = round.codes.mean(), round.codes.count
-        self.units[number] = pl_module.codec.encoder.unit(round.public)
+        self.units[number] = pl_module.codec.encoder.common_step(round.public)
 
     def noise(self) -> torch.Tensor:
         """Return what was added to the sums beside the codes that arrived, [entries of all rounds], in units of the float code."""

@@ -56,7 +56,7 @@ def send(privacy: PrivacyMechanism, codec: Codec, update: torch.Tensor, client: 
     private = Private(torch.Generator().manual_seed(client))
     protection = privacy.protection(codec.encoder, public, private, client, silent)
     message = codec.encoder.encode_message(update, public, private, protection)
-    unit = codec.encoder.unit(public)
+    unit = codec.encoder.common_step(public)
     assert unit is not None
     return codec.decoder.read_message(message, public).double() * unit
 
