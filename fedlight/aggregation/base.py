@@ -41,10 +41,12 @@ class Aggregator(ABC):
 
     Attributes:
         conceals: whether the server must not see single codes, so that it is given nothing but what left the client.
+        sums: whether what is left is the sum of the codes, so that bounding each bounds what a client can change.
         sim_logs: whether the simulation may log what needs single clients' updates or losses.
     """
 
     conceals: bool = False
+    sums: bool = True
     sim_logs: bool = True
 
     def check(self, setting: Setting) -> None:  # noqa: B027 (most have nothing to refuse)

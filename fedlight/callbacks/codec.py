@@ -48,8 +48,15 @@ class GradientEncoder(_CodecHalf):
         public = round.public
         generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
         state = pl_module.store.draft(upload.client).setdefault("codec", {})
+        private, privacy = Private(generator, state), pl_module.privacy
         with exactly(upload.update.device):
-            upload.message = self.codec.encoder.encode_message(upload.update.float(), public, Private(generator, state))
+            if privacy is None:
+                upload.message = self.codec.encoder.encode_message(upload.update.float(), public, private)
+                return
+            update = upload.update.float() if upload.usable else torch.zeros_like(upload.update, dtype=torch.float32)
+            protection = privacy.protection(self.codec.encoder, public, private, upload.client, silent=not upload.usable)
+            upload.message = self.codec.encoder.encode_message(update, public, private, protection)
+            upload.inside = protection.inside if privacy.sends_bits else None
 
 
 class GradientDecoder(_CodecHalf):
@@ -73,6 +80,9 @@ class GradientDecoder(_CodecHalf):
             # What decoding changes is kept only if the round succeeds.
             self._draft = copy.deepcopy(self.server_state)
         announced = dict(self.codec.decoder.announce(self._draft))
+        privacy = cast("FederatedModule", pl_module).privacy
+        if privacy is not None:
+            announced |= privacy.announce()
         if round.aggregate is not None:
             announced["reply"] = round.aggregate
         round.public = replace(round.public, announced=announced)

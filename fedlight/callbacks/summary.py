@@ -86,6 +86,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
             "additive": module.codec.additive,
             "train_seconds": module.seconds_trained(),
             "pretrain_seconds": module.pretrain_seconds,
+            **(module.privacy.report() if module.privacy else {}),
             "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
         }
     )

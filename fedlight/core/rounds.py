@@ -17,7 +17,8 @@ class Upload:
     """What one client makes of a round, and the message that leaves it.
 
     ``update`` ``[dim]`` and ``loss`` never leave the client: only ``message``, ``weight`` and ``buffers`` ``[buffer_dim]``
-    (BatchNorm statistics, sent in the clear) do.
+    (BatchNorm statistics, sent in the clear) do. Under a privacy mechanism a client whose training failed is not ``usable`` and sends
+    a code of zeros; ``inside`` says whether its code was within the clipping norm, where that is sent.
     """
 
     client: int
@@ -27,6 +28,8 @@ class Upload:
     loss: float
     weighted: bool = False
     message: bytes = b""
+    usable: bool = True
+    inside: bool | None = None
 
     def outside(self) -> Upload:
         """Return what is seen of the upload outside of the client, where nothing but the message may be."""
@@ -34,8 +37,9 @@ class Upload:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of everything the client sends: message, buffers, and 4 for its weight where weights differ."""
-        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + (4 if self.weighted else 0)
+        """Bytes of everything the client sends: message, buffers, 4 for its weight where weights differ, 1 for its clipping bit."""
+        beside = (4 if self.weighted else 0) + (0 if self.inside is None else 1)
+        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + beside
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Round:
         handshake_down: bytes that they were sent for it.
         failed: why the attempt ended without a sum, if it did.
         loss: sum of the losses of ``trained`` clients, likewise.
+        arrived: clients whose message was taken into account in this pass, by this process.
+        inside: clients whose code was within the clipping norm, where they say so.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
@@ -79,5 +85,7 @@ class Round:
     failed: str | None = None
     trained: int = 0
     loss: float = 0.0
+    arrived: set[int] = field(default_factory=set)
+    inside: int = 0
     saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

@@ -37,8 +37,10 @@ from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
+from fedlight.modules.privacy import begin_privacy, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.privacy import PrivacyMechanism
 
 
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -57,6 +59,7 @@ class FederatedModule(LightningModule):
         loss: Loss of logits and targets (cross entropy if not given).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
+        privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
         aggregator: How the server comes by the sum of codes (in the clear, PlainAggregator, if not given; SecureAggregator hides clients).
         weighting: Whether clients count equally, or by their number of samples.
@@ -80,6 +83,7 @@ class FederatedModule(LightningModule):
         loss: nn.Module | None = None,
         server_optimizer: OptimizerCallable = sgd,
         server_scheduler: LRSchedulerCallable | None = None,
+        privacy: PrivacyMechanism | None = None,
         downlink: Downlink | None = None,
         aggregator: Aggregator | None = None,
         weighting: Literal["equal", "samples"] = "equal",
@@ -98,6 +102,8 @@ class FederatedModule(LightningModule):
         self.automatic_optimization = False
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
+        self.privacy = privacy
+        codec = private_codec(codec, privacy) if codec or not codec_path else codec
         self.codec: Codec = load_codec(Path(codec_path)) if codec_path else codec or IdentityCodec()
         if codec_path and codec and codec.config() != self.codec.config():
             raise ConfigurationError(
@@ -162,6 +168,8 @@ class FederatedModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the metrics, which need the number of classes and clients."""
+        if stage == "fit":
+            begin_privacy(self)
         self.stage_metrics = StageMetrics(self.data.num_classes, self.data.num_population)
         self._try_network()
         if stage == "fit":
@@ -198,7 +206,8 @@ class FederatedModule(LightningModule):
         self.codec.to(self.device)
         model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
-        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, self.weighting == "samples", personal)
+        by_samples, silent = self.weighting == "samples", self.privacy is not None
+        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""
@@ -281,6 +290,8 @@ class FederatedModule(LightningModule):
         buffers = flatten(float_buffers(self.network)).to(weights)
         reasons: list[str] = []
         for attempt in range(self.max_attempts):
+            if self.privacy is not None and not self.privacy.affordable():
+                break
             round = attempt_round(self, number, attempt, weights, buffers)
             if round.aggregate is not None:
                 self._finish(round)
@@ -290,6 +301,9 @@ class FederatedModule(LightningModule):
             reasons += [round.failed] if round.failed else []
             reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
+        if self.privacy is not None and not self.privacy.affordable():
+            self.trainer.should_stop = True
+            return
         way_out = "refresh the codec or choose another" if refused else "lower the client learning rate, or sample more clients"
         raise RoundFailedError(
             f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
@@ -312,6 +326,8 @@ class FederatedModule(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.rounds = self.trainer.global_step
+        if self.privacy is not None and not self.privacy.affordable():
+            self.trainer.should_stop = True  # the budget is spent
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):

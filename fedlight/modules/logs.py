@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from fedlight.core.rounds import Round
 from fedlight.metrics import cosine, relative_error
+from fedlight.modules.privacy import privacy_figures
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -18,7 +19,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     """Return a round's figures by log name; `sim/` marks what a simulation sees and a real server would not."""
     assert round.aggregate is not None
     traffic = module.traffic
-    figures = {"sim/loss": round.loss / round.trained} if module.aggregator.sim_logs else {}
+    figures = {"sim/loss": round.loss / max(round.trained, 1)} if module.aggregator.sim_logs else {}
     figures |= {
         "round/clients": float(round.codes.count),
         "round/dropped": float(round.dropped_count),
@@ -32,7 +33,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     }
     if module.aggregator.conceals:
         figures["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
-    return figures
+    return privacy_figures(module, figures)
 
 
 def log_round(module: FederatedModule, figures: dict[str, float], step: int) -> None:
@@ -54,7 +55,7 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
 
     Straight to the loggers: `LightningModule.log` would repeat a figure in every round until there is a new one.
     """
-    if round.true is None or not module.trainer.is_global_zero:
+    if round.true is None or round.true.total is None or not module.trainer.is_global_zero:
         return
     assert round.aggregate is not None
     true = round.true.mean().to(round.aggregate)

@@ -73,6 +73,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "downlink": type(module.downlink).__name__,
         "aggregator": module.aggregator.describe(),
         "batch_norm": module.batch_norm,
+        "privacy": json.dumps(module.privacy.settings() if module.privacy else None),
         "seed": str(module.seed),
     }
 
@@ -93,6 +94,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
         "rounds": module.rounds,
+        "privacy": module.privacy.state_dict() if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
@@ -125,6 +127,8 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         module.downlink.load_state_dict(state["downlink"])
     module.store.load_state_dict(state["clients"])
     module.rounds = state["rounds"]
+    if module.privacy and state.get("privacy"):
+        module.privacy.load_state_dict(state["privacy"])
     module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]
     module.train_seconds = state["train_seconds"]

@@ -99,6 +99,16 @@ def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     assert ("handshake_uplink_bytes" in figures) == (name == "mnist_secure")
 
 
+def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):
+    write_npz(tmp_path / "images.npz", (28, 28), samples=300)
+    file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
+    few = ["--data.num_clients", "10", "--data.sampler.init_args.rate", "0.3", "--model.privacy.init_args.delta", "0.01"]
+    figures = run(config("mnist_dp"), tmp_path, *file, *few)
+    assert 7.9 < figures["epsilon"] <= 8.0 < figures["epsilon_unamplified"]
+    assert figures["privacy"]["rounds"] == 2 and figures["privacy"]["noise"] == "operating system"
+    assert figures["uplink_ratio"] > 50
+
+
 def test_the_baseline_of_a_refreshed_run_does_without_the_refresh(tmp_path):
     """And its folder says how to repeat it: without a codec."""
     write_npz(tmp_path / "images.npz", (28, 28), samples=300)
