@@ -167,6 +167,7 @@ class FederatedCLI(LightningCLI):
         config = self.config.clone()
         config[self.subcommand].model.codec = None
         config[self.subcommand].model.codec_path = None
+        config[self.subcommand].model.aggregator = None  # it sums integer codes
         config[self.subcommand].ckpt_path = None
         config[self.subcommand].baseline = False
         config[self.subcommand].trainer.callbacks = without_codec_callbacks(config[self.subcommand].trainer.callbacks)

@@ -48,8 +48,15 @@ class GradientEncoder(_CodecHalf):
         public = round.public
         generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
         state = pl_module.store.draft(upload.client).setdefault("codec", {})
+        private, privacy = Private(generator, state), pl_module.privacy
         with exactly(upload.update.device):
-            upload.message = self.codec.encoder.encode_message(upload.update.float(), public, Private(generator, state))
+            if privacy is None:
+                upload.message = self.codec.encoder.encode_message(upload.update.float(), public, private)
+                return
+            update = upload.update.float() if upload.usable else torch.zeros_like(upload.update, dtype=torch.float32)
+            protection = privacy.protection(self.codec.encoder, public, private, upload.client, silent=not upload.usable)
+            upload.message = self.codec.encoder.encode_message(update, public, private, protection)
+            upload.inside = protection.inside if privacy.sends_bits else None
 
 
 class GradientDecoder(_CodecHalf):
@@ -73,16 +80,19 @@ class GradientDecoder(_CodecHalf):
             # What decoding changes is kept only if the round succeeds.
             self._draft = copy.deepcopy(self.server_state)
         announced = dict(self.codec.decoder.announce(self._draft))
+        privacy = cast("FederatedModule", pl_module).privacy
+        if privacy is not None:
+            announced |= privacy.announce()
         if round.aggregate is not None:
             announced["reply"] = round.aggregate
         round.public = replace(round.public, announced=announced)
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Add one client's code to the running sum."""
+        """Have the aggregator take one client's message into account: add its code to the running sum."""
+        aggregator = cast("FederatedModule", pl_module).aggregator
         with exactly(pl_module.device):
-            term = self.codec.decoder.read_message(upload.message, round.public, pl_module.device)
-        round.codes.add(term, upload.weight)
-        if round.true is not None and self.codec.additive:
+            term = aggregator.arrive(round, upload, self.codec.decoder, pl_module.device)
+        if term is not None and round.true is not None and self.codec.additive:
             round.saturation.append(saturation(term, self.codec.decoder.format_at(round.public.step)))
 
     def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:

@@ -64,22 +64,32 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
     traffic = module.traffic
-    return {name.replace("/", "_"): value for name, value in metrics.items()} | {
-        "rounds": module.rounds,
-        "clients": module.data.num_population,
-        "seed": module.seed,
-        "parameters": module.layout.dim,
-        "uplink_bytes_per_client": traffic.mean_message,
-        "uplink_bytes": traffic.uplink,
-        "downlink_bytes": traffic.downlink,
-        "codec_bytes": traffic.codec,
-        "encoder_bytes": encoder_bytes(module.codec) if module.codec.version else 0,
-        "uplink_ratio": traffic.ratio(module.layout.dim),
-        "additive": module.codec.additive,
-        "train_seconds": module.seconds_trained(),
-        "pretrain_seconds": module.pretrain_seconds,
-        "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
+    handshakes = {
+        "handshake_uplink_bytes": traffic.handshake_up,
+        "handshake_downlink_bytes": traffic.handshake_down,
+        "uplink_ratio_with_handshakes": 4 * module.layout.dim * traffic.messages / traffic.uplink if traffic.uplink else 0.0,
     }
+    return (
+        {name.replace("/", "_"): value for name, value in metrics.items()}
+        | (handshakes if module.aggregator.conceals else {})
+        | {
+            "rounds": module.rounds,
+            "clients": module.data.num_population,
+            "seed": module.seed,
+            "parameters": module.layout.dim,
+            "uplink_bytes_per_client": traffic.mean_message,
+            "uplink_bytes": traffic.uplink,
+            "downlink_bytes": traffic.downlink,
+            "codec_bytes": traffic.codec,
+            "encoder_bytes": encoder_bytes(module.codec) if module.codec.version else 0,
+            "uplink_ratio": traffic.ratio(module.layout.dim),
+            "additive": module.codec.additive,
+            "train_seconds": module.seconds_trained(),
+            "pretrain_seconds": module.pretrain_seconds,
+            **(module.privacy.report() if module.privacy else {}),
+            "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
+        }
+    )
 
 
 def flat_settings(module: FederatedModule) -> dict[str, Any]:

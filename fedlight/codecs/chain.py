@@ -34,6 +34,11 @@ class ChainEncoder(Encoder):
         assert isinstance(stage, Encoder)
         return stage
 
+    def common_step(self, public: Public) -> float | None:
+        """Return the last stage's unit."""
+        last = len(self.stages) - 1
+        return self.stage(last).common_step(_stage(public, last))
+
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the last stage's code ``[..., code_dim]``."""
         for i in range(len(self.stages)):

@@ -38,6 +38,10 @@ class QuantizeEncoder(Encoder):
         limits = [torch.full((count,), float((1 << (bits - 1)) - 1)) for bits, count in runs]
         self.register_buffer("limit", torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
 
+    def common_step(self, public: Public) -> float | None:
+        """Return the step with the gain, if there is one for all coefficients."""
+        return float(self.step) * float(public.announced.get("gain", 1.0)) if self.step.numel() == 1 else None
+
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return integers ``[..., dim]`` (int32) with ``E[code] * step * gain == update`` inside the range."""
         scaled = update / (self.step * float(public.announced.get("gain", 1.0)))
@@ -70,8 +74,8 @@ class QuantizeDecoder(Decoder):
         if self.smoothing < 1 and public.clients:
             between, within, cohort, rounding = self.moments.tolist()
             measured = float(mean_code.double().square().mean())
-            # Less the rounding's share, which is smaller where most codes round to zero: never to nothing.
-            power = max(measured - rounding / public.clients, 0.1 * measured)
+            # Less the shares of rounding, which is smaller where most codes round to zero, and of privacy's noise: never to nothing.
+            power = max(measured - rounding / public.clients - public.noise, 0.1 * measured)
             if power > 0:
                 same_cohort = (between + within / cohort) / (between + within / public.clients)
                 slope, intercept, _ = self.line.tolist()

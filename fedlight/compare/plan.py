@@ -148,6 +148,8 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     if changes is None:
         changes = {"model": {"codec": None, "codec_path": None}}
     config: Tree = merge(merge(base, overrides), changes)
+    if config["model"].get("codec") is None and config["model"].get("aggregator"):  # it sums integer codes
+        config["model"] = {**config["model"], "aggregator": None}
     if config["model"].get("codec") is None and (config.get("trainer") or {}).get("callbacks"):
         config["trainer"] = {**config["trainer"], "callbacks": without_codec_callbacks(config["trainer"]["callbacks"])}
     optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"

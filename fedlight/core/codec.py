@@ -43,7 +43,8 @@ class Public:
 
     ``step`` counts the codec's passes (0 .. ``codec.passes - 1``); ``announced`` is what the decoder broadcast
     (``Decoder.announce``): a gain, the previous pass's result, the previous aggregate. ``clients`` is how many codes were summed
-    (the effective number, if weights differ): known to the server when it decodes, 0 before.
+    (the effective number, if weights differ): known to the server when it decodes, 0 before. ``noise`` is the variance of the noise
+    that privacy put on every entry of their mean, in the code's own units.
     """
 
     seed: int = 0
@@ -51,6 +52,7 @@ class Public:
     attempt: int = 0
     step: int = 0
     clients: float = 0
+    noise: float = 0
     announced: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -97,11 +99,19 @@ class Encoder(Half, ABC):
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the code ``[..., code_dim]`` of updates ``[..., dim]``; ``private.state`` may be changed in place."""
 
-    def encode_message(self, update: Tensor, public: Public, private: Private) -> bytes:
-        """Return the bytes a client sends for one update ``[dim]``: header and packed code. Needs no Lightning."""
+    def common_step(self, public: Public) -> float | None:
+        """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
+        return None if self.format_at(public.step).bits else 1.0
+
+    def encode_message(self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None) -> bytes:
+        """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
+
+        Needs no Lightning.
+        """
         format = self.format_at(public.step)
         with torch.no_grad():
-            payload = format.pack(self.encode(update, public, private))
+            code = self.encode(update, public, private)
+            payload = format.pack(code if protect is None else protect(code))
         return write_message(payload, format.kind, format.length, public.round, self.fingerprint)
 
 

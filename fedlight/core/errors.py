@@ -19,6 +19,10 @@ class MessageError(ValueError):
     """A client message that is truncated, oversized or meant for another codec or round."""
 
 
+class ProtocolError(MessageError):
+    """Something in a secure aggregation that must not be: whoever sees it stops there and reveals nothing."""
+
+
 class RoundFailedError(RuntimeError):
     """No client of a cohort could be used, and repeating the round did not help."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ class Upload:
     """What one client makes of a round, and the message that leaves it.
 
     ``update`` ``[dim]`` and ``loss`` never leave the client: only ``message``, ``weight`` and ``buffers`` ``[buffer_dim]``
-    (BatchNorm statistics, sent in the clear) do.
+    (BatchNorm statistics, sent in the clear) do. Under a privacy mechanism a client whose training failed is not ``usable`` and sends
+    a code of zeros; ``inside`` says whether its code was within the clipping norm, where that is sent.
     """
 
     client: int
@@ -28,11 +30,18 @@ class Upload:
     loss: float
     weighted: bool = False
     message: bytes = b""
+    usable: bool = True
+    inside: bool | None = None
+
+    def outside(self) -> Upload:
+        """Return what is seen of the upload outside of the client, where nothing but the message may be."""
+        return Upload(self.client, self.update[:0], self.buffers[:0], 1, math.nan, message=self.message)
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of everything the client sends: message, buffers, and 4 for its weight where weights differ."""
-        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + (4 if self.weighted else 0)
+        """Bytes of everything the client sends: message, buffers, 4 for its weight where weights differ, 1 for its clipping bit."""
+        beside = (4 if self.weighted else 0) + (0 if self.inside is None else 1)
+        return len(self.message) + self.buffers.numel() * self.buffers.element_size() + beside
 
 
 @dataclass
@@ -53,7 +62,12 @@ class Round:
         uplink: bytes that clients sent in this pass (of the clients run here, until ``merge``).
         uplink_passes: bytes that clients sent in all passes so far.
         sent: messages that clients sent in this pass, likewise.
+        handshake_up: bytes that clients sent beside their messages (keys, shares, signatures of a secure aggregation).
+        handshake_down: bytes that they were sent for it.
+        failed: why the attempt ended without a sum, if it did.
         loss: sum of the losses of ``trained`` clients, likewise.
+        arrived: clients whose message was taken into account in this pass, by this process.
+        inside: clients whose code was within the clipping norm, where they say so.
         saturation: share of the code at the end of its range, of every client looked at, kept where ``true`` is.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
@@ -72,7 +86,12 @@ class Round:
     true: RunningSum | None = None
     uplink: int = 0
     sent: int = 0
+    handshake_up: int = 0
+    handshake_down: int = 0
+    failed: str | None = None
     trained: int = 0
     loss: float = 0.0
+    arrived: set[int] = field(default_factory=set)
+    inside: int = 0
     saturation: list[float] = field(default_factory=list)
     aggregate: Tensor | None = None

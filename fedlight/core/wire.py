@@ -163,44 +163,51 @@ def pack_integers(values: np.ndarray, bits: int) -> bytes:
     limit = (1 << (bits - 1)) - 1
     if values.size and max(int(values.max()), -int(values.min())) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but got up to {int(np.abs(values.astype(np.int64)).max())}")
-    offset = values.astype(np.int64) + limit
+    return pack_unsigned(values.astype(np.int64) + limit, bits)
+
+
+def pack_unsigned(values: np.ndarray, bits: int) -> bytes:
+    """Pack integers ``[n]`` of 0 to ``2**bits - 1`` (not checked) into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits."""
     if bits in (8, 16, 32):
-        return offset.astype(f"<u{bits // 8}").tobytes()
+        return values.astype(f"<u{bits // 8}").tobytes()
     # Eight integers fill `bits` bytes: they are put together in 64-bit words, all groups of eight at once.
-    groups = np.zeros((-(-offset.size // 8), 8), dtype=np.uint64)
-    groups.reshape(-1)[: offset.size] = offset
+    groups = np.zeros((-(-values.size // 8), 8), dtype=np.uint64)
+    groups.reshape(-1)[: values.size] = values
     words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
     for place in range(8):
         word, shift = divmod(place * bits, 64)
         words[:, word] |= groups[:, place] << np.uint64(shift)
         if shift + bits > 64:
             words[:, word + 1] |= groups[:, place] >> np.uint64(64 - shift)
-    return words.view(np.uint8)[:, :bits].tobytes()[: -(-offset.size * bits // 8)]
+    return words.view(np.uint8)[:, :bits].tobytes()[: -(-values.size * bits // 8)]
 
 
 def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
     """Return the int32 integers ``[length]`` that ``pack_integers`` packed."""
     limit = (1 << (bits - 1)) - 1
-    raw = np.frombuffer(payload, dtype=np.uint8)
-    if bits in (8, 16, 32):
-        offset = raw.view(f"<u{bits // 8}").astype(np.int64)
-    else:
-        groups = np.zeros((-(-length // 8), 8), dtype=np.int64)
-        padded = np.zeros((len(groups), bits), dtype=np.uint8)
-        padded.reshape(-1)[: len(raw)] = raw
-        words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
-        words.view(np.uint8)[:, :bits] = padded
-        for place in range(8):
-            word, shift = divmod(place * bits, 64)
-            value = words[:, word] >> np.uint64(shift)
-            if shift + bits > 64:
-                value |= words[:, word + 1] << np.uint64(64 - shift)
-            groups[:, place] = value & np.uint64((1 << bits) - 1)
-        offset = groups.reshape(-1)[:length]
-    values = offset - limit
+    values = unpack_unsigned(payload, bits, length) - limit
     if length and int(values.max()) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the payload holds {int(values.max())}")
     return values.astype(np.int32)
+
+
+def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
+    """Return the int64 integers ``[length]`` that ``pack_unsigned`` packed."""
+    raw = np.frombuffer(payload, dtype=np.uint8)
+    if bits in (8, 16, 32):
+        return raw.view(f"<u{bits // 8}").astype(np.int64)
+    groups = np.zeros((-(-length // 8), 8), dtype=np.int64)
+    padded = np.zeros((len(groups), bits), dtype=np.uint8)
+    padded.reshape(-1)[: len(raw)] = raw
+    words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
+    words.view(np.uint8)[:, :bits] = padded
+    for place in range(8):
+        word, shift = divmod(place * bits, 64)
+        value = words[:, word] >> np.uint64(shift)
+        if shift + bits > 64:
+            value |= words[:, word + 1] << np.uint64(64 - shift)
+        groups[:, place] = value & np.uint64((1 << bits) - 1)
+    return groups.reshape(-1)[:length]
 
 
 def write_message(payload: bytes, kind: int, length: int, round: int, codec: int) -> bytes:

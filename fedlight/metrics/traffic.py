@@ -14,10 +14,12 @@ class TrafficCounter:
     """Bytes sent since the run began, as Python integers: a float would lose bytes beyond 2^53.
 
     Args:
-        uplink: bytes that clients sent.
-        downlink: bytes that clients were sent, the encoders' included.
+        uplink: bytes that clients sent, the handshakes' included.
+        downlink: bytes that clients were sent, the encoders' and the handshakes' included.
         codec: the encoders' part of ``downlink``.
         messages: number of messages in ``uplink``.
+        handshake_up: the part of ``uplink`` that is keys, shares and signatures of secure aggregation.
+        handshake_down: their part of ``downlink``.
 
     >>> traffic = TrafficCounter()
     >>> traffic.add_message(116)
@@ -31,6 +33,8 @@ class TrafficCounter:
     downlink: int = 0
     codec: int = 0
     messages: int = 0
+    handshake_up: int = 0
+    handshake_down: int = 0
 
     def add_message(self, n_bytes: int, messages: int = 1) -> None:
         """Count one client's message of ``n_bytes``, or that many bytes of several messages together.
@@ -58,14 +62,26 @@ class TrafficCounter:
         self.add_download(n_bytes)
         self.codec += _count(n_bytes)
 
+    def add_handshake(self, up: int, down: int) -> None:
+        """Count what secure aggregation sends beside masked codes, in both directions.
+
+        Raises:
+            ConfigurationError: if a number is negative.
+        """
+        up, down = _count(up), _count(down)
+        self.uplink += up
+        self.downlink += down
+        self.handshake_up += up
+        self.handshake_down += down
+
     @property
     def mean_message(self) -> float:
-        """Mean bytes of a message, 0 before the first."""
-        return self.uplink / self.messages if self.messages else 0.0
+        """Mean bytes of a message (of masked codes with their headroom, handshakes aside), 0 before the first."""
+        return (self.uplink - self.handshake_up) / self.messages if self.messages else 0.0
 
     def ratio(self, dim: int) -> float:
         """Return how many times smaller the mean message is than a float32 update ``[dim]``, 0 before the first message."""
-        return 4 * dim / self.mean_message if self.uplink else 0.0
+        return 4 * dim / self.mean_message if self.messages else 0.0
 
     def state_dict(self) -> dict[str, int]:
         """Return the counters by name."""

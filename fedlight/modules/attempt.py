@@ -18,6 +18,7 @@ from fedlight.core.errors import MessageError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 from fedlight.modules.exchange import merge
+from fedlight.modules.privacy import release
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -37,30 +38,43 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     round = Round(Public(module.seed, number, attempt), cohort, present[trainer.global_rank :: trainer.world_size])
     round.absent = len(cohort) - len(present)
     round.server = module.algorithm.announce(module.server_state)
-    round.true = RunningSum() if module.sim_every and number % module.sim_every == 0 else None
+    compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
+    round.true = RunningSum() if compares else None
     uploads: Iterable[Upload] = module.runner.run(round, weights, buffers)
     for step in range(codec.passes):
         round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
+        round.handshake_up = round.handshake_down = 0
+        round.arrived = set()
         known = len(round.dropped) if step else 0
         module.dispatch("on_round_start", round)
         module.downlink.count(module, round)
         kept = []
-        for upload in uploads:
-            if not _exchange(module, round, upload):
-                continue
-            if step == 0:
-                _note(round, upload)
-            if codec.passes > 1:
-                kept.append(upload)
+        try:
+            module.aggregator.open(round, codec, weights)
+            for upload in uploads:
+                if not _exchange(module, round, upload):
+                    continue
+                if step == 0 and upload.usable:
+                    _note(round, upload)
+                if codec.passes > 1:
+                    kept.append(upload)
+            module.aggregator.close(round, module.device)
+        except MessageError as error:
+            round.failed = str(error)
+            log.warning("Round %d: attempt %d ended without a sum. %s", number, attempt, error)
         uploads = kept
         for client, reason in round.dropped[known:]:
             log.warning("Round %d: client %d was dropped, %s", number, client, reason)
         merge(round, codec, module.device, len(round.dropped) - known)
         module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
-        round.uplink_passes += round.uplink
-        if round.codes.count < module.min_clients:
+        module.traffic.add_handshake(round.handshake_up, round.handshake_down)
+        round.uplink_passes += round.uplink + round.handshake_up
+        least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+        if round.failed or round.codes.count < least:
             round.aggregate = None
             return round
+        if module.privacy is not None:
+            release(module, round)
         module.dispatch("on_cohort_end", round)
     round.refused = untrusted(codec, round) if round.aggregate is not None else None  # a callback may have taken it away
     if round.refused:
@@ -86,13 +100,20 @@ def untrusted(codec: Codec, round: Round) -> str | None:
 def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
     upload.message = b""
+    if upload.client in round.arrived:
+        round.dropped.append((upload.client, "it has answered already"))
+        return False
     try:
         module.dispatch("on_client_update", round, upload)
-        module.dispatch("on_client_message", round, upload)
+        module.aggregator.leave(round, upload)
+        module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
     except MessageError as error:
         module.store.drop(upload.client)
         round.dropped.append((upload.client, str(error)))
         return False
+    else:
+        round.arrived.add(upload.client)
+        round.inside += bool(upload.inside)
     finally:
         if upload.message:
             round.sent += 1

@@ -55,9 +55,9 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
     if not several_processes():
         round.dropped_count += dropped
         return
-    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, dropped]
+    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped]
     merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, dropped = merged
+    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped = merged
     round.dropped_count += dropped
     format = codec.encoder.format_at(round.public.step)
     kind = torch.int64 if codec.additive and format.bits else torch.float64

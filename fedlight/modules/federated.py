@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from fedlight.aggregation import Aggregator, PlainAggregator, Setting
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
@@ -39,8 +40,10 @@ from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_clients, log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
+from fedlight.modules.privacy import begin_privacy, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.privacy import PrivacyMechanism
 
 
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -59,7 +62,9 @@ class FederatedModule(LightningModule):
         loss: Loss of logits and targets (cross entropy if not given).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
+        privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
+        aggregator: How the server comes by the sum of codes (in the clear, PlainAggregator, if not given; SecureAggregator hides clients).
         weighting: Whether clients count equally, or by their number of samples.
         turnout: Which of the invited clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
@@ -83,7 +88,9 @@ class FederatedModule(LightningModule):
         loss: nn.Module | None = None,
         server_optimizer: OptimizerCallable = sgd,
         server_scheduler: LRSchedulerCallable | None = None,
+        privacy: PrivacyMechanism | None = None,
         downlink: Downlink | None = None,
+        aggregator: Aggregator | None = None,
         weighting: Literal["equal", "samples"] = "equal",
         turnout: Turnout | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
@@ -102,6 +109,8 @@ class FederatedModule(LightningModule):
         self.automatic_optimization = False
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
+        self.privacy = privacy
+        codec = private_codec(codec, privacy) if codec or not codec_path else codec
         self.codec: Codec = load_codec(Path(codec_path)) if codec_path else codec or IdentityCodec()
         if codec_path and codec and codec.config() != self.codec.config():
             raise ConfigurationError(
@@ -115,6 +124,11 @@ class FederatedModule(LightningModule):
                 "but got local: choose FedAvg or another `algorithm`"
             )
         several = self.algorithm.vectors > 1 or self.algorithm.scalars > 0
+        if several and privacy is not None:
+            raise ConfigurationError(
+                f"Expected no `privacy` with {type(self.algorithm).__name__}, whose clients upload more than the update, which alone is "
+                f"clipped and noised, but got {type(privacy).__name__}: choose FedAvg or another `algorithm` of one vector"
+            )
         if several and not isinstance(self.codec, StackedCodec):
             self.codec = StackedCodec(self.codec, self.algorithm.vectors, self.algorithm.scalars)
         self.server_state: State = {}  # what the algorithm's server remembers, such as a control variate
@@ -131,6 +145,7 @@ class FederatedModule(LightningModule):
         self.store = ClientStore()
         self.traffic = TrafficCounter()
         self.downlink = downlink or FullModel()
+        self.aggregator = aggregator or PlainAggregator()
         self.rounds = 0
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
@@ -181,11 +196,21 @@ class FederatedModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the metrics, which need the number of classes and clients."""
+        if stage == "fit":
+            begin_privacy(self)
         sizes = torch.tensor([self.data.client_size(client) for client in range(self.data.num_population)])
         self.stage_metrics = StageMetrics(self.data.num_classes, sizes, self.own_metrics)
         self._try_network()
+        if stage == "fit":
+            self.aggregator.check(self._setting())
         if stage == "fit" and not self.rounds:
             self.downlink.setup(self)
+
+    def _setting(self) -> Setting:
+        clients = range(self.data.num_population)
+        largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
+        buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
+        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, self.trainer.world_size)
 
     def _try_network(self) -> None:
         """Run one sample through the network, so that a wrong shape is told before training and in its own words."""
@@ -210,7 +235,8 @@ class FederatedModule(LightningModule):
         self.codec.to(self.device)
         model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
-        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, self.weighting == "samples", personal)
+        by_samples, silent = self.weighting == "samples", self.privacy is not None
+        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""
@@ -293,14 +319,20 @@ class FederatedModule(LightningModule):
         buffers = flatten(float_buffers(self.network)).to(weights)
         reasons: list[str] = []
         for attempt in range(self.max_attempts):
+            if self.privacy is not None and not self.privacy.affordable():
+                break
             round = attempt_round(self, number, attempt, weights, buffers)
             if round.aggregate is not None:
                 self._finish(round)
                 return
             refused = round.refused
             reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
+            reasons += [round.failed] if round.failed else []
             reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
+        if self.privacy is not None and not self.privacy.affordable():
+            self.trainer.should_stop = True
+            return
         way_out = "refresh the codec or choose another" if refused else "lower the client learning rate, or sample more clients"
         raise RoundFailedError(
             f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
@@ -324,6 +356,8 @@ class FederatedModule(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.rounds = self.trainer.global_step
+        if self.privacy is not None and not self.privacy.affordable():
+            self.trainer.should_stop = True  # the budget is spent
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
         if self.batch_norm == "mean" and float_buffers(self.network):

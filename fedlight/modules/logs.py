@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from fedlight.core.rounds import Round
 from fedlight.metrics import cosine, relative_error
+from fedlight.modules.privacy import privacy_figures
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -18,8 +19,8 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
     """Return a round's figures by log name; `sim/` marks what a simulation sees and a real server would not."""
     assert round.aggregate is not None
     traffic = module.traffic
-    figures = {
-        "sim/loss": round.loss / round.trained,
+    figures = {"sim/loss": round.loss / max(round.trained, 1)} if module.aggregator.sim_logs else {}
+    figures |= {
         "round/clients": float(round.codes.count),
         "round/absent": float(round.absent),
         "round/dropped": float(round.dropped_count),
@@ -31,7 +32,9 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(module.layout.dim),
     }
-    return figures
+    if module.aggregator.conceals:
+        figures["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
+    return privacy_figures(module, figures)
 
 
 def log_round(module: FederatedModule, figures: dict[str, float], step: int) -> None:
@@ -53,7 +56,7 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
 
     Straight to the loggers: `LightningModule.log` would repeat a figure in every round until there is a new one.
     """
-    if round.true is None or not module.trainer.is_global_zero:
+    if round.true is None or round.true.total is None or not module.trainer.is_global_zero:
         return
     assert round.aggregate is not None
     vectors = module.algorithm.vectors * module.layout.dim  # numbers beside them would drown them

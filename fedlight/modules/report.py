@@ -38,12 +38,18 @@ def _seconds(value: float) -> str:
 _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("test accuracy", "test_accuracy", _percent),
     ("validation accuracy", "val_accuracy", _percent),
+    ("epsilon", "epsilon", "{:.3f}".format),
+    ("epsilon without amplification", "epsilon_unamplified", "{:.3f}".format),
+    ("delta", "delta", str),
+    ("noise multiplier", "noise_multiplier", "{:.4g}".format),
     ("rounds", "rounds", str),
     ("uplink a client and round", "uplink_bytes_per_client", format_bytes),
     ("uplink ratio", "uplink_ratio", "{:.1f}x".format),
     ("uplink in all", "uplink_bytes", format_bytes),
     ("downlink in all", "downlink_bytes", format_bytes),
     ("of it encoders", "codec_bytes", format_bytes),
+    ("keys and shares, up", "handshake_uplink_bytes", format_bytes),
+    ("keys and shares, down", "handshake_downlink_bytes", format_bytes),
     ("pretraining", "pretrain_seconds", _seconds),
     ("training", "train_seconds", _seconds),
 )

@@ -27,6 +27,7 @@ class CohortRunner:
         store: clients' own state.
         by_samples: whether an upload's weight is the client's number of samples (else 1).
         personal: the normalisation layers that stay with the clients, if any do.
+        silent: whether a client whose training failed still answers, with nothing (else it is left out, which tells that it failed).
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class CohortRunner:
         store: ClientStore,
         by_samples: bool,
         personal: PersonalNorm | None,
+        silent: bool = False,
     ) -> None:
         self.model = model
         self.algorithm = algorithm
@@ -44,6 +46,7 @@ class CohortRunner:
         self.store = store
         self.by_samples = by_samples
         self.personal = personal
+        self.silent = silent
 
     def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Iterator[Upload]:
         """Yield the upload of every client of this process whose training stayed finite; name the others in ``round.dropped``."""
@@ -60,6 +63,9 @@ class CohortRunner:
                 else:
                     self.store.drop(client)
                     round.dropped.append((client, reason))
+                    if self.silent:
+                        upload.usable = False
+                        yield upload
 
     def _train(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> Upload:
         x, y = self.data.client_data(client)

@@ -72,7 +72,9 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "turnout": settings_of(module.turnout),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
+        "aggregator": module.aggregator.describe(),
         "batch_norm": module.batch_norm,
+        "privacy": json.dumps(module.privacy.settings() if module.privacy else None),
         "seed": str(module.seed),
     }
 
@@ -94,6 +96,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
         "clients": module.store.state_dict(),
         "algorithm": module.server_state,
         "rounds": module.rounds,
+        "privacy": module.privacy.state_dict() if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
@@ -127,6 +130,8 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     module.store.load_state_dict(state["clients"])
     module.server_state = dict(state["algorithm"])
     module.rounds = state["rounds"]
+    if module.privacy and state.get("privacy"):
+        module.privacy.load_state_dict(state["privacy"])
     module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]
     module.train_seconds = state["train_seconds"]

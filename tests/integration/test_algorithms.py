@@ -14,6 +14,7 @@ from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.wire import HEADER
 from fedlight.data import Uniform
 from fedlight.modules.downlink import CatchUp
+from fedlight.privacy import CentralDP
 from tests.federation import History, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 ALGORITHMS = {
@@ -91,6 +92,8 @@ def test_a_fitted_codec_of_one_vector_serves_an_algorithm_of_two(tmp_path):
 def test_what_an_algorithm_cannot_go_with_is_refused():
     with pytest.raises(ConfigurationError, match="`batch_norm` mean with Scaffold"):
         federated(algorithm=Scaffold(), batch_norm="local")
+    with pytest.raises(ConfigurationError, match="no `privacy` with Scaffold"):
+        federated(algorithm=Scaffold(), privacy=CentralDP(1.0, 1.0, delta=0.01))
     with pytest.raises(ConfigurationError, match="got FedNova"):
         run(federated(algorithm=FedNova(0.1, steps=1), downlink=CatchUp()), 1)
 

@@ -72,7 +72,8 @@ def test_every_codec_of_a_comparison_can_be_built(path):
     parsed = check_codecs(comparison, read_base(comparison.base, beside), rehearse)
     assert set(parsed) == set(comparison.codecs) and comparison.reference == "none"
     assert parsed["none"]["model"]["codec"] is None
-    different = {json.dumps([one["model"]["codec"], one["trainer"]["callbacks"]]) for one in parsed.values()}
+    what = lambda one: [one["model"]["codec"], one["trainer"]["callbacks"], one["data"]["proxy_source"]]  # noqa: E731
+    different = {json.dumps(what(one)) for one in parsed.values()}
     assert len(different) == len(parsed), "no two entries are the same"
     assert all(one["threads"] == 1 and one["trainer"]["logger"] is True for one in parsed.values())
 

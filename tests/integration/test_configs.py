@@ -78,7 +78,8 @@ def test_pretrain_runs_both_ways(tmp_path):
     assert figures["rounds"] == 2 and figures["pretrain_seconds"] == 0
 
 
-PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_silos": 61_706, "mnist_fedlab": 199_210, "cifar10": 122_570}
+PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706, "mnist_silos": 61_706}
+PARAMETERS |= {"mnist_fedlab": 199_210, "cifar10": 122_570}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -86,12 +87,25 @@ def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     write_npz(tmp_path / "images.npz", (3, 32, 32) if name == "cifar10" else (28, 28), samples=300)
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
     options = [*file, "--data.num_clients", "10"]
-    if name != "mnist_silos":  # where everybody takes part
+    if name == "mnist_secure":  # two clients hide nothing
+        options += ["--data.sampler.init_args.cohort_size", "10"]
+    elif name != "mnist_silos":  # where everybody takes part
         options += COHORT
     if name == "mnist_fedlab":
         options += ["--model.algorithm.init_args.epochs", "null"]
     figures = run(config(name), tmp_path, *options)
     assert figures["parameters"] == PARAMETERS[name]
+    assert figures["uplink_ratio"] > 50
+    assert ("handshake_uplink_bytes" in figures) == (name == "mnist_secure")
+
+
+def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):
+    write_npz(tmp_path / "images.npz", (28, 28), samples=300)
+    file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
+    few = ["--data.num_clients", "10", "--data.sampler.init_args.rate", "0.3", "--model.privacy.init_args.delta", "0.01"]
+    figures = run(config("mnist_dp"), tmp_path, *file, *few)
+    assert 7.9 < figures["epsilon"] <= 8.0 < figures["epsilon_unamplified"]
+    assert figures["privacy"]["rounds"] == 2 and figures["privacy"]["noise"] == "operating system"
     assert figures["uplink_ratio"] > 50
 
 

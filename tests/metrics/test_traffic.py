@@ -31,6 +31,17 @@ def test_ratio_compares_a_float32_update_with_the_mean_message() -> None:
     assert traffic.ratio(1000) == 100
 
 
+def test_handshakes_are_bytes_and_no_part_of_a_message() -> None:
+    traffic = TrafficCounter()
+    traffic.add_handshake(100, 400)
+    assert traffic.mean_message == traffic.ratio(1000) == 0
+    traffic.add_message(40)
+    assert (traffic.uplink, traffic.downlink, traffic.handshake_up, traffic.handshake_down) == (140, 400, 100, 400)
+    assert traffic.mean_message == 40 and traffic.ratio(1000) == 100
+    with pytest.raises(ConfigurationError, match=">= 0"):
+        traffic.add_handshake(1, -1)
+
+
 def test_state_round_trip_and_refusal() -> None:
     traffic = TrafficCounter(uplink=1, downlink=2, codec=1, messages=1)
     other = TrafficCounter()

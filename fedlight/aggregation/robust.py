@@ -1,0 +1,170 @@
+"""Sums that a few malicious clients cannot move at will, in code space: a bound on every code's norm, a trimmed mean, a median.
+
+They need to see every code, so they exclude secure aggregation; trimmed mean and median also hold the whole cohort's codes at once,
+an exception to the law that the server holds one sum. Codes are what clients send, before decoding: for a linear codec, outliers among
+codes are outliers among what the updates are decoded to.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from fedlight.aggregation.base import Aggregator, Setting
+from fedlight.core.codec import Codec, Decoder, Public
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.rounds import Round, Upload
+from fedlight.core.running_sum import RunningSum
+
+
+def bound_norm(code: Tensor, bound: float) -> Tensor:
+    """Return a code ``[n]`` scaled to L2 norm ``bound`` where it is longer, as float64 (Sun et al. 2019, arXiv 1911.07963, section 4)."""
+    code = code.double()
+    length = float(code.norm())
+    return code * (bound / length) if length > bound else code
+
+
+def trimmed_mean(codes: Tensor, share: float) -> Tensor:
+    """Return the mean ``[n]`` of ``codes`` ``[clients, n]`` without the largest and smallest ``share`` of every coordinate.
+
+    Yin et al. 2018, arXiv 1803.01498, Definition 2; a share of clients is rounded down, and at least one is left.
+    """
+    cut = min(int(share * len(codes)), (len(codes) - 1) // 2)
+    return codes.double().sort(0).values[cut : len(codes) - cut].mean(0)
+
+
+def median(codes: Tensor) -> Tensor:
+    """Return the median ``[n]`` of every coordinate of ``codes`` ``[clients, n]``, between the middle two of an even number.
+
+    Yin et al. 2018, arXiv 1803.01498, Definition 1.
+    """
+    ordered, count = codes.double().sort(0).values, len(codes)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+class _SeesCodes(Aggregator):
+    """What looks at every code, in one process: of several none would see all."""
+
+    def check(self, setting: Setting) -> None:
+        """Refuse several processes."""
+        if setting.processes > 1:
+            raise ConfigurationError(
+                f"Expected one process for {type(self).__name__}, which has to see all codes, but got {setting.processes}: "
+                "set `trainer.devices` to 1"
+            )
+
+
+class NormBound(_SeesCodes):
+    """Adds up codes whose norm is bounded: what is longer is scaled down, so that no client weighs more than any other may.
+
+    Args:
+        bound: Largest L2 norm of a code, in the units of the float code (for an orthonormal codec those of the update).
+
+    Raises:
+        ConfigurationError: if the bound is not positive, or (before training) coefficients have no common step, or several processes run.
+    """
+
+    def __init__(self, bound: float) -> None:
+        if bound <= 0:
+            raise ConfigurationError(f"Expected `bound` > 0 but got {bound}")
+        self.bound = bound
+        self._unit = 1.0
+
+    def check(self, setting: Setting) -> None:
+        """Refuse codecs whose coefficients have steps of their own, too."""
+        super().check(setting)
+        if setting.codec.bound and self._unit_of(setting.codec, Public(announced=setting.codec.decoder.announce({}))) is None:
+            raise ConfigurationError(
+                f"Expected codes of one common step for NormBound but the coefficients of {type(setting.codec).__name__} have steps of "
+                "their own: use TransformCodec, or leave QuantizeCodec out"
+            )
+
+    @staticmethod
+    def _unit_of(codec: Codec, public: Public) -> float | None:
+        return codec.encoder.common_step(public) if codec.additive else 1.0
+
+    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
+        """Take note of the attempt's unit."""
+        self._unit = self._unit_of(codec, round.public) or 1.0
+
+    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
+        """Add one client's bounded code to the running sum."""
+        code = decoder.read_message(upload.message, round.public, device)
+        round.codes.add(bound_norm(code, self.bound / self._unit), upload.weight)
+        return code
+
+
+class _AllCodes(_SeesCodes):
+    """Keeps every code of the cohort and puts a location of them in the place of their mean."""
+
+    sums = False
+
+    def __init__(self) -> None:
+        self._codes: list[tuple[int, Tensor]] = []
+
+    def check(self, setting: Setting) -> None:
+        """Refuse weights, too, which these rules do not know."""
+        super().check(setting)
+        if setting.largest_weight > 1:
+            raise ConfigurationError(
+                f"Expected `model.weighting` equal for {type(self).__name__}, which counts clients alike, but got weights"
+            )
+
+    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
+        """Forget the codes of the attempt before."""
+        self._codes = []
+
+    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
+        """Keep one client's code."""
+        code = decoder.read_message(upload.message, round.public, device)
+        self._codes.append((upload.client, code))
+        return code
+
+    def close(self, round: Round, device: torch.device) -> None:
+        """Leave the location, times the number of clients, for a sum."""
+        codes, self._codes = self._codes, []
+        if not codes:
+            return
+        located = self.locate(torch.stack([code for _, code in sorted(codes, key=lambda item: item[0])]))
+        round.codes = RunningSum()
+        round.codes.total = located * len(codes)
+        round.codes.weight = round.codes.count = round.codes.squares = len(codes)
+
+    @abstractmethod
+    def locate(self, codes: Tensor) -> Tensor:
+        """Return where the codes ``[clients, n]`` lie, ``[n]``."""
+
+
+class TrimmedMean(_AllCodes):
+    """The mean of every coordinate without its extremes: withstands fewer than ``share`` of malicious clients.
+
+    Args:
+        share: Share of the clients that is cut off at either end, below one half.
+
+    Raises:
+        ConfigurationError: if the share is out of range, or (before training) clients have weights or several processes run them.
+    """
+
+    def __init__(self, share: float = 0.1) -> None:
+        super().__init__()
+        if not 0 <= share < 0.5:
+            raise ConfigurationError(f"Expected `share` in [0, 0.5) but got {share}")
+        self.share = share
+
+    def locate(self, codes: Tensor) -> Tensor:
+        """Return the trimmed mean."""
+        return trimmed_mean(codes, self.share)
+
+
+class Median(_AllCodes):
+    """The median of every coordinate: withstands fewer than half of malicious clients.
+
+    Raises:
+        ConfigurationError: if (before training) clients have weights or several processes run them.
+    """
+
+    def locate(self, codes: Tensor) -> Tensor:
+        """Return the median."""
+        return median(codes)

@@ -1,0 +1,33 @@
+"""Secure aggregation of integer codes: the server learns their sum and no summand (Bonawitz et al. 2017, double masking).
+
+Needs the packages of the extra ``secure``; nothing here needs Lightning.
+
+| file | what it holds |
+|---|---|
+| ``primitives.py`` | the cryptography, from `cryptography` and `pycryptodome` |
+| ``sums.py`` | modulus of every coordinate, packing of masked words |
+| ``session.py`` | what everybody agrees on before an attempt at a round |
+| ``messages.py`` | the bytes of every message |
+| ``client.py``, ``server.py`` | the two sides as state machines that eat and give bytes |
+| ``cohort.py`` | all of them in one process, for simulations |
+"""
+
+from fedlight.aggregation.secure.client import SecureClient
+from fedlight.aggregation.secure.cohort import Identities, SecureCohort
+from fedlight.aggregation.secure.primitives import Identity
+from fedlight.aggregation.secure.server import SecureServer
+from fedlight.aggregation.secure.session import SESSION_BYTES, Session, check_threshold, default_threshold
+from fedlight.aggregation.secure.sums import SumFormat
+
+__all__ = [
+    "SESSION_BYTES",
+    "Identities",
+    "Identity",
+    "SecureClient",
+    "SecureCohort",
+    "SecureServer",
+    "Session",
+    "SumFormat",
+    "check_threshold",
+    "default_threshold",
+]

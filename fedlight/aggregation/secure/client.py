@@ -1,0 +1,227 @@
+"""A client of secure aggregation: one method a stage, bytes in, bytes out; no transport."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlight.aggregation.secure import messages
+from fedlight.aggregation.secure.messages import SERVER, Keys, Stage
+from fedlight.aggregation.secure.primitives import KEY, SECRET, Identity, KeyPair, keystream, seal, split, unseal, verify
+from fedlight.core.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from fedlight.aggregation.secure.session import Session
+
+
+class SecureClient:
+    """One client in one session; for the next round or attempt there is a new one, with new keys.
+
+    The stages in order: ``advertise``, ``share``, ``masked_code``, ``consistency``, ``unmask``. Each is answered once. Whatever is wrong
+    with what the server sent raises, and ends the session for this client: its secrets are forgotten and it answers nothing more.
+
+    Args:
+        session: what the client itself knows of the attempt: its own copies of model and encoder are in it as digests.
+        client: the client's number.
+        identity: the client's long-lived key.
+        directory: the public identity keys (32 bytes) of every client, known beforehand and not from this server.
+        entropy: source of secret bytes (the operating system's; tests give another).
+
+    Raises (every stage):
+        MessageError: if a message is malformed or belongs to another session, round, codec or stage.
+        ProtocolError: if it is well-formed and must not be answered.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        client: int,
+        identity: Identity,
+        directory: Mapping[int, bytes],
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.session = session
+        self.client = client
+        self.identity = identity
+        self.directory = directory
+        self.entropy = entropy
+        self._next: Stage | None = Stage.KEYS
+        self._channel: KeyPair
+        self._mask: KeyPair
+        self._seeds: tuple[bytes, bytes] = (b"", b"")
+        self._keys: Keys
+        self._roster: dict[int, Keys] = {}
+        self._seen = b""
+        self._channels: dict[int, bytes] = {}
+        self._pair_masks: dict[int, bytes] = {}
+        self._shares: dict[int, tuple[bytes, bytes]] = {}
+        self._sharers: tuple[int, ...] = ()
+        self._survivors: tuple[int, ...] = ()
+
+    @contextmanager
+    def _stage(self, stage: Stage, following: Stage | None) -> Iterator[None]:
+        """Answer a stage in its turn, once; whatever goes wrong ends the session."""
+        expected, self._next = self._next, None
+        try:
+            if expected is not stage:
+                raise ProtocolError(
+                    f"Expected {'nothing more in this session' if expected is None else f'the {expected.name.lower()} stage'} "
+                    f"but was asked for {stage.name.lower()}: every stage is answered once, in order"
+                )
+            yield
+        except BaseException:
+            self._forget()
+            raise
+        self._next = following
+        if following is None:
+            self._forget()
+
+    def _forget_keys(self) -> None:
+        self._seeds, self._channels, self._pair_masks = (b"", b""), {}, {}
+        for name in ("_channel", "_mask"):
+            self.__dict__.pop(name, None)
+
+    def _forget(self) -> None:
+        self._forget_keys()
+        self._shares = {}
+
+    # -- 0 ---------------------------------------------------------------------------------------------------------------------
+
+    def advertise(self) -> bytes:
+        """Return two fresh public keys and a commitment to the own mask's seed, signed."""
+        with self._stage(Stage.KEYS, Stage.SHARES):
+            session, client = self.session, self.client
+            self._channel = KeyPair(self.entropy(KEY))
+            own, pair = self._seeds = (self.entropy(SECRET), self.entropy(SECRET))
+            self._mask = session.mask_pair(pair)
+            unsigned = Keys(self._channel.public, self._mask.public, session.commitment(own, client), b"")
+            signature = self.identity.sign(unsigned.signed(session, client))
+            self._keys = Keys(unsigned.channel, unsigned.mask, unsigned.commitment, signature)
+            return messages.write_keys(session, client, self._keys)
+
+    # -- 1 ---------------------------------------------------------------------------------------------------------------------
+
+    def share(self, roster: bytes) -> bytes:
+        """Check everybody's keys, and return shares of both seeds sealed for each of the others."""
+        with self._stage(Stage.SHARES, Stage.MASKED):
+            session, client = self.session, self.client
+            self._roster = messages.read_roster(session, roster)
+            self._check_roster()
+            self._seen = messages.digest(roster)
+            others = [other for other in sorted(self._roster) if other != client]
+            for other in others:
+                keys = self._roster[other]
+                self._channels[other] = self._channel.agree(keys.channel)
+                self._pair_masks[other] = session.pair_mask(self._mask.agree(keys.mask), client, other)
+            own, pair = (split(seed, session.threshold, len(self._roster)) for seed in self._seeds)
+            shares = dict(zip(sorted(self._roster), zip(own, pair, strict=True), strict=True))
+            self._shares = {client: shares[client]}
+            sealed = {
+                other: seal(session.channel(self._channels[other], client, other), b"".join(shares[other]), session.bound(client, other))
+                for other in others
+            }
+            return messages.write_sealed(session, client, sealed)
+
+    def _check_roster(self) -> None:
+        """Raise unless the roster is large enough, all keys differ, each is signed by its owner, and the own ones are unchanged."""
+        session, roster = self.session, self._roster
+        require_enough(session, len(roster), "advertised keys")
+        if roster.get(self.client) != self._keys:
+            raise ProtocolError("Expected the own keys in the roster, as they were sent, but they are missing or changed")
+        if len({key for keys in roster.values() for key in (keys.channel, keys.mask)}) != 2 * len(roster):
+            raise ProtocolError("Expected distinct keys but two in the roster are the same")
+        for client, keys in roster.items():
+            require_known(self.directory, client)
+            verify(self.directory[client], keys.signature, keys.signed(session, client), f"client {client}")
+
+    # -- 2 ---------------------------------------------------------------------------------------------------------------------
+
+    def masked_code(self, inbox: bytes, code: np.ndarray, weight: int = 1) -> bytes:
+        """Open the others' shares, and return the code (signed integers ``[code_length]``) under all masks.
+
+        The masks are those of the clients whose shares arrived: theirs are what the server may need.
+        """
+        with self._stage(Stage.MASKED, Stage.SIGNATURE):
+            session, client = self.session, self.client
+            words = session.format.words(code, weight)
+            sealed = messages.read_sealed(session, inbox, SERVER)
+            if not sealed.keys() <= self._channels.keys():
+                raise ProtocolError("Expected shares from clients of the roster alone but got others'")
+            require_enough(session, len(sealed) + 1, "shared their seeds")
+            for other, box in sealed.items():
+                key = session.channel(self._channels[other], other, client)
+                plain = unseal(key, box, session.bound(other, client), f"client {other}")
+                self._shares[other] = (plain[:SECRET], plain[SECRET:])
+            self._sharers = tuple(sorted(self._shares))
+            add_mask(words, session.self_mask(self._seeds[0], client))
+            for other in sealed:
+                add_mask(words, self._pair_masks[other], negative=other < client)
+            self._forget_keys()
+            return messages.write(session, Stage.MASKED, client, session.format.length, session.format.pack(words))
+
+    # -- 2b --------------------------------------------------------------------------------------------------------------------
+
+    def consistency(self, survivors: bytes) -> bytes:
+        """Return a signature of who survived; no other list is signed in this session."""
+        with self._stage(Stage.SIGNATURE, Stage.TOLD):
+            self._survivors = tuple(sorted(messages.read_survivors(self.session, survivors)))
+            require_enough(self.session, len(self._survivors), "sent a masked code")
+            if self.client not in self._survivors or not set(self._survivors) <= set(self._sharers):
+                raise ProtocolError("Expected survivors among those who shared seeds, this client with them, but got another list")
+            return messages.write_signature(self.session, self.client, self.identity.sign(self._signed()))
+
+    def _signed(self) -> bytes:
+        return messages.signed_survivors(self.session, self._seen, self._sharers, self._survivors)
+
+    # -- 3 ---------------------------------------------------------------------------------------------------------------------
+
+    def unmask(self, request: bytes) -> bytes:
+        """Return shares of the own masks' seeds of the living and of the mask keys' seeds of the dead: of nobody both.
+
+        Refused unless the living are exactly the survivors that were signed for, the dead the others who shared, and at least the threshold
+        signed the same.
+        """
+        with self._stage(Stage.TOLD, None):
+            session = self.session
+            asked = messages.read_request(session, request)
+            require_enough(session, len(asked.alive), "are said to be alive")
+            if set(asked.alive) & set(asked.dead) or set(asked.alive) | set(asked.dead) != set(self._sharers):
+                raise ProtocolError("Expected everybody who shared seeds to be asked for as alive or as dead, and nobody as both")
+            if tuple(sorted(asked.alive)) != self._survivors:
+                raise ProtocolError("Expected the survivors that were signed for to be those that are asked for as alive")
+            require_enough(session, len(asked.signatures), "signed the survivors")
+            signed = self._signed()
+            for client, signature in asked.signatures.items():
+                if client not in self._survivors:
+                    raise ProtocolError(f"Expected signatures of survivors alone but got one of client {client}")
+                verify(self.directory[client], signature, signed, f"client {client}")
+            told = {client: self._shares[client][0] for client in asked.alive}
+            told |= {client: self._shares[client][1] for client in asked.dead}
+            return messages.write_told(session, self.client, told)
+
+
+def add_mask(words: np.ndarray, key: bytes, negative: bool = False) -> None:
+    """Add a key's mask to words ``[length]`` (uint32) in place, modulo 2^32, or take it away."""
+    mask = np.frombuffer(keystream(key, 4 * len(words)), "<u4")
+    if negative:
+        words -= mask
+    else:
+        words += mask
+
+
+def require_enough(session: Session, count: int, what: str) -> None:
+    """Raise ``ProtocolError`` unless the threshold is reached and the declared cohort is not exceeded."""
+    if count < session.threshold:
+        raise ProtocolError(f"Expected at least {session.threshold} clients that {what} but got {count}: the attempt ends here")
+    if count > session.clients:
+        raise ProtocolError(f"Expected at most the declared cohort of {session.clients} clients that {what} but got {count}")
+
+
+def require_known(directory: Mapping[int, bytes], client: int) -> None:
+    """Raise ``ProtocolError`` unless the client's identity key is known."""
+    if client not in directory:
+        raise ProtocolError(f"Expected clients whose identity keys are known but got client {client}")

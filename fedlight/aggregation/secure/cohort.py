@@ -1,0 +1,126 @@
+"""A cohort of clients and their server in one process: for simulations, which count every byte and may have clients fall silent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlight.aggregation.secure.client import SecureClient
+from fedlight.aggregation.secure.primitives import KEY, Identity
+from fedlight.aggregation.secure.server import SecureServer
+from fedlight.core.errors import MessageError
+
+if TYPE_CHECKING:
+    from fedlight.aggregation.secure.session import Session
+
+
+class Identities:
+    """Clients' long-lived keys, made when first asked for and kept in memory alone; in a deployment each lies with its client."""
+
+    def __init__(self, entropy: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self._entropy = entropy
+        self._keys: dict[int, Identity] = {}
+
+    def of(self, client: int) -> Identity:
+        """Return a client's key."""
+        if client not in self._keys:
+            self._keys[client] = Identity(self._entropy(KEY))
+        return self._keys[client]
+
+    def directory(self, clients: Sequence[int]) -> dict[int, bytes]:
+        """Return the public keys (32 bytes) of clients."""
+        return {client: self.of(client).public for client in clients}
+
+
+class SecureCohort:
+    """Runs one session: ``open`` before the clients train, ``send`` and ``receive`` for each, ``close`` for the sum.
+
+    Between client and server nothing passes but messages, and ``server`` holds nothing else.
+
+    Args:
+        session: the attempt's parameters.
+        cohort: the clients of the attempt.
+        identities: their long-lived keys.
+        silent: the stage (``advertise``, ``share``, ``masked``, ``consistency`` or ``unmask``) from which on a client says nothing more.
+        entropy: source of the clients' secret bytes.
+
+    Raises:
+        ProtocolError: if the cohort is larger than declared, or (in ``open`` and ``close``) too few clients answer.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        cohort: Sequence[int],
+        identities: Identities,
+        silent: Mapping[int, str] | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        directory = identities.directory(cohort)
+        self.server = SecureServer(session, cohort, directory)
+        self.silent = dict(silent or {})
+        self._up = 0
+        self._down = 0
+        self._clients = {client: SecureClient(session, client, identities.of(client), directory, entropy) for client in cohort}
+        self._inboxes: dict[int, bytes] = {}
+
+    def open(self) -> tuple[int, ...]:
+        """Run the stages before training and return the clients that are still there."""
+        for client in self._answering("advertise", self._clients):
+            self.server.collect_keys(client, self._sent(self._clients[client].advertise()))
+        roster = self.server.roster()
+        here = [client for client in self._clients if self.silent.get(client) != "advertise"]
+        self._down += len(roster) * len(here)
+        for client in self._answering("share", here):
+            self.server.collect_shares(client, self._sent(self._clients[client].share(roster)))
+        sharers = self.server.sharers()
+        self._inboxes = {client: self.server.inbox(client) for client in sharers}
+        self._down += sum(map(len, self._inboxes.values()))
+        return sharers
+
+    def send(self, client: int, code: np.ndarray, weight: int = 1) -> bytes:
+        """Return what a client sends of its code: the client's side.
+
+        Raises:
+            MessageError: if the client has fallen silent.
+            ProtocolError: if the code or the weight is not what was declared.
+        """
+        if client not in self._inboxes:
+            raise MessageError("it fell silent before it had sent its code")
+        if self.silent.get(client) == "masked":
+            del self._inboxes[client]
+            raise MessageError("it fell silent before it had sent its code")
+        return self._clients[client].masked_code(self._inboxes.pop(client), code, weight)
+
+    def receive(self, client: int, message: bytes) -> None:
+        """Add a masked code to the sum: the server's side."""
+        self.server.collect_masked(client, message)
+
+    def close(self) -> tuple[np.ndarray, int]:
+        """Run the stages after training and return (sum of ``weight * code``, sum of weights) of the survivors."""
+        server = self.server
+        survivors = server.survivors()
+        self._down += len(survivors) * len(server.alive())
+        signers = self._answering("consistency", server.alive())
+        for client in signers:
+            server.collect_signature(client, self._sent(self._clients[client].consistency(survivors)))
+        request = server.request()
+        self._down += len(request) * len(signers)
+        for client in self._answering("unmask", signers):
+            server.collect_told(client, self._sent(self._clients[client].unmask(request)))
+        return server.total()
+
+    def take_bytes(self) -> tuple[int, int]:
+        """Return the bytes that clients sent, masked codes aside, and the bytes that they were sent, since this was asked last."""
+        taken, self._up, self._down = (self._up, self._down), 0, 0
+        return taken
+
+    def _answering(self, stage: str, clients: Sequence[int] | Mapping[int, object]) -> list[int]:
+        return [client for client in clients if self.silent.get(client) != stage]
+
+    def _sent(self, message: bytes) -> bytes:
+        self._up += len(message)
+        return message

@@ -1,0 +1,291 @@
+"""The bytes of every message: a strict header of 41 bytes, then records of fixed size or packed words. Little-endian throughout.
+
+Header, ``struct`` format ``<2sBBBIIII16sI``:
+
+| field | what it says |
+|---|---|
+| magic | ``SA`` |
+| version | 1 |
+| stage | which message this is (``Stage``) |
+| kind | of masked codes the bits of their modulus, 255 where they differ; else 0 |
+| round | the round |
+| sender | the client's number; 0xFFFFFFFF for the server |
+| codec | fingerprint of the codec |
+| entries | number of records, or of masked coordinates |
+| session | 16 bytes that no other attempt at a round has |
+| checksum | CRC-32 of the message without this field: it tells damage, not malice |
+
+Records:
+
+| stage | from | each |
+|---|---|---|
+| 0 keys | client | ``<32s32s32s64s``: channel key, mask key, commitment to the own mask's seed, signature of the three |
+| 1 roster | server | ``<I`` client, then its record of stage 0 |
+| 2 shares | client | ``<I48s``: receiver, sealed shares (of the own mask's seed, of the mask key's: 16 bytes each) |
+| 3 inbox | server | ``<I48s``: sender, sealed shares |
+| 4 masked | client | the words, low bits first, ``m_j`` bits each, every part from a byte of its own on (``SumFormat``) |
+| 5 survivors | server | ``<I``: a client whose masked code is in the sum |
+| 6 signature | client | ``<64s``: of roster, senders of shares and survivors |
+| 7 request | server | ``<II``: how many dead and signatures; ``<I`` alive (``entries``); ``<I`` dead; ``<I64s`` client, signature |
+| 8 shares told | client | ``<I16s``: whose seed, share of it |
+
+A masked code, opened without this library (all coordinates modulo 2^m with m at most 16)::
+
+    header = struct.Struct("<2sBBBIIII16sI").unpack_from(message)
+    number = int.from_bytes(message[41:], "little")
+    words = [(number >> (m * j)) % 2**m for j in range(header[7])]
+
+Nothing is allocated before the length of a message and the number of its records have been checked against the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from fedlight.aggregation.secure.primitives import KEY, SECRET, SIGNATURE, TAG
+from fedlight.aggregation.secure.session import Session
+from fedlight.core.errors import MessageError, ProtocolError
+
+MAGIC = b"SA"
+VERSION = 1
+HEADER = struct.Struct("<2sBBBIIII16sI")
+SERVER = 0xFFFFFFFF
+
+_UNSUMMED = struct.Struct("<2sBBBIIII16s")
+_KEYS = struct.Struct(f"<{KEY}s{KEY}s{KEY}s{SIGNATURE}s")
+_ROSTER = struct.Struct(f"<I{_KEYS.size}s")
+_SEALED = struct.Struct(f"<I{2 * SECRET + TAG}s")
+_CLIENT = struct.Struct("<I")
+_SIGNATURE = struct.Struct(f"<{SIGNATURE}s")
+_COUNTS = struct.Struct("<II")
+_SIGNED = struct.Struct(f"<I{SIGNATURE}s")
+_SHARE = struct.Struct(f"<I{SECRET}s")
+
+
+class Stage(IntEnum):
+    """Which message this is, in the order of the protocol."""
+
+    KEYS = 0
+    ROSTER = 1
+    SHARES = 2
+    INBOX = 3
+    MASKED = 4
+    SURVIVORS = 5
+    SIGNATURE = 6
+    REQUEST = 7
+    TOLD = 8
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a client advertises: two X25519 keys, a commitment to its own mask's seed, and its signature of them."""
+
+    channel: bytes
+    mask: bytes
+    commitment: bytes
+    signature: bytes
+
+    def signed(self, session: Session, client: int) -> bytes:
+        """Return what the signature is of."""
+        return b"fedlight keys" + session.context + _CLIENT.pack(client) + self.channel + self.mask + self.commitment
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks for at the end: whose own masks (``alive``) and whose mask keys (``dead``), and who signed that."""
+
+    alive: tuple[int, ...]
+    dead: tuple[int, ...]
+    signatures: dict[int, bytes]
+
+
+def signed_survivors(session: Session, roster: bytes, sharers: Sequence[int], survivors: Sequence[int]) -> bytes:
+    """Return what clients sign before they tell shares: the keys they saw, whose shares they hold, and who survived."""
+    lists = b"".join(_CLIENT.pack(len(clients)) + pack_clients(clients) for clients in (sharers, survivors))
+    return b"fedlight survivors" + session.context + roster + lists
+
+
+def digest(roster: bytes) -> bytes:
+    """Return what stands for the roster in what clients sign."""
+    return hashlib.sha256(roster).digest()
+
+
+def pack_clients(clients: Sequence[int]) -> bytes:
+    """Return the clients' numbers in ascending order, 4 bytes each."""
+    return struct.pack(f"<{len(clients)}I", *sorted(clients))
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------------
+
+
+def write(session: Session, stage: Stage, sender: int, entries: int, body: bytes) -> bytes:
+    """Return header and body."""
+    kind = session.format.kind if stage is Stage.MASKED else 0
+    fixed = _UNSUMMED.pack(MAGIC, VERSION, stage, kind, session.round & 0xFFFFFFFF, sender, session.codec, entries, session.id)
+    return fixed + zlib.crc32(body, zlib.crc32(fixed)).to_bytes(4, "little") + body
+
+
+def write_keys(session: Session, client: int, keys: Keys) -> bytes:
+    """Return the message of stage 0."""
+    return write(session, Stage.KEYS, client, 1, _pack_keys(keys))
+
+
+def write_roster(session: Session, roster: dict[int, Keys]) -> bytes:
+    """Return the message of stage 1."""
+    body = b"".join(_ROSTER.pack(client, _pack_keys(keys)) for client, keys in sorted(roster.items()))
+    return write(session, Stage.ROSTER, SERVER, len(roster), body)
+
+
+def write_sealed(session: Session, sender: int, sealed: dict[int, bytes]) -> bytes:
+    """Return the message of stage 2 from a client, or of stage 3 from the server."""
+    stage = Stage.INBOX if sender == SERVER else Stage.SHARES
+    return write(session, stage, sender, len(sealed), b"".join(_SEALED.pack(*item) for item in sorted(sealed.items())))
+
+
+def write_survivors(session: Session, survivors: Sequence[int]) -> bytes:
+    """Return the message of stage 5."""
+    return write(session, Stage.SURVIVORS, SERVER, len(survivors), pack_clients(survivors))
+
+
+def write_signature(session: Session, client: int, signature: bytes) -> bytes:
+    """Return the message of stage 6."""
+    return write(session, Stage.SIGNATURE, client, 1, signature)
+
+
+def write_request(session: Session, request: Request) -> bytes:
+    """Return the message of stage 7."""
+    counts = _COUNTS.pack(len(request.dead), len(request.signatures))
+    signatures = b"".join(_SIGNED.pack(*item) for item in sorted(request.signatures.items()))
+    body = counts + pack_clients(request.alive) + pack_clients(request.dead) + signatures
+    return write(session, Stage.REQUEST, SERVER, len(request.alive), body)
+
+
+def write_told(session: Session, client: int, shares: dict[int, bytes]) -> bytes:
+    """Return the message of stage 8."""
+    return write(session, Stage.TOLD, client, len(shares), b"".join(_SHARE.pack(*item) for item in sorted(shares.items())))
+
+
+def _pack_keys(keys: Keys) -> bytes:
+    return _KEYS.pack(keys.channel, keys.mask, keys.commitment, keys.signature)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes: int) -> tuple[int, memoryview]:
+    """Return (entries, body) of a message after checking its length and every field of its header.
+
+    Raises:
+        MessageError: if it is truncated, longer than ``most_bytes`` allow, damaged, or of another session, round, codec, stage or sender.
+    """
+    if not HEADER.size <= len(message) <= HEADER.size + most_bytes:
+        raise MessageError(f"Expected a message of {HEADER.size} to {HEADER.size + most_bytes} bytes but got {len(message)}")
+    magic, version, at, kind, round, by, codec, entries, id, checksum = HEADER.unpack_from(message)
+    checks = (
+        ("magic", MAGIC, magic),
+        ("version", VERSION, version),
+        ("stage", int(stage), at),
+        ("kind", session.format.kind if stage is Stage.MASKED else 0, kind),
+        ("round", session.round & 0xFFFFFFFF, round),
+        ("sender", sender, by),
+        ("codec fingerprint", session.codec, codec),
+        ("session", session.id.hex(), id.hex()),
+    )
+    for name, want, got in checks:
+        if want != got:
+            raise MessageError(f"Expected {name} {want!r} in the header of a {stage.name.lower()} message but got {got!r}")
+    view = memoryview(message)
+    if zlib.crc32(view[HEADER.size :], zlib.crc32(view[: _UNSUMMED.size])) != checksum:
+        raise MessageError(
+            f"Expected a {stage.name.lower()} message that is whole but its checksum does not fit: it was damaged on the way"
+        )
+    return entries, view[HEADER.size :]
+
+
+def read_keys(session: Session, message: bytes, client: int) -> Keys:
+    """Return what a client advertised. The signature is not checked here."""
+    (record,) = _records(session, message, Stage.KEYS, client, _KEYS, 1, 1)
+    return Keys(*record)
+
+
+def read_roster(session: Session, message: bytes) -> dict[int, Keys]:
+    """Return everybody's keys by client. Signatures are not checked here."""
+    records = _records(session, message, Stage.ROSTER, SERVER, _ROSTER, 1, session.clients)
+    return {client: Keys(*_KEYS.unpack(keys)) for client, keys in _distinct(records)}
+
+
+def read_sealed(session: Session, message: bytes, sender: int) -> dict[int, bytes]:
+    """Return sealed shares by receiver, or by sender if the message comes from the server."""
+    stage = Stage.INBOX if sender == SERVER else Stage.SHARES
+    return dict(_distinct(_records(session, message, stage, sender, _SEALED, 0, session.clients - 1)))
+
+
+def read_masked(session: Session, message: bytes, client: int) -> memoryview:
+    """Return the packed words of a masked code."""
+    entries, body = read(session, message, Stage.MASKED, client, session.format.payload_bytes)
+    if entries != session.format.length or len(body) != session.format.payload_bytes:
+        raise MessageError(
+            f"Expected {session.format.length} masked coordinates in {session.format.payload_bytes} bytes but got {entries} in {len(body)}"
+        )
+    return body
+
+
+def read_survivors(session: Session, message: bytes) -> tuple[int, ...]:
+    """Return the clients whose masked codes are in the sum."""
+    records = _records(session, message, Stage.SURVIVORS, SERVER, _CLIENT, 0, session.clients)
+    return tuple(client for client, *_ in _distinct(records))
+
+
+def read_signature(session: Session, message: bytes, client: int) -> bytes:
+    """Return a client's signature of the survivors. It is not checked here."""
+    ((signature,),) = _records(session, message, Stage.SIGNATURE, client, _SIGNATURE, 1, 1)
+    return bytes(signature)
+
+
+def read_request(session: Session, message: bytes) -> Request:
+    """Return what the server asks for.
+
+    Raises:
+        MessageError: if the message is malformed.
+        ProtocolError: if a client is listed twice, or both as alive and as dead.
+    """
+    most = session.clients
+    alive, body = read(session, message, Stage.REQUEST, SERVER, _COUNTS.size + most * (2 * _CLIENT.size + _SIGNED.size))
+    if len(body) < _COUNTS.size:
+        raise MessageError(f"Expected a request of at least {_COUNTS.size} bytes but got {len(body)}")
+    dead, signed = _COUNTS.unpack_from(body)
+    sizes = [alive * _CLIENT.size, dead * _CLIENT.size, signed * _SIGNED.size]
+    if max(alive, dead, signed) > most or len(body) != _COUNTS.size + sum(sizes):
+        raise MessageError(f"Expected lists of at most {most} clients that fill the request but got {alive}, {dead} and {signed}")
+    end = _COUNTS.size + sizes[0] + sizes[1]
+    clients = _distinct([*_CLIENT.iter_unpack(body[_COUNTS.size : end])])
+    signatures = dict(_distinct([*_SIGNED.iter_unpack(body[end:])]))
+    return Request(tuple(c for (c,) in clients[:alive]), tuple(c for (c,) in clients[alive:]), signatures)
+
+
+def read_told(session: Session, message: bytes, client: int) -> dict[int, bytes]:
+    """Return the shares that a client tells, by the client whose seed they are of."""
+    return dict(_distinct(_records(session, message, Stage.TOLD, client, _SHARE, 1, session.clients)))
+
+
+def _records(
+    session: Session, message: bytes, stage: Stage, sender: int, record: struct.Struct, least: int, most: int
+) -> list[tuple[Any, ...]]:
+    entries, body = read(session, message, stage, sender, most * record.size)
+    if not least <= entries <= most or len(body) != entries * record.size:
+        raise MessageError(
+            f"Expected {least} to {most} records of {record.size} bytes in a {stage.name.lower()} message but got {entries} in {len(body)}"
+        )
+    return [*record.iter_unpack(body)]
+
+
+def _distinct(records: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    if len({record[0] for record in records}) != len(records):
+        raise ProtocolError("Expected every client once but one is listed twice")
+    return records

@@ -1,0 +1,180 @@
+"""The server of secure aggregation: collects a stage, answers it, and ends with the sum; bytes in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlight.aggregation.secure import messages
+from fedlight.aggregation.secure.client import add_mask, require_enough, require_known
+from fedlight.aggregation.secure.messages import SERVER, Keys, Request, Stage
+from fedlight.aggregation.secure.primitives import combine, verify
+from fedlight.core.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from fedlight.aggregation.secure.session import Session
+
+
+class SecureServer:
+    """The server's side of one session; it holds one sum of masked words and the shares, never a code.
+
+    A stage is collected message by message and closed by the method that answers it: ``collect_keys`` / ``roster``, ``collect_shares`` /
+    ``inbox``, ``collect_masked`` / ``survivors``, ``collect_signature`` / ``request``, ``collect_told`` / ``total``. A message that raises
+    is as good as not sent, and the session goes on without it; closing a stage raises if fewer than the threshold are left.
+
+    Args:
+        session: the attempt's public parameters.
+        cohort: the clients that were asked to take part.
+        directory: the public identity keys of every client.
+
+    Raises:
+        ProtocolError: if the cohort is larger than declared: before anything is sent.
+    """
+
+    def __init__(self, session: Session, cohort: Sequence[int], directory: Mapping[int, bytes]) -> None:
+        if len(cohort) > session.clients:
+            raise ProtocolError(
+                f"Expected at most the declared cohort of {session.clients} clients but got {len(cohort)}, whose sum might overflow: "
+                "declare a larger `cohort`"
+            )
+        self.session = session
+        self.cohort = frozenset(cohort)
+        self.directory = directory
+        self._collecting: Stage | None = Stage.KEYS
+        self._keys: dict[int, Keys] = {}
+        self._sealed: dict[int, dict[int, bytes]] = {}
+        self._words = np.zeros(session.format.length, np.uint32)
+        self._alive: set[int] = set()
+        self._roster = b""
+        self._signatures: dict[int, bytes] = {}
+        self._told: dict[int, dict[int, bytes]] = {}
+
+    # -- 0 ---------------------------------------------------------------------------------------------------------------------
+
+    def collect_keys(self, sender: int, message: bytes) -> None:
+        """Take one client's keys."""
+        self._expect(Stage.KEYS, sender, self.cohort, self._keys)
+        keys = messages.read_keys(self.session, message, sender)
+        require_known(self.directory, sender)
+        verify(self.directory[sender], keys.signature, keys.signed(self.session, sender), f"client {sender}")
+        self._keys[sender] = keys
+
+    def roster(self) -> bytes:
+        """Return everybody's keys, for everybody."""
+        self._close(Stage.KEYS, Stage.SHARES, len(self._keys), "advertised keys")
+        message = messages.write_roster(self.session, self._keys)
+        self._roster = messages.digest(message)
+        return message
+
+    # -- 1 ---------------------------------------------------------------------------------------------------------------------
+
+    def collect_shares(self, sender: int, message: bytes) -> None:
+        """Take one client's sealed shares."""
+        self._expect(Stage.SHARES, sender, self._keys, self._sealed)
+        sealed = messages.read_sealed(self.session, message, sender)
+        if sealed.keys() != self._keys.keys() - {sender}:
+            raise ProtocolError(f"Expected client {sender}'s shares for each of the others but got them for another list")
+        self._sealed[sender] = sealed
+
+    def sharers(self) -> tuple[int, ...]:
+        """Close the stage of shares and return the clients that go on."""
+        self._close(Stage.SHARES, Stage.MASKED, len(self._sealed), "shared their seeds")
+        return tuple(sorted(self._sealed))
+
+    def inbox(self, client: int) -> bytes:
+        """Return the shares that the others sealed for a client."""
+        boxes = {sender: sealed[client] for sender, sealed in self._sealed.items() if sender != client}
+        return messages.write_sealed(self.session, SERVER, boxes)
+
+    # -- 2 ---------------------------------------------------------------------------------------------------------------------
+
+    def collect_masked(self, sender: int, message: bytes) -> None:
+        """Add one client's masked code to the sum."""
+        self._expect(Stage.MASKED, sender, self._sealed, self._alive)
+        self._words += self.session.format.unpack(messages.read_masked(self.session, message, sender))
+        self._alive.add(sender)
+
+    def survivors(self) -> bytes:
+        """Return who is in the sum, for each of them to sign."""
+        self._close(Stage.MASKED, Stage.SIGNATURE, len(self._alive), "sent a masked code")
+        return messages.write_survivors(self.session, sorted(self._alive))
+
+    # -- 2b --------------------------------------------------------------------------------------------------------------------
+
+    def collect_signature(self, sender: int, message: bytes) -> None:
+        """Take one survivor's signature."""
+        self._expect(Stage.SIGNATURE, sender, self._alive, self._signatures)
+        signature = messages.read_signature(self.session, message, sender)
+        signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self._alive))
+        verify(self.directory[sender], signature, signed, f"client {sender}")
+        self._signatures[sender] = signature
+
+    def request(self) -> bytes:
+        """Return what is asked of those who signed: shares that take off the masks of the living and of the dead."""
+        self._close(Stage.SIGNATURE, Stage.TOLD, len(self._signatures), "signed the survivors")
+        dead = tuple(sorted(self._sealed.keys() - self._alive))
+        return messages.write_request(self.session, Request(tuple(sorted(self._alive)), dead, self._signatures))
+
+    # -- 3 ---------------------------------------------------------------------------------------------------------------------
+
+    def collect_told(self, sender: int, message: bytes) -> None:
+        """Take the shares that one client tells."""
+        self._expect(Stage.TOLD, sender, self._signatures, self._told)
+        told = messages.read_told(self.session, message, sender)
+        if told.keys() != self._sealed.keys():
+            raise ProtocolError(f"Expected client {sender}'s shares of everybody who shared but got them of another list")
+        self._told[sender] = told
+
+    def total(self) -> tuple[np.ndarray, int]:
+        """Return (sum of ``weight * code`` of the survivors, int64 ``[code_length]``; sum of their weights).
+
+        Raises:
+            ProtocolError: if too few told their shares, or the shares make a seed that its owner did not commit to.
+        """
+        self._close(Stage.TOLD, None, len(self._told), "told their shares")
+        session = self.session
+        words = self._words.copy()
+        for client in sorted(self._alive):
+            seed = self._seed_of(client)
+            if session.commitment(seed, client) != self._keys[client].commitment:
+                raise ProtocolError(f"Expected shares of the seed that client {client} committed to but they make another: one is corrupt")
+            add_mask(words, session.self_mask(seed, client), negative=True)
+        for client in sorted(self._sealed.keys() - self._alive):
+            pair = session.mask_pair(self._seed_of(client))
+            if pair.public != self._keys[client].mask:
+                raise ProtocolError(f"Expected shares of the mask key of client {client} but they make another: one is corrupt")
+            for other in sorted(self._alive):
+                # What the survivor added for the dead client (as the lower number) is taken away, and the other way round.
+                key = session.pair_mask(pair.agree(self._keys[other].mask), client, other)
+                add_mask(words, key, negative=other < client)
+        return session.format.read_sum(words, len(self._alive))
+
+    def alive(self) -> tuple[int, ...]:
+        """Return the clients whose codes are in the sum."""
+        return tuple(sorted(self._alive))
+
+    def _seed_of(self, client: int) -> bytes:
+        places = {who: place for place, who in enumerate(sorted(self._keys))}
+        told = sorted(self._told)[: self.session.threshold]
+        return combine({places[who]: self._told[who][client] for who in told})
+
+    # -- order -----------------------------------------------------------------------------------------------------------------
+
+    def _expect(self, stage: Stage, sender: int, members: Container[int], have: Container[int]) -> None:
+        """Raise unless the stage is open, the sender takes part in it, and has not answered yet."""
+        if self._collecting is not stage:
+            raise ProtocolError(f"Expected no {stage.name.lower()} message now but client {sender} sent one: the stage is not open")
+        if sender not in members:
+            raise ProtocolError(f"Expected {stage.name.lower()} messages of those who take part but client {sender} sent one")
+        if sender in have:
+            raise ProtocolError(f"Expected one {stage.name.lower()} message of client {sender} but got another")
+
+    def _close(self, stage: Stage, following: Stage | None, count: int, what: str) -> None:
+        """Close a stage, once; with fewer clients than the threshold the session ends."""
+        if self._collecting is not stage:
+            raise ProtocolError(f"Expected the {stage.name.lower()} stage to be open but it is not")
+        self._collecting = None
+        require_enough(self.session, count, what)
+        self._collecting = following

@@ -1,0 +1,44 @@
+"""A fixed public grid: integer codes of one step that nothing has to be learned for, as wide as asked.
+
+Under distributed differential privacy a client's noise lies on this grid, so it is finer and wider than a code alone would need
+(Kairouz et al. 2021, arXiv 2102.06387, section 4).
+"""
+
+from __future__ import annotations
+
+from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
+from fedlight.core.codec import Codec, Decoder, Encoder, Plan
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+
+
+class GridCodec(Codec):
+    """Stochastic rounding to integers of one fixed step; unbiased within ``+-step * (2**(bits-1) - 1)``.
+
+    Args:
+        step: size of a step, in the units of what is rounded.
+        bits: bits a coefficient takes on the wire, 2 to 24 (beyond, float32 cannot hold the integers).
+
+    Raises:
+        ConfigurationError: if a number is out of range.
+    """
+
+    integer = True
+
+    def __init__(self, step: float, bits: int = 18) -> None:
+        if step <= 0 or not 2 <= bits <= 24:
+            raise ConfigurationError(f"Expected `step` > 0 and `bits` in 2..24 but got {step} and {bits}")
+        self.step = step
+        self.bits = bits
+
+    def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
+        """Return the client's half."""
+        encoder = QuantizeEncoder(layout, [(self.bits, layout.dim)], one_step=True)
+        encoder.step.fill_(self.step)
+        return encoder
+
+    def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
+        """Return the server's half, whose gain never moves."""
+        decoder = QuantizeDecoder(layout, [(self.bits, layout.dim)], smoothing=1.0, one_step=True)
+        decoder.step.fill_(self.step)
+        return decoder

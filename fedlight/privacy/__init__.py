@@ -1,0 +1,10 @@
+"""Differential privacy on codes: clipping, noise, accounting, and the mechanisms that put them together."""
+
+from fedlight.privacy.central import AdaptiveClipping, CentralDP
+from fedlight.privacy.distributed import DistributedDP
+from fedlight.privacy.ledger import Ledger
+from fedlight.privacy.local import LocalDP
+from fedlight.privacy.mechanism import PrivacyMechanism, Setting
+from fedlight.privacy.protection import Protection
+
+__all__ = ["AdaptiveClipping", "CentralDP", "DistributedDP", "Ledger", "LocalDP", "PrivacyMechanism", "Protection", "Setting"]

@@ -1,0 +1,136 @@
+"""Central differential privacy: clients clip, a trusted server adds the noise to the sum of codes.
+
+DP-FedAvg with fixed-denominator averages (McMahan et al. 2018, arXiv 1710.06963, Algorithm 1), on codes instead of updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedlight.core.codec import Public
+from fedlight.core.errors import ConfigurationError
+from fedlight.privacy.clipping import move_clip, split_noise
+from fedlight.privacy.mechanism import PrivacyMechanism
+
+
+@dataclass
+class AdaptiveClipping:
+    """The norm follows a quantile of the clients' norms (Andrew et al. 2021, arXiv 1905.03871).
+
+    Args:
+        quantile: share of clients whose codes should be within the norm.
+        rate: how fast the norm moves (on a logarithmic scale).
+        bit_noise: standard deviation of the noise on the count of clients within the norm; a twentieth of the cohort if not given.
+    """
+
+    quantile: float = 0.5
+    rate: float = 0.2
+    bit_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1 or self.rate <= 0 or (self.bit_noise is not None and self.bit_noise <= 0):
+            raise ConfigurationError(
+                "Expected `quantile` between 0 and 1, `rate` > 0 and `bit_noise` > 0 but got "
+                f"{self.quantile}, {self.rate} and {self.bit_noise}"
+            )
+
+
+class CentralDP(PrivacyMechanism):
+    """Clients clip their codes; the server, which is trusted, adds Gaussian noise to their sum (discrete on integer codes).
+
+    Protects against everybody who sees models and aggregates, not against the server. Needs cohorts that clients join on their own
+    (`Poisson`, or `Everyone`): what is known of amplification by fixed-size cohorts is for another neighbouring relation.
+
+    Args:
+        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
+        noise_multiplier: standard deviation of a sum's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
+        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
+        delta: probability with which epsilon may not hold; below one over the number of clients.
+        accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
+        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
+            given: noise from the operating system's generator.
+        adaptive: lets the norm follow a quantile of the clients' norms, beginning at ``clip`` (fixed if not given).
+
+    Raises:
+        ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
+    """
+
+    relation = "add or remove one user"
+    needs_rate = True
+    amplified = True
+
+    def __init__(
+        self,
+        clip: float,
+        noise_multiplier: float | None = None,
+        target_epsilon: float | None = None,
+        delta: float = 1e-5,
+        accountant: Literal["auto", "pld", "rdp"] = "auto",
+        simulation_seed: int | None = None,
+        adaptive: AdaptiveClipping | None = None,
+    ) -> None:
+        super().__init__(clip, noise_multiplier, target_epsilon, delta, accountant, simulation_seed)
+        self.adaptive = adaptive
+        self.sends_bits = adaptive is not None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was configured, as plain data."""
+        return super().settings() | ({"adaptive": vars(self.adaptive)} if self.adaptive else {})
+
+    @property
+    def bit_deviation(self) -> float:
+        """Standard deviation of the noise on the sum of clipping bits."""
+        assert self.adaptive is not None
+        return self.adaptive.bit_noise or self.setting.cohort / 20
+
+    @property
+    def code_multiplier(self) -> float:
+        """The multiplier of the noise on the codes: a little more than ``multiplier`` where bits are released with them."""
+        return split_noise(self.multiplier, self.bit_deviation) if self.adaptive else self.multiplier
+
+    def check_noise(self) -> None:
+        """Refuse clipping bits that would spend the whole budget by themselves."""
+        if self.adaptive and self.code_multiplier == float("inf"):
+            raise ConfigurationError(
+                f"Expected `bit_noise` above half the noise multiplier ({self.multiplier:.4g}) but it is {self.bit_deviation:.4g}: "
+                "sample larger cohorts, or leave `adaptive` out"
+            )
+
+    def announce(self) -> dict[str, Any]:
+        """Return the norm of the coming round, if it adapts."""
+        return {"clip": self.norm} if self.adaptive else {}
+
+    def sum_noise(self, length: int, unit: float, public: Public) -> Tensor:
+        """Return the noise of a sum, in units of the code."""
+        source = self.source(public)
+        draw = source.discrete if self.setting.integer else source.gaussian
+        return torch.from_numpy(draw(length, self.sum_deviation(unit, 0)))
+
+    def bit_noise(self, public: Public) -> float:
+        """Return the noise on the sum of clipping bits."""
+        return float(self.source(public, client=-2).gaussian(1, self.bit_deviation)[0]) if self.adaptive else 0.0
+
+    def sum_deviation(self, unit: float, shares: int) -> float:
+        """Return the noise's standard deviation, however many clients there are."""
+        return self.code_multiplier * self.norm / unit
+
+    def least_clients(self, asked: int) -> int:
+        """Return 0: whether a round takes place must not depend on who is in it."""
+        return 0
+
+    def settle(self, bits: float) -> None:
+        """Enter the release, and move the norm."""
+        super().settle(bits)
+        if self.adaptive:
+            inside = bits / self.setting.cohort + 0.5
+            self.norm = move_clip(self.norm, min(max(inside, 0.0), 1.0), self.adaptive.quantile, self.adaptive.rate)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.norm = self.norm if self.adaptive else self.clip

@@ -1,0 +1,121 @@
+"""Distributed differential privacy: every client adds a share of the noise, and only the sum is ever seen.
+
+The distributed discrete Gaussian (Kairouz, Liu & Steinke 2021, arXiv 2102.06387, Algorithms 1 and 2), without the random rotation, on codes
+instead of updates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.privacy.accounting import discrete_sum_multiplier
+from fedlight.privacy.mechanism import PrivacyMechanism
+from fedlight.privacy.noise import NoiseSource
+
+TAIL = 10.0
+"""Standard deviations of a share's noise that a code has room for: beyond them lies one draw in 10^23."""
+
+
+class DistributedDP(PrivacyMechanism):
+    """Every client clips its code, rounds it to a fine grid and adds its share of discrete Gaussian noise.
+
+    Protects against the server too, provided that it sees nothing but the sum (secure aggregation) and that of every cohort at
+    least ``threshold`` clients answer, of which at most ``colluding`` give their noise away. The server sees who takes part, so nothing is
+    claimed of sampling, and cohorts may be drawn in any way. The codec's float codes are rounded to integers of ``bits`` bits, whatever
+    their own quantisation would take: the ratio that a run reports is that of these.
+
+    Args:
+        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
+        threshold: least number of clients that must answer; with fewer a round is repeated before its sum is known.
+        colluding: how many of them may tell others their noise.
+        noise_multiplier: standard deviation of the least noise in a sum, in units of ``clip``; calibrated if not given.
+        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
+        delta: probability with which epsilon may not hold; below one over the number of clients.
+        grid: how many steps of the integer grid lie within ``clip``.
+        bits: width of an entry of a client's message, the noise's tail included.
+        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
+            given: noise from the operating system's generator.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
+    """
+
+    relation = "replace one user's code by zeros"
+
+    def __init__(
+        self,
+        clip: float,
+        threshold: int,
+        colluding: int = 0,
+        noise_multiplier: float | None = None,
+        target_epsilon: float | None = None,
+        delta: float = 1e-5,
+        grid: int = 1024,
+        bits: int = 18,
+        simulation_seed: int | None = None,
+    ) -> None:
+        super().__init__(clip, noise_multiplier, target_epsilon, delta, "auto", simulation_seed)
+        if not 0 <= colluding < threshold or grid < 1 or not 2 <= bits <= 24:
+            raise ConfigurationError(
+                "Expected 0 <= `colluding` < `threshold`, `grid` >= 1 and `bits` in 2..24 but got "
+                f"{colluding}, {threshold}, {grid} and {bits}"
+            )
+        self.threshold = threshold
+        self.colluding = colluding
+        self.grid = grid
+        self.bits = bits
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was configured, as plain data."""
+        return super().settings() | {name: getattr(self, name) for name in ("threshold", "colluding", "grid", "bits")}
+
+    @property
+    def shares(self) -> int:
+        """How many clients' noise is counted on."""
+        return self.threshold - self.colluding
+
+    def share_deviation(self, multiplier: float, bound: float) -> float:
+        """Return the standard deviation of one client's share: ``multiplier * bound / sqrt(threshold - colluding)``."""
+        return multiplier * bound / math.sqrt(self.shares)
+
+    def check_noise(self) -> None:
+        """Refuse codes without room for noise, a grid on which sums of shares are no Gaussian, and cohorts that are always too small."""
+        deviation = self.share_deviation(self.multiplier, self.grid)
+        needed = math.ceil(math.log2(2 * (self.grid + TAIL * deviation) + 1))
+        if self.setting.bits < needed:
+            raise ConfigurationError(
+                f"Expected `bits` >= {needed} for {self.grid} steps and shares of noise of {deviation:.4g} steps but got "
+                f"{self.setting.bits}: raise `bits`, or lower `grid`"
+            )
+        if deviation < 0.5 or self.accounted(self.multiplier) < 0.999 * self.multiplier:
+            raise ConfigurationError(
+                f"Expected a `grid` on which noise of {deviation:.4g} steps a client adds up to a Gaussian but {self.grid} is too coarse: "
+                "raise `grid`"
+            )
+        if self.setting.cohort < self.threshold:
+            raise ConfigurationError(
+                f"Expected cohorts of at least `threshold` clients ({self.threshold}) but they have {self.setting.cohort}: "
+                "sample more clients, or lower `threshold`"
+            )
+
+    def accounted(self, multiplier: float) -> float:
+        """Return the multiplier of a Gaussian that is as private as the sum of the shares counted on."""
+        return discrete_sum_multiplier(self.grid, self.share_deviation(multiplier, self.grid), self.shares, self.setting.length)
+
+    def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
+        """Return the code with the client's share, within the range of its width."""
+        noise = torch.from_numpy(source.discrete(code.numel(), self.share_deviation(self.multiplier, bound)))
+        return (code + noise).clamp(-limit, limit)
+
+    def sum_deviation(self, unit: float, shares: int) -> float:
+        """Return the standard deviation of a sum of so many shares."""
+        return math.sqrt(shares) * self.share_deviation(self.multiplier, self.clip / unit)
+
+    def least_clients(self, asked: int) -> int:
+        """Return the threshold, or what the run asks for if that is more."""
+        return max(asked, self.threshold)

@@ -1,0 +1,55 @@
+"""Local differential privacy: every client adds all of the noise itself (Kasiviswanathan et al. 2011, arXiv 0803.0924)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.privacy.mechanism import PrivacyMechanism
+from fedlight.privacy.noise import NoiseSource
+
+
+class LocalDP(PrivacyMechanism):
+    """Every client clips its code and adds Gaussian noise to it before it leaves; nobody has to be trusted.
+
+    Any two values of a client's data may differ by twice the norm, so a multiplier counts half of what it does centrally, without
+    amplification; the run is accounted as if every client took part in every round. Strong noise: for very many clients only.
+
+    Args:
+        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
+        noise_multiplier: standard deviation of one code's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
+        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
+        delta: probability with which epsilon may not hold; below one over the number of clients.
+        accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
+        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
+            given: noise from the operating system's generator.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
+    """
+
+    relation = "replace one user's data"
+
+    def check_noise(self) -> None:
+        """Refuse integer codes, whose width is that of codes without noise."""
+        if self.setting.integer:
+            raise ConfigurationError(
+                "Expected a codec of float codes for LocalDP but its codes are integers, too narrow for a client's noise: leave the "
+                "quantisation out, or use CentralDP"
+            )
+
+    def accounted(self, multiplier: float) -> float:
+        """Return half of it: replacing a client's data moves its code by up to twice the norm."""
+        return multiplier / 2
+
+    def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
+        """Return the code with all of the noise, in its own float type."""
+        noise = torch.from_numpy(source.gaussian(code.numel(), self.multiplier * bound))
+        return (code.cpu().double() + noise).to(code.dtype)
+
+    def sum_deviation(self, unit: float, shares: int) -> float:
+        """Return the standard deviation of a sum of so many clients' noise."""
+        return math.sqrt(shares) * self.multiplier * self.clip / unit

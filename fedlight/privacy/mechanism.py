@@ -1,0 +1,261 @@
+"""The privacy mechanism of a run: who clips, who adds how much noise, and what it has cost.
+
+What all mechanisms have in common: clients' *codes* are clipped, so a client's share in the sum is bounded whatever the encoder is; the sum
+is divided by a fixed number of clients; decoding, the server's step and all later rounds are post-processing (Dwork & Roth 2014,
+Proposition 2.1). The guarantee is at the level of users: all that a client holds.
+
+Laws (``tests/privacy/test_contract.py``):
+
+1. A code that leaves ``Protection`` without noise has norm at most ``clip``, in the units in which noise is added; a client whose
+   training failed sends a code of zeros.
+2. The noise of a round has the standard deviation that the ledger says.
+3. Without ``simulation_seed`` no noise is drawn from anything but the operating system's generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from fedlight.core.codec import Encoder, Private, Public
+from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
+from fedlight.privacy.ledger import Ledger
+from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, require
+from fedlight.privacy.protection import Protection
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cost of a run depends on beside the mechanism, all of it public before the first round.
+
+    ``rate``: probability with which a client joins a round, on its own (None if cohorts are drawn otherwise); ``cohort``: the fixed
+    number that sums are divided by; ``rounds``: planned rounds (None if not known); ``length``: numbers in a code; ``integer``: whether
+    codes are integers; ``bits``: their width.
+    """
+
+    rate: float | None
+    cohort: int
+    rounds: int | None
+    length: int
+    integer: bool
+    bits: int = 0
+
+
+class PrivacyMechanism(ABC):
+    """Clips codes, adds noise and keeps the ledger.
+
+    Args:
+        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
+        noise_multiplier: standard deviation of a sum's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
+        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
+        delta: probability with which epsilon may not hold; below one over the number of clients.
+        accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
+        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
+            given: noise from the operating system's generator.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
+    """
+
+    relation: ClassVar[str]
+    """Which two runs are hard to tell apart."""
+    needs_rate: ClassVar[bool] = False
+    """Whether clients have to be sampled independently of one another."""
+    amplified: ClassVar[bool] = False
+    """Whether the target is an epsilon against those who do not see who takes part."""
+    grid: int = 0
+    """How many steps of an integer grid of its own lie within ``clip``, 0 without one."""
+    bits: int = 0
+    """Width of the integers on that grid."""
+
+    sends_bits: bool = False
+    """Whether clients say, beside the code, whether it was within the norm."""
+
+    def __init__(
+        self,
+        clip: float,
+        noise_multiplier: float | None = None,
+        target_epsilon: float | None = None,
+        delta: float = 1e-5,
+        accountant: Literal["auto", "pld", "rdp"] = "auto",
+        simulation_seed: int | None = None,
+    ) -> None:
+        require_choice("accountant", accountant, ("auto", "pld", "rdp"))
+        if clip <= 0 or not 0 < delta < 1:
+            raise ConfigurationError(f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
+        if noise_multiplier is None and target_epsilon is None:
+            raise ConfigurationError(
+                "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"
+            )
+        if (noise_multiplier is not None and noise_multiplier < LEAST_MULTIPLIER) or (target_epsilon is not None and target_epsilon <= 0):
+            raise ConfigurationError(
+                f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got "
+                f"{noise_multiplier} and {target_epsilon}"
+            )
+        self.clip = clip
+        self.noise_multiplier = noise_multiplier
+        self.target_epsilon = target_epsilon
+        self.delta = delta
+        self.accountant = accountant
+        self.simulation_seed = simulation_seed
+        self.ledger = Ledger()
+        self.multiplier = 0.0  # in use: as given, or calibrated
+        self.norm = clip  # in use: `clip`, unless it adapts
+        self.setting: Setting
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was configured, as plain data."""
+        names = ("clip", "noise_multiplier", "target_epsilon", "delta", "accountant", "simulation_seed")
+        return {"mechanism": type(self).__name__} | {name: getattr(self, name) for name in names}
+
+    # -- before the first round ------------------------------------------------------------------------------------
+
+    def begin(self, setting: Setting, population: int) -> None:
+        """Take note of the run and fix the noise multiplier.
+
+        Raises:
+            ConfigurationError: if the mechanism cannot protect such a run, or its target does not allow one round.
+        """
+        require("dp_accounting")
+        if self.delta >= 1 / population:
+            raise ConfigurationError(
+                f"Expected `delta` below 1 / {population:,} clients but got {self.delta}: publishing one client at random would satisfy it"
+            )
+        if self.needs_rate and setting.rate is None:
+            raise ConfigurationError(
+                f"Expected cohorts that every client joins on its own but got others, whose sampling {type(self).__name__} cannot "
+                "account for: set `data.sampler` to Poisson or Everyone"
+            )
+        if self.accountant == "pld" and setting.integer:
+            raise ConfigurationError(
+                "Expected `accountant` rdp (or auto) for integer codes but got pld, whose figures are those of continuous noise"
+            )
+        self.setting = setting
+        self.multiplier = self.noise_multiplier or self._calibrated()
+        self.check_noise()
+        if not self.affordable():
+            raise ConfigurationError(
+                f"Expected a `target_epsilon` that allows one round but one costs {self.next_epsilon():.4g} at a noise multiplier of "
+                f"{self.multiplier:.4g} and the target is {self.target_epsilon}: raise `noise_multiplier`"
+            )
+
+    def check_noise(self) -> None:  # noqa: B027  (most need no more than a multiplier)
+        """Raise ``ConfigurationError`` if noise of this multiplier cannot be added in this setting."""
+
+    @property
+    def accounts(self) -> str:
+        """Name of the accountant in use; what is known of discrete noise under sampling is known at integer orders."""
+        if self.setting.integer:
+            return "rdp" if self.rate == 1 else "rdp of integer orders"
+        return "pld" if self.accountant == "auto" else self.accountant
+
+    @property
+    def rate(self) -> float:
+        """Sampling rate that a release is entered with: 1 where no amplification is claimed."""
+        return self.setting.rate if self.amplified and self.setting.rate is not None else 1.0
+
+    def accounted(self, multiplier: float) -> float:
+        """Return the multiplier that the ledger enters for noise of ``multiplier * clip``: relative to what one user can change."""
+        return multiplier
+
+    def _calibrated(self) -> float:
+        assert self.target_epsilon is not None
+        if self.setting.rounds is None:
+            raise ConfigurationError(
+                "Expected `trainer.max_steps` to calibrate the noise for but the number of rounds is not set: set it, or `noise_multiplier`"
+            )
+        needed = calibrate(self.accounts, self.target_epsilon, self.delta, self.rate, self.setting.rounds)
+        return needed * (needed / self.accounted(needed))
+
+    # -- on the client ---------------------------------------------------------------------------------------------
+
+    def announce(self) -> dict[str, Any]:
+        """Return what clients must know before a round beyond the configuration."""
+        return {}
+
+    def protection(self, encoder: Encoder, public: Public, private: Private, client: int, silent: bool = False) -> Protection:
+        """Return what a client applies to its code before it is packed; ``silent`` if it has nothing usable to say."""
+        return Protection(self, encoder, public, private.generator, client, silent)
+
+    def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
+        """Return the clipped code with the client's own noise, if it adds any; ``bound`` and ``limit`` in the code's units."""
+        return code
+
+    # -- on the server ---------------------------------------------------------------------------------------------
+
+    def sum_noise(self, length: int, unit: float, public: Public) -> Tensor | None:
+        """Return the noise ``[length]`` (int64 or float64) that the server adds to a sum of codes, None if it adds none."""
+        return None
+
+    def bit_noise(self, public: Public) -> float:
+        """Return the noise that the server adds to the sum of clipping bits."""
+        return 0.0
+
+    @abstractmethod
+    def sum_deviation(self, unit: float, shares: int) -> float:
+        """Return the standard deviation of the noise in a sum of ``shares`` codes, in units of the code."""
+
+    def least_clients(self, asked: int) -> int:
+        """Return with how few clients a round goes on, ``asked`` being what the run wants."""
+        return asked
+
+    def settle(self, bits: float) -> None:
+        """Enter one release in the ledger; ``bits``: the noisy sum of clipping bits, one half less each, where clients send them."""
+        self.ledger.add(self.accounted(self.multiplier), self.rate)
+
+    # -- what it has cost ------------------------------------------------------------------------------------------
+
+    def epsilon(self, amplified: bool = True) -> float:
+        """Return epsilon so far, with or without amplification by sampling."""
+        return self.ledger.epsilon(self.accounts, self.delta, amplified)
+
+    def next_epsilon(self) -> float:
+        """Return what epsilon would be after one more release."""
+        return epsilon(self.accounts, self.ledger.after(self.accounted(self.multiplier), self.rate), self.delta)
+
+    def affordable(self) -> bool:
+        """Whether one more release stays within the target, if there is one."""
+        return self.target_epsilon is None or self.next_epsilon() <= self.target_epsilon
+
+    def report(self) -> dict[str, Any]:
+        """Return everything that a statement of differential privacy has to say, as plain data; nothing before ``begin``."""
+        if not hasattr(self, "setting"):
+            return {}
+        return {
+            "epsilon": self.epsilon(),
+            "epsilon_unamplified": self.epsilon(amplified=False),
+            "delta": self.delta,
+            "noise_multiplier": self.multiplier,
+            "clip": self.norm,
+            "privacy": {
+                "mechanism": type(self).__name__,
+                "unit": "user",
+                "neighbouring_relation": self.relation,
+                "sampling_rate": self.rate,
+                "rounds": len(self.ledger),
+                "accountant": self.accounts,
+                "expected_cohort": self.setting.cohort,
+                "noise": "operating system" if self.simulation_seed is None else "seeded simulation, which protects nobody",
+            },
+        }
+
+    def source(self, public: Public, client: int = -1) -> NoiseSource:
+        """Return where the noise of a client (or, below 0, of the server) comes from."""
+        if self.simulation_seed is None:
+            return SystemNoise()
+        return SeededNoise(self.simulation_seed, "privacy", public.round, public.attempt, client)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ledger and what was calibrated or adapted, for the checkpoint."""
+        return {"ledger": self.ledger.state_dict(), "multiplier": self.multiplier, "norm": self.norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; the multiplier stays what it was when the run began."""
+        self.ledger.load_state_dict(state["ledger"])
+        self.multiplier = float(state["multiplier"])
+        self.norm = float(state["norm"])

@@ -1,0 +1,92 @@
+"""A cohort that is driven stage by stage, so that a test can change what passes between the parties."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat
+
+STAGES = ("advertise", "share", "masked", "consistency", "unmask")
+
+
+def counting(seed: int = 0) -> Callable[[int], bytes]:
+    """Return a source of bytes that gives the same ones every time: for recorded transcripts and fixed examples alone."""
+    drawn = 0
+
+    def draw(length: int) -> bytes:
+        nonlocal drawn
+        drawn += 1
+        return hashlib.shake_256(f"{seed} {drawn}".encode()).digest(length)
+
+    return draw
+
+
+def session_of(clients: int, threshold: int, limits=((7, 5),), max_weight: int = 1, number: int = 0, **changes) -> Session:
+    settings = {"round": 3, "codec": 77, "encoder": bytes(32), "model": bytes(32)} | changes
+    return Session(number.to_bytes(16, "big"), format=SumFormat(limits, clients, max_weight), threshold=threshold, **settings)
+
+
+def random_codes(session: Session, seed: int = 0) -> np.ndarray:
+    """Return codes ``[clients, code_length]`` that reach the ends of their ranges."""
+    rng = np.random.default_rng(seed)
+    limits = np.repeat([limit for limit, _ in session.format.limits], [count for _, count in session.format.limits])
+    codes = rng.integers(-limits, limits + 1, (session.clients, session.format.code_length))
+    extreme = rng.random(codes.shape) < 0.3
+    return np.where(extreme, np.sign(codes) * limits, codes).astype(np.int32)
+
+
+class Play:
+    """One session; every method runs the stages before it and returns what the server or the clients said."""
+
+    def __init__(self, clients: int = 4, threshold: int = 3, seed: int = 0, **changes) -> None:
+        self.session = session_of(clients, threshold, number=seed, **changes)
+        self.entropy = counting(seed)
+        self.identities = Identities(counting(-1))
+        self.directory = self.identities.directory(range(clients))
+        self.clients = {i: self.client(i) for i in range(clients)}
+        self.server = SecureServer(self.session, range(clients), self.directory)
+        self.codes = random_codes(self.session, seed)
+
+    def client(self, number: int, session: Session | None = None) -> SecureClient:
+        return SecureClient(session or self.session, number, self.identities.of(number), self.directory, self.entropy)
+
+    def keys(self) -> dict[int, bytes]:
+        return {i: client.advertise() for i, client in self.clients.items()}
+
+    def roster(self) -> bytes:
+        for i, message in self.keys().items():
+            self.server.collect_keys(i, message)
+        return self.server.roster()
+
+    def shares(self) -> dict[int, bytes]:
+        roster = self.roster()
+        return {i: client.share(roster) for i, client in self.clients.items()}
+
+    def inboxes(self) -> dict[int, bytes]:
+        for i, message in self.shares().items():
+            self.server.collect_shares(i, message)
+        return {i: self.server.inbox(i) for i in self.server.sharers()}
+
+    def survivors(self, silent: tuple[int, ...] = ()) -> bytes:
+        for i, inbox in self.inboxes().items():
+            if i not in silent:
+                self.server.collect_masked(i, self.clients[i].masked_code(inbox, self.codes[i]))
+        return self.server.survivors()
+
+    def request(self, silent: tuple[int, ...] = ()) -> bytes:
+        survivors = self.survivors(silent)
+        for i in self.server.alive():
+            self.server.collect_signature(i, self.clients[i].consistency(survivors))
+        return self.server.request()
+
+    def told(self, silent: tuple[int, ...] = ()) -> dict[int, bytes]:
+        request = self.request(silent)
+        return {i: self.clients[i].unmask(request) for i in self.server.alive()}
+
+    def total(self, silent: tuple[int, ...] = ()) -> np.ndarray:
+        for i, message in self.told(silent).items():
+            self.server.collect_told(i, message)
+        return self.server.total()[0]

@@ -1,0 +1,403 @@
+"""Federated runs through SecureAggregator: the same sums, models and rounds as without it, and nothing that tells of a client."""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from fedlight.aggregation import DropOuts, SecureAggregator, Setting
+from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
+from fedlight.callbacks import CodecRefresh, FederatedCallback
+from fedlight.clients import FedAvg
+from fedlight.codecs import (
+    ChainCodec,
+    CountSketchCodec,
+    HalfCodec,
+    IdentityCodec,
+    LinearCodec,
+    PowerSGDCodec,
+    QSGDCodec,
+    QuantizeCodec,
+    TopKCodec,
+    TransformCodec,
+)
+from fedlight.core.errors import ConfigurationError, RoundFailedError
+from fedlight.core.pretraining import ProxyFederation
+from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
+from fedlight.modules import MLP
+from fedlight.modules.downlink import CatchUp, model_bytes
+from tests.federation import History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
+
+CLIENTS = 8  # of tests.federation.federated_data, everybody in every round
+
+
+class Replay(ClientSampler):
+    """The cohorts that are given, by round and attempt."""
+
+    def __init__(self, cohorts: dict[tuple[int, int], list[int]]) -> None:
+        self.cohorts = cohorts
+
+    def sample(self, num_clients: int, seed: int, round: int, attempt: int) -> np.ndarray:
+        return np.array(sorted(self.cohorts[round, attempt]), dtype=np.int64)
+
+
+class Arrived(FederatedCallback):
+    """Remembers what the server's side is given."""
+
+    def __init__(self) -> None:
+        self.uploads = []
+
+    def on_client_message(self, trainer, pl_module, round, upload):
+        self.uploads.append(upload)
+
+
+def same_rounds(one: Spy, other: Spy) -> None:
+    assert one.totals.keys() == other.totals.keys() and len(one.totals) > 1
+    for number in one.totals:
+        assert one.totals[number].dtype == torch.int64 and torch.equal(one.totals[number], other.totals[number])
+        assert torch.equal(one.aggregates[number], other.aggregates[number])
+        assert torch.equal(one.weights[number], other.weights[number])
+        assert one.announced[number] == other.announced[number]
+
+
+def test_a_run_on_digits_is_the_run_without_it_bit_for_bit():
+    """With a learned code whose coordinates have several widths, a refresh that changes them, and clients that catch up on sums."""
+
+    def digits(aggregator) -> Spy:
+        torch.manual_seed(0)
+        data = FederatedDataModule(source=Digits(), num_clients=20, sampler=Uniform(8), proxy_samples=200, seed=3)
+        algorithm = FedAvg(lr=0.2, steps=5, batch_size=16)
+        codec = TransformCodec(16, secure_cohort=8, encoder_share=1.0)
+        module = federated(MLP(64, [16], 10), codec=codec, algorithm=algorithm, aggregator=aggregator, downlink=CatchUp())
+        return run(module, 5, data, callbacks=[CodecRefresh(3, ProxyFederation(rounds=8, clients=4))])
+
+    same_rounds(digits(None), digits(SecureAggregator(8)))
+
+
+def test_any_additive_codec_of_integers_will_do():
+    def chain() -> ChainCodec:
+        return ChainCodec([LinearCodec(2, "random", block_size=16), QuantizeCodec(5)])
+
+    for codec in (learned, chain, lambda: QuantizeCodec(12)):
+        same_rounds(run(federated(codec=codec())), run(federated(codec=codec(), aggregator=SecureAggregator(CLIENTS))))
+
+
+def test_weights_travel_inside_the_sum():
+    data = federated_data()
+    data.setup()
+    sizes = {client: data.client_size(client) for client in range(CLIENTS)}
+    assert len(set(sizes.values())) > 1
+    weights = []
+
+    class Weighs(FederatedCallback):
+        def on_cohort_end(self, trainer, pl_module, round):
+            weights.append((round.codes.weight, round.codes.count))
+
+    plain = run(federated(codec=learned(), weighting="samples"), 1, callbacks=[Weighs()])
+    arrived = Arrived()
+    aggregator = SecureAggregator(CLIENTS, max_weight=max(sizes.values()))
+    module = federated(codec=learned(), weighting="samples", aggregator=aggregator)
+    secure = run(module, 1, callbacks=[Weighs(), arrived])
+    assert weights == [(sum(sizes.values()), CLIENTS)] * 2
+    assert torch.equal(plain.totals[0], secure.totals[0]) and torch.equal(plain.weights[0], secure.weights[0])
+    assert {upload.weight for upload in arrived.uploads} == {1}
+    masked = sum(len(upload.message) for upload in arrived.uploads)
+    assert module.traffic.uplink == masked + module.traffic.handshake_up  # and no weight beside the masked codes
+
+
+DROP_OUTS = [
+    DropOuts(clients=2),
+    DropOuts(advertise=0.1),
+    DropOuts(share=0.1),
+    DropOuts(masked=0.15),
+    DropOuts(consistency=0.15, unmask=0.1),
+]
+
+
+@pytest.mark.parametrize("drop_outs", DROP_OUTS, ids=["two at any stage", "keys", "shares", "codes", "late"])
+def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
+    """Whose attempts that failed are repeated: the later attempt's numbers are part of what clients draw."""
+    aggregator = SecureAggregator(CLIENTS, threshold=5, drop_outs=drop_outs)
+    history = History()
+    secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=10), 4, logger=history)
+    attempts = {number: int(count) - 1 for number, count in history.rounds("round/attempts").items()}
+    survivors = {key: [] for key in secure.uploads}
+    for number, attempt, client in secure.uploads:
+        survivors.setdefault((number, attempt), []).append(client)
+    assert any(len(survivors[number, attempt]) < CLIENTS for number, attempt in attempts.items()) or drop_outs.unmask
+
+    class Later(FederatedCallback):
+        """Takes the aggregate away in attempts that the secure run had to repeat."""
+
+        def on_cohort_end(self, trainer, pl_module, round):
+            if round.public.attempt < attempts[round.public.round]:
+                round.aggregate = None
+
+    cohorts = {(number, attempt): survivors.get((number, attempt)) or [0] for number in range(4) for attempt in range(10)}
+    data = federated_data(sampler=Replay(cohorts))
+    plain_history = History()
+    module = federated(codec=learned(), max_attempts=10)
+    plain = Spy()
+    runner = trainer(4, callbacks=[pretraining(), plain, *ordered(module, Later())], logger=plain_history)
+    runner.fit(module, datamodule=data)
+    same_rounds(secure, plain)
+    assert plain_history.rounds("round/attempts") == history.rounds("round/attempts")
+    assert plain_history.rounds("round/clients") == history.rounds("round/clients")
+
+
+def ordered(module, last: FederatedCallback) -> list[FederatedCallback]:
+    """Return the codec's pair and a callback that comes after it."""
+    from fedlight.callbacks import codec_callbacks
+
+    return [*codec_callbacks(module.codec), last]
+
+
+def test_a_cohort_below_the_threshold_fails_and_the_run_says_why(caplog):
+    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=1.0))
+    module = federated(codec=learned(), aggregator=aggregator)
+    start = weights_of(module)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(RoundFailedError, match=r"in 3 attempts .*it fell silent before it had sent its code"),
+    ):
+        run(module, 1)
+    assert "Round 0: attempt 2 ended without a sum. Expected at least 6 clients that sent a masked code but got 0" in caplog.text
+    assert torch.equal(weights_of(module), start)
+    assert module.traffic.handshake_up > 0 and module.traffic.messages == 0 and module.traffic.ratio(10) == 0
+
+
+def test_a_failed_attempt_is_repeated_with_new_keys_and_leaves_no_trace_in_the_codes():
+    history = History()
+    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=0.4, seed=1))
+    secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=50), 2, logger=history)
+    assert max(history.rounds("round/attempts").values()) > 1
+    messages = [upload.message for upload in secure.uploads.values()]
+    assert len({message[21:37] for message in messages}) == sum(history.rounds("round/attempts").values())  # a session for each attempt
+
+
+def test_the_server_side_is_given_masked_codes_alone():
+    arrived = Arrived()
+    module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
+    run(module, 2, callbacks=[arrived])
+    plain = Arrived()
+    run(federated(codec=learned()), 2, callbacks=[plain])
+    assert len(arrived.uploads) == len(plain.uploads) == 2 * CLIENTS
+    for masked, clear in zip(arrived.uploads, plain.uploads, strict=True):
+        assert masked.client == clear.client and len(masked.update) == 0 and math.isnan(masked.loss) and masked.weight == 1
+        assert masked.message[:2] == b"SA" and masked.message[3] == 4
+        format = module.codec.encoder.format
+        packed = masked.message[41:]
+        kind = masked.message[4]
+        words = np.array([(int.from_bytes(packed, "little") >> (kind * j)) % 2**kind for j in range(format.length)])
+        code = format.unpack(clear.message[16:]).numpy()
+        assert (words % 2**format.bits == code % 2**format.bits).mean() < 0.2
+
+
+def test_every_byte_of_every_stage_is_counted_in_both_directions():
+    n = CLIENTS
+    aggregator = SecureAggregator(n)
+    module = federated(codec=learned(), aggregator=aggregator)
+    history = History()
+    spy = run(module, 2, logger=history)
+    masked = sum(len(upload.message) for upload in spy.uploads.values())
+    up = n * ((41 + 160) + (41 + 52 * (n - 1)) + (41 + 64) + (41 + 20 * n))
+    down = n * ((41 + 164 * n) + (41 + 52 * (n - 1)) + (41 + 4 * n) + (41 + 8 + 4 * n + 68 * n))
+    traffic = module.traffic
+    assert traffic.uplink == masked + 2 * up and traffic.handshake_up == 2 * up and traffic.messages == 2 * n
+    assert traffic.handshake_down == 2 * down
+    gains = sum(8 * len(announced) for announced in spy.announced.values())
+    encoders = traffic.codec
+    assert traffic.downlink == 2 * down + 2 * n * model_bytes(module) + encoders + n * gains
+    assert traffic.mean_message == masked / (2 * n)
+    assert history.rounds("bytes/uplink_round") == {0: masked / 2 + up, 1: masked / 2 + up}
+    assert history.rounds("bytes/handshake") == {0: up + down, 1: 2 * (up + down)}
+
+
+def test_the_ratio_is_that_of_masked_codes_with_their_headroom():
+    def ratio(aggregator) -> float:
+        module = federated(codec=QuantizeCodec(4), aggregator=aggregator)
+        run(module, 1)
+        return module.traffic.ratio(module.layout.dim)
+
+    dim = federated().layout.dim
+    assert ratio(None) == 4 * dim / (16 + -(-dim * 4 // 8))
+    assert ratio(SecureAggregator(CLIENTS)) == 4 * dim / (41 + -(-dim * 7 // 8))  # 8 clients of +-7: sums within +-56
+
+
+def test_nothing_under_sim_is_logged_unless_asked_for():
+    logs = []
+    for asked in (False, True):
+        history = History()
+        run(federated(codec=learned(), aggregator=SecureAggregator(CLIENTS, sim_logs=asked), sim_every=1), 2, logger=history)
+        logs.append({name for figures in history.steps.values() for name in figures if name.startswith("sim/")})
+    assert logs == [set(), {"sim/loss", "sim/relative_error", "sim/cosine", "sim/saturation"}]
+
+
+def test_figures_under_sim_are_those_of_a_run_without_it():
+    histories = [History(), History()]
+    for history, aggregator in zip(histories, (None, SecureAggregator(CLIENTS, sim_logs=True)), strict=True):
+        run(federated(codec=learned(), aggregator=aggregator, sim_every=1), 2, logger=history)
+    for name in ("sim/loss", "sim/relative_error", "sim/saturation"):
+        assert histories[0].rounds(name) == histories[1].rounds(name)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------------------
+
+
+def secure_run(rounds: int, ckpt=None, **changes):
+    aggregator = SecureAggregator(4, **{"drop_outs": DropOuts(clients=1)} | changes)
+    module, history, spy = federated(codec=learned(), aggregator=aggregator), History(), Spy()
+    runner = trainer(rounds, logger=history, callbacks=[pretraining(), spy])
+    runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt, weights_only=False)
+    return module, runner, history, spy
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does_with_masks_of_its_own(tmp_path):
+    straight, _, whole, seen = secure_run(6)
+    _, runner, _, _ = secure_run(3)
+    runner.save_checkpoint(tmp_path / "three.ckpt")
+    resumed, _, rest, again = secure_run(6, tmp_path / "three.ckpt")
+    assert torch.equal(weights_of(straight), weights_of(resumed))
+    assert straight.traffic == resumed.traffic
+    for name in ("round/clients", "bytes/uplink", "bytes/handshake"):
+        assert {k: v for k, v in whole.rounds(name).items() if k >= 3} == rest.rounds(name)
+    for key, upload in again.uploads.items():
+        assert upload.message != seen.uploads[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
+
+
+def test_nothing_secret_is_in_a_checkpoint(tmp_path, monkeypatch):
+    """Neither a long-lived key, nor a key or seed of any session."""
+    kept: list[bytes] = []
+
+    def remember(kind) -> None:
+        made = kind.__init__
+
+        def init(self, private: bytes) -> None:
+            kept.append(private)
+            made(self, private)
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    def remembered(secret: bytes, threshold: int, shares: int) -> list[bytes]:
+        kept.append(secret)
+        return split(secret, threshold, shares)
+
+    remember(KeyPair), remember(Identity)
+    monkeypatch.setattr("fedlight.aggregation.secure.client.split", remembered)
+    _, runner, _, _ = secure_run(2)
+    runner.save_checkpoint(tmp_path / "two.ckpt")
+    content = (tmp_path / "two.ckpt").read_bytes()
+    assert len(set(kept)) > 30 and {len(secret) for secret in kept} == {16, 32}
+    assert not [secret for secret in kept if secret in content or secret.hex().encode() in content]
+
+
+@pytest.mark.parametrize("changes", [{"threshold": 4}, {"max_weight": 3}, {"drop_outs": None}])
+def test_a_run_is_not_resumed_with_another_aggregator(changes, tmp_path):
+    _, runner, _, _ = secure_run(1)
+    runner.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ConfigurationError, match="aggregator"):
+        secure_run(2, tmp_path / "one.ckpt", **changes)
+
+
+# -- refusals before training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "said"),
+    [
+        (IdentityCodec, "integers, which secure aggregation needs, but IdentityCodec sends floats"),
+        (HalfCodec, "HalfCodec sends floats"),
+        (CountSketchCodec, "CountSketchCodec sends floats"),
+        (PowerSGDCodec, "PowerSGDCodec sends floats"),
+        (TopKCodec, "can be summed, which secure aggregation needs"),
+        (QSGDCodec, "can be summed, which secure aggregation needs"),
+    ],
+)
+def test_codecs_that_cannot_be_summed_or_send_floats_are_refused(codec, said):
+    with pytest.raises(ConfigurationError, match=said):
+        run(federated(codec=codec(), aggregator=SecureAggregator(CLIENTS)))
+
+
+def setting(**changes) -> Setting:
+    return Setting(**{"codec": QuantizeCodec(4), "cohort": CLIENTS, "largest_weight": 1, "buffers": False, "processes": 1} | changes)
+
+
+class TwoPasses(QuantizeCodec):
+    passes = 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
+        ({"processes": 2}, "Set `trainer.devices` to 1"),
+        ({"buffers": True}, "`model.batch_norm` to local"),
+        ({"cohort": 9}, "declared 8 clients but got 9: raise `model.aggregator.init_args.cohort`"),
+        ({"largest_weight": 2}, "declared 1 but the largest is 2: raise `model.aggregator.init_args.max_weight`"),
+    ],
+)
+def test_runs_that_cannot_work_are_refused_with_the_way_out(changes, said):
+    SecureAggregator(CLIENTS).check(setting())
+    with pytest.raises(ConfigurationError, match=said):
+        SecureAggregator(CLIENTS).check(setting(**changes))
+
+
+def test_runs_are_refused_before_the_codec_is_pretrained():
+    with pytest.raises(ConfigurationError, match="declared 7 clients but got 8"):
+        run(federated(codec=learned(), aggregator=SecureAggregator(7)), callbacks=[])
+    with pytest.raises(ConfigurationError, match="BatchNorm statistics"):
+        run(federated(mlp(norm=True), codec=learned(), aggregator=SecureAggregator(8)))
+    with pytest.raises(ConfigurationError, match="max_weight"):
+        run(federated(codec=learned(), weighting="samples", aggregator=SecureAggregator(8)))
+
+
+def test_local_batch_norm_goes_with_it():
+    plain = run(federated(mlp(norm=True), codec=learned(), batch_norm="local"))
+    same_rounds(plain, run(federated(mlp(norm=True), codec=learned(), batch_norm="local", aggregator=SecureAggregator(8))))
+
+
+def test_a_cohort_that_is_larger_than_declared_sends_nothing_and_is_drawn_anew():
+    """Cohorts of Poisson sampling differ in size: one that might overflow is as good as one that is too small."""
+    data = federated_data(sampler=Poisson(0.6), seed=6)
+    data.setup()
+    sizes = [len(data.cohort(number, 0)) for number in range(6)]
+    declared = max(sizes) - 1
+    assert 3 <= sizes[0] <= declared
+    history = History()
+    aggregator = SecureAggregator(declared, threshold=declared // 2 + 1)
+    run(federated(codec=learned(), aggregator=aggregator, max_attempts=20), 6, data, logger=history)
+    repeated = [attempts > 1 for attempts in history.rounds("round/attempts").values()]
+    assert repeated == [not declared // 2 + 1 <= size <= declared for size in sizes] and any(repeated) and not all(repeated)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [((2,), "at least 3"), ((10, 5), "more than half"), ((10, 7, 0), "max_weight")])
+def test_impossible_settings_are_refused(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        SecureAggregator(*arguments)
+
+
+def test_small_cohorts_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        SecureAggregator(10).check(setting())
+        assert not caplog.records
+        SecureAggregator(9).check(setting())
+    assert "the sum of so few codes tells much about each" in caplog.text
+
+
+def test_sums_of_too_many_bits_are_refused_when_the_codec_is_known():
+    codec = QuantizeCodec(16).bind(federated().layout)
+    with pytest.raises(ConfigurationError, match="at most 32 bits"):
+        SecureAggregator(10, max_weight=10**5).check(setting(codec=codec))
+
+
+def test_a_message_of_a_run_opens_with_struct():
+    module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
+    for (number, _, client), upload in run(module, 2).uploads.items():
+        fields = struct.unpack_from("<2sBBBIIII16sI", upload.message)
+        assert fields[:3] == (b"SA", 1, 4)
+        assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
