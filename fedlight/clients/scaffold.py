@@ -39,7 +39,8 @@ class Scaffold(FedAvg):
 
     def correction(self, memory: Memory) -> Tensor | None:
         """Return ``c - c_i`` ``[dim]``, None as long as both are zero."""
-        common, own = memory.server.get("control"), memory.own.get("control")
+        common: Tensor | None = memory.server.get("control")
+        own: Tensor | None = memory.own.get("control")
         if common is None:
             return None
         return common.clone() if own is None else common - own.to(common)
