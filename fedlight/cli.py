@@ -116,7 +116,7 @@ class FederatedCLI(LightningCLI):
         wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
         if config.enable_progress_bar is not False:
             wanted.append(RoundProgressBar())
-        if config.enable_checkpointing is not False:
+        if config.enable_checkpointing is not False and not isinstance(self._get(self.config_init, "model").network, LightningModule):
             best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
             wanted.append(best)
         own_kinds = {type(callback) for callback in given}

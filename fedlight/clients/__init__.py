@@ -2,11 +2,13 @@
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult
 from fedlight.clients.local_model import LocalModel, Objective
+from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.proxy import record_bank
 from fedlight.clients.schedule import Constant, Cosine, Exponential, Schedule
 
 __all__ = [
     "Algorithm",
+    "ClientOptimizer",
     "Constant",
     "Cosine",
     "Exponential",

@@ -91,7 +91,7 @@ class LocalModel:
             xs, ys = x.index_select(0, index), y.index_select(0, index)  # copies rows: several times faster than x[index]
             if self.augment is not None:
                 xs = self.augment(xs, generator)
-            yield from zip(torch.split(xs, size), torch.split(ys, size), strict=True)
+            yield from zip(xs.split(size), torch.split(ys, size), strict=True)  # type: ignore[no-untyped-call]
 
 
 def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
