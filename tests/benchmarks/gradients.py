@@ -9,12 +9,10 @@ warm-up steps and refits included.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +95,14 @@ class LitResNet(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def worker(row: str, dataset: str, samples: int, epochs: int, seed: int) -> dict[str, float]:
+def train(row: str, given: argparse.Namespace) -> dict[str, float]:
     """Train one row on this process and return its figures."""
     torch.set_num_threads(1)
-    data = standardize(SOURCES[dataset]().load(Path(os.environ.get("FEDLIGHT_DATA", "data"))))
-    x, y = data.x_train[:samples], data.y_train[:samples]
-    steps = epochs * (len(y) // 2 // 32)
-    torch.manual_seed(seed)
-    module, callback = LitResNet(x.shape[1], steps), ROWS[row]()
+    data = standardize(SOURCES[given.dataset]().load(Path(os.environ.get("FEDLIGHT_DATA", "data"))))
+    x, y = data.x_train[: given.samples], data.y_train[: given.samples]
+    steps = given.epochs * (len(y) // 2 // 32)
+    torch.manual_seed(given.seed)
+    module, callback = LitResNet(x.shape[1], steps, given.width), ROWS[row]()
     dim = sum(p.numel() for p in module.parameters())
     sent, whole = [0], distributed.all_reduce
 
@@ -117,7 +115,10 @@ def worker(row: str, dataset: str, samples: int, epochs: int, seed: int) -> dict
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, max_epochs=-1, callbacks=[callback] if callback else [], **quiet
     )
-    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True, drop_last=True))
+    try:
+        trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True, drop_last=True))
+    finally:
+        distributed.all_reduce = whole
     total = callback.bytes if isinstance(callback, GradientCodes) else sent[0] if callback else 4 * dim * steps
     module.eval()
     with torch.no_grad():
@@ -132,42 +133,37 @@ def worker(row: str, dataset: str, samples: int, epochs: int, seed: int) -> dict
     }
 
 
-def run(row: str, given: argparse.Namespace) -> dict[str, float]:
-    """Run a row in two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-        command = [sys.executable, __file__, *sys.argv[1:], "--row", row, "--result", f"{folder}/result.json"]
-        pair = [subprocess.Popen(command, env={**common, "LOCAL_RANK": str(r)}, stderr=subprocess.DEVNULL) for r in range(2)]
-        if any([process.wait() for process in pair]):  # noqa: C419 (wait for both)
-            raise RuntimeError(f"{row}: a process failed; run it alone with --only")
-        return json.loads((Path(folder) / "result.json").read_text())  # type: ignore[no-any-return]
-
-
 def main() -> None:
-    """Print the table, or run one row of it as one of its two processes."""
+    """Print the table, or train all rows as one of the two processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=tuple(SOURCES), default="mnist")
     parser.add_argument("--samples", type=int, default=12000, help="training images")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--width", type=int, default=32, help="channels of the first stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="rows whose name holds this text")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--result", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.row:
-        figures = worker(given.row, given.dataset, given.samples, given.epochs, given.seed)
-        if os.environ["LOCAL_RANK"] == "0":
-            Path(given.result).write_text(json.dumps(figures))
-        return
-    print("| gradients | bytes a step | ratio | test accuracy, % |\n|---|---|---|---|")
+    if "LOCAL_RANK" not in os.environ:
+        raise SystemExit(start_pair())
+    if os.environ["LOCAL_RANK"] == "0":
+        print("| gradients | bytes a step | ratio | test accuracy, % |\n|---|---|---|---|", flush=True)
     for row in ROWS:
         if given.only in row:
-            r = run(row, given)
-            print(f"| {row} | {r['bytes']:,.0f} | {r['ratio']:.1f}x | {r['accuracy']:.2f} |", flush=True)
-    print(f"\n{r['steps']:.0f} steps of {r['dim']:,.0f} parameters, {given.samples} images of {given.dataset}")
+            r = train(row, given)
+            if os.environ["LOCAL_RANK"] == "0":
+                print(f"| {row} | {r['bytes']:,.0f} | {r['ratio']:.1f}x | {r['accuracy']:.2f} |", flush=True)
+    if os.environ["LOCAL_RANK"] == "0":
+        print(f"\n{r['steps']:.0f} steps of {r['dim']:,.0f} parameters, {given.samples} images of {given.dataset}")
+
+
+def start_pair() -> int:
+    """Start this script again as two processes that find each other, and return the worse exit status."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    pair = [subprocess.Popen([sys.executable, *sys.argv], env={**common, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    return max(abs(process.wait()) for process in pair)
 
 
 if __name__ == "__main__":
