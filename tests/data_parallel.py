@@ -15,11 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedlight.callbacks import GradientCodes
-from fedlight.codecs import HalfCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TwoSidedCodec
+from fedlight.codecs import HalfCodec, IdentityCodec, QuantizeCodec, TwoSidedCodec
 from tests.federation import environment
 from tests.own import LitClassifier, Points
 
@@ -119,11 +119,6 @@ def lit() -> LitClassifier:
     return LitClassifier(norm=False)
 
 
-def power(rank: int) -> Hook:
-    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2, min_compression_rate=1)
-    return Hook(powerSGD_hook.powerSGD_hook, state)
-
-
 def conformance() -> dict[str, Any]:
     """Return weights by hook, for a user's module."""
     hooks: dict[str, CALLBACK] = {
@@ -141,24 +136,6 @@ def conformance() -> dict[str, Any]:
     results["boring"] = fit(boring(), hooks["identity"](), BoringDataModule())
     results["boring, none"] = fit(boring(), None, BoringDataModule())
     return results
-
-
-def learning_rows() -> dict[str, CALLBACK]:
-    """Return ways to send gradients, by name."""
-    return {
-        "none": lambda: None,  # type: ignore[dict-item, return-value]
-        "learned": lambda: GradientCodes(TwoSidedCodec(ratio=32), warmup_steps=4, refit_every=10, min_size=500),
-        "power": lambda: GradientCodes(PowerSGDCodec(rank=1), warmup_steps=2, min_size=500),
-        "torch power": lambda: power(1),
-        "fixed": lambda: GradientCodes(LinearCodec(32, "random"), warmup_steps=4, min_size=500, feedback=False),
-    }
-
-
-def learning() -> dict[str, Any]:
-    """Return what codes and PowerSGD reach on two small models."""
-    models = {"transformer": SmallTransformer, "resnet": SmallResNet}
-    rows = learning_rows()
-    return {f"{name}, {row}": fit(model(), make(), steps=120) for name, model in models.items() for row, make in rows.items()}
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -190,5 +167,5 @@ def in_two_processes(what: str, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
-    results = {"conformance": conformance, "learning": learning, "resume": lambda: resume(folder)}[what]()
+    results = {"conformance": conformance, "resume": lambda: resume(folder)}[what]()
     torch.save(results, folder / f"{what}_{os.environ['LOCAL_RANK']}.pt")

@@ -15,6 +15,7 @@ from fedlight.callbacks import GradientCodes
 from fedlight.codecs import HalfCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TopKCodec, TwoSidedCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.gradients import Channel, exchange, pack_codec, unpack_codec
+from tests.data_parallel import SmallResNet, SmallTransformer
 from tests.federation import federated, federated_data, trainer
 from tests.own import LitClassifier, Points
 
@@ -139,6 +140,24 @@ def test_a_packed_codec_is_the_same_codec():
     assert theirs.codec.encoder.fingerprint == mine.codec.encoder.fingerprint
     assert torch.equal(theirs.codec.reconstruct(gradient.view(1, -1)), mine.codec.reconstruct(gradient.view(1, -1)))
     unpack_codec(theirs.codec, pack_codec(mine.codec))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SmallTransformer, SmallResNet])
+def test_small_models_learn_with_a_fraction_of_the_numbers(model):
+    """Learned codes of fewer bytes than PowerSGD's come near its loss, and below a projection that neither is fitted nor remembers."""
+    rows = {
+        "learned": GradientCodes(TwoSidedCodec(ratio=32), warmup_steps=4, refit_every=40, min_size=500),
+        "power": GradientCodes(PowerSGDCodec(rank=1), warmup_steps=4, min_size=500),
+        "fixed": GradientCodes(LinearCodec(32, "random"), warmup_steps=4, min_size=500, feedback=False),
+    }
+    loss = {}
+    for name, codes in rows.items():
+        run = fit(model(), [codes], steps=80, max_epochs=-1)
+        loss[name] = float(run.callback_metrics["loss"])
+    assert rows["learned"].bytes < rows["power"].bytes
+    assert loss["learned"] < 1.5 * loss["power"], loss
+    assert loss["learned"] < loss["fixed"], loss
 
 
 def test_short_tensors_travel_in_full():
