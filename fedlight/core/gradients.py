@@ -164,7 +164,7 @@ def _public(channel: Channel, step: int, number: int, clients: float, reply: Ten
     announced = dict(_codec(channel).decoder.announce(channel.server))
     if reply is not None:
         announced["reply"] = reply
-    return Public(channel.seed, step, 0, number, clients, announced)
+    return Public(seed=channel.seed, round=step, step=number, clients=clients, announced=announced)
 
 
 def _encode(channel: Channel, source: Tensor, step: int, number: int, rank: int, reply: Tensor | None) -> Tensor:
