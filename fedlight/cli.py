@@ -22,7 +22,7 @@ from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressB
 from fedlight.compare import compare, compare_parser
 from fedlight.compare.plan import without_codec_callbacks
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
-from fedlight.data import FederatedDataModule
+from fedlight.data import FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from fedlight.modules.report import show_runs
 from fedlight.modules.trainer import FederatedTrainer
@@ -116,7 +116,12 @@ class FederatedCLI(LightningCLI):
         wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
         if config.enable_progress_bar is not False:
             wanted.append(RoundProgressBar())
-        if config.enable_checkpointing is not False:
+        classifies = not isinstance(self._get(self.config_init, "model").network, LightningModule)
+        if (
+            config.enable_checkpointing is not False
+            and classifies
+            and not isinstance(self._get(self.config_init, "data").source, LightningData)
+        ):
             best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
             wanted.append(best)
         own_kinds = {type(callback) for callback in given}

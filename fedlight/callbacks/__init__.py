@@ -3,6 +3,7 @@
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.checkpoint import RoundCheckpoint
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
+from fedlight.callbacks.gradients import GradientCodes
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.callbacks.progress import RoundProgressBar
 from fedlight.callbacks.recorder import UpdateRecorder
@@ -13,6 +14,7 @@ __all__ = [
     "CodecPretraining",
     "CodecRefresh",
     "FederatedCallback",
+    "GradientCodes",
     "GradientDecoder",
     "GradientEncoder",
     "RoundCheckpoint",

@@ -143,7 +143,7 @@ def require_pair(trainer: Trainer, pl_module: LightningModule, codec: Codec) -> 
     if not hasattr(pl_module, "store"):
         raise ConfigurationError(
             f"Expected a FederatedModule but got {type(pl_module).__name__}, which runs no federated rounds: "
-            "wrap its network in fedlight.modules.FederatedModule"
+            "use `fedlight.federate(module, data)`, or GradientCodes(codec) to encode its data-parallel gradients"
         )
     if cast("FederatedModule", pl_module).codec is not codec:
         raise ConfigurationError(

@@ -62,7 +62,7 @@ class RunSummary(Callback):
 
 def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val/", "test/"))}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "test"))}
     traffic = module.traffic
     handshakes = {
         "handshake_uplink_bytes": traffic.handshake_up,

@@ -5,6 +5,7 @@ from fedlight.clients.ditto import Ditto
 from fedlight.clients.feddyn import FedDyn
 from fedlight.clients.fednova import FedNova
 from fedlight.clients.local_model import LocalModel, Objective
+from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.proxy import record_bank
 from fedlight.clients.qfedavg import QFedAvg
 from fedlight.clients.scaffold import Scaffold
@@ -13,6 +14,7 @@ from fedlight.clients.turnout import Deadline, DropOut, FirstToAnswer, Full, Sev
 
 __all__ = [
     "Algorithm",
+    "ClientOptimizer",
     "Constant",
     "Cosine",
     "Deadline",

@@ -87,6 +87,9 @@ class Algorithm(ABC):
         """Return weights ``[dim]`` and buffers of a client's personal model, or None if it has none."""
         return None
 
+    def check(self, model: LocalModel) -> None:  # noqa: B027  (most train anything)
+        """Raise ``ConfigurationError``, before training starts, if the model cannot be trained this way."""
+
 
 class FedAvg(Algorithm):
     """Local SGD; the update is the way from the end back to the start (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
@@ -248,7 +251,8 @@ class FedSGD(Algorithm):
         if model.augment is not None:
             x = model.augment(x, generator)
         update, total = torch.zeros_like(model.weights), torch.zeros((), device=y.device)
-        for xb, yb in zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True):
+        xs = x.split(self.batch_size)  # type: ignore[no-untyped-call]
+        for xb, yb in zip(xs, torch.split(y, self.batch_size), strict=True):
             share = len(yb) / len(y)
             loss, grads = model.gradients(xb, yb)
             update.add_(flatten(grads), alpha=share)

@@ -78,7 +78,7 @@ class LocalModel:
         """Return the mean loss of the current weights over all samples, without dropout, and without a change to buffers."""
         self.module.eval()
         with torch.no_grad():
-            parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+            parts = zip(x.split(batch_size), torch.split(y, batch_size), strict=True)  # type: ignore[no-untyped-call]
             total = sum(float(self.objective(self.module, xb, yb)) * len(yb) for xb, yb in parts)
         self.module.train()
         return total / len(y)
@@ -100,7 +100,7 @@ class LocalModel:
             xs, ys = x.index_select(0, index), y.index_select(0, index)  # copies rows: several times faster than x[index]
             if self.augment is not None:
                 xs = self.augment(xs, generator)
-            yield from zip(torch.split(xs, size), torch.split(ys, size), strict=True)
+            yield from zip(xs.split(size), torch.split(ys, size), strict=True)  # type: ignore[no-untyped-call]
 
 
 def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

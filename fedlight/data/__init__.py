@@ -5,6 +5,7 @@ from fedlight.data.augment import Affine, Augmentation, CropFlip
 from fedlight.data.datamodule import FederatedDataModule
 from fedlight.data.fields import RandomFields
 from fedlight.data.natural import Explicit, Natural
+from fedlight.data.own import LightningData
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from fedlight.data.partitioner import Partitioner
 from fedlight.data.resized import Resized
@@ -26,6 +27,7 @@ __all__ = [
     "Everyone",
     "Explicit",
     "FederatedDataModule",
+    "LightningData",
     "Natural",
     "Partition",
     "Partitioner",

@@ -203,6 +203,8 @@ class FederatedDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[Batches[tuple[Tensor, ...]]]:
         """Return [batches (x, y) of the validation set], and second, if clients hold out samples, batches (x, y, client)."""
+        if (own := self.source.loaders("val")) is not None:
+            return own  # type: ignore[no-any-return]
         if self.val is None:
             return []
         loaders = [self._batches("val")]
@@ -212,10 +214,14 @@ class FederatedDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> Batches[tuple[Tensor, ...]]:
         """Return batches (x, y) of the test set."""
+        if (own := self.source.loaders("test")) is not None:
+            return own  # type: ignore[no-any-return]
         return self._batches("test")
 
     def predict_dataloader(self) -> Batches[Tensor]:
         """Return batches x of the test set, in its order."""
+        if (own := self.source.loaders("predict")) is not None:
+            return own  # type: ignore[no-any-return]
         return Batches(len(self.test[1]), lambda rows: self.test[0][rows], self.eval_batch_size)
 
     def _batches(self, name: str) -> Batches[tuple[Tensor, ...]]:

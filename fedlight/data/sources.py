@@ -39,6 +39,10 @@ class DataSource(ABC):
     def load(self, root: Path) -> Arrays:
         """Return the checked data set, with files looked up under ``root``; raises DataError if it cannot be read."""
 
+    def loaders(self, stage: str) -> Any:
+        """Return loaders of its own for a stage (`val`, `test` or `predict`); None if batches are cut from the arrays."""
+        return None
+
 
 class Digits(DataSource):
     """Scikit-learn's 1,797 handwritten digits as ``[n, 1, 8, 8]`` images in 0..1; needs no files.

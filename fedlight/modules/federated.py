@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +18,9 @@ from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
-from fedlight.clients.local_model import LocalModel
-from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
+from fedlight.clients.local_model import Augment, LocalModel
+from fedlight.clients.own_optimizer import ClientOptimizer
+from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.clients.turnout import Full, Turnout
 from fedlight.codecs.identity import IdentityCodec
@@ -38,11 +38,12 @@ from fedlight.modules.attempt import attempt_round
 from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
-from fedlight.modules.logs import log_clients, log_comparison, log_round, round_figures
+from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.privacy import begin_privacy, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.modules.task import Task, task_of
 from fedlight.privacy import PrivacyMechanism
 
 
@@ -51,15 +52,22 @@ def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=1.0)
 
 
+def default_algorithm(network: nn.Module) -> Algorithm:
+    """Return local training for those who chose none: with the network's own optimizer, if it is a LightningModule."""
+    own = isinstance(network, LightningModule)
+    return ClientOptimizer(steps=10, batch_size=32) if own else FedAvg(lr=0.05, steps=10, batch_size=32)
+
+
 class FederatedModule(LightningModule):
     """Federated training of a network: clients train locally, send codes of their updates, the server decodes the sum.
 
     Args:
-        network: The global model; maps inputs to logits.
+        network: The global model: maps inputs to logits (or to what `loss` takes), or a LightningModule, whose own steps are run.
         codec: How updates are encoded (sent in full, as float32, if not given).
         codec_path: Folder of a trained codec (`encoder.safetensors`, `decoder.safetensors`) to use instead of pretraining one.
-        algorithm: Local training of the clients (FedAvg with 10 steps of 32 samples at learning rate 0.05 if not given).
-        loss: Loss of logits and targets (cross entropy if not given).
+        algorithm: Local training of the clients; 10 steps of 32 samples if not given: of a LightningModule's own optimizer, or of SGD at
+            learning rate 0.05.
+        loss: Loss of outputs and targets (cross entropy if not given; a LightningModule has its own).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
         privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
@@ -117,7 +125,7 @@ class FederatedModule(LightningModule):
                 f"Expected the codec at {codec_path!r} to be the configured {codec.config()} but it is {self.codec.config()}: leave one out"
             )
         self.codec_path = codec_path
-        self.algorithm = algorithm or FedAvg(lr=0.05, steps=10, batch_size=32)
+        self.algorithm = algorithm or default_algorithm(network)
         if batch_norm == "local" and self.algorithm.shared:
             raise ConfigurationError(
                 f"Expected `batch_norm` mean with {type(self.algorithm).__name__}, whose correction pulls all weights to common ones, "
@@ -153,6 +161,8 @@ class FederatedModule(LightningModule):
         self.pretrain_figures: dict[str, float] = {}
         self.codec_error: float | None = None  # of the codec on held-out updates when it was fitted, if it was fitted here
         self.stage_metrics: StageMetrics
+        self.task: Task
+        self.own_data: FederatedDataModule | None = None  # for a Trainer that is given no data module
         self.runner: CohortRunner
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -169,11 +179,12 @@ class FederatedModule(LightningModule):
 
     @property
     def data(self) -> FederatedDataModule:
-        """The Trainer's data module."""
-        data = getattr(self.trainer, "datamodule", None)
+        """The Trainer's data module, or what `fedlight.federate` was given."""
+        data = getattr(self.trainer, "datamodule", None) or self.own_data
         if not isinstance(data, FederatedDataModule):
             raise ConfigurationError(
-                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...)"
+                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...), for a data "
+                "module of your own FederatedDataModule(source=LightningData(yours)), or use `fedlight.federate(module, yours)`"
             )
         return data
 
@@ -194,13 +205,35 @@ class FederatedModule(LightningModule):
         optimizer = self.server_optimizer(self.trainable())
         return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
 
+    def prepare_data(self) -> None:
+        """Fetch the data that no Trainer was given."""
+        if self.own_data is not None:
+            self.own_data.prepare_data()
+
+    def train_dataloader(self) -> Any:
+        """Return the rounds, of a Trainer that was given no data module."""
+        return self.data.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """Return the validation loaders, of a Trainer that was given no data module."""
+        return self.data.val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """Return the test loaders, of a Trainer that was given no data module."""
+        return self.data.test_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """Return the loaders to predict, of a Trainer that was given no data module."""
+        return self.data.predict_dataloader()
+
     def setup(self, stage: str) -> None:
-        """Make the metrics, which need the number of classes and clients."""
+        """Set up the data that no Trainer was given, and check that network, data and protection go together."""
+        if self.own_data is not None:
+            self.own_data.setup(stage)
         if stage == "fit":
             begin_privacy(self)
-        sizes = torch.tensor([self.data.client_size(client) for client in range(self.data.num_population)])
-        self.stage_metrics = StageMetrics(self.data.num_classes, sizes, self.own_metrics)
-        self._try_network()
+        self.task = task_of(self)
+        self.task.setup(stage)
         if stage == "fit":
             self.aggregator.check(self._setting())
         if stage == "fit" and not self.rounds:
@@ -212,28 +245,16 @@ class FederatedModule(LightningModule):
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
         return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, self.trainer.world_size)
 
-    def _try_network(self) -> None:
-        """Run one sample through the network, so that a wrong shape is told before training and in its own words."""
-        x, classes = self.data.test[0][:1].cpu(), self.data.num_classes
-        network = copy.deepcopy(self.network).cpu().eval()
-        try:
-            with torch.no_grad():
-                logits = network(x)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"Expected a `network` that takes inputs {[1, *self.data.input_shape]} but {type(network).__name__} says: {error}"
-            ) from error
-        if logits.ndim != 2 or logits.shape[1] < classes:
-            raise ConfigurationError(
-                f"Expected a `network` with logits [n, {classes}] for {classes} classes but {type(network).__name__} makes "
-                f"{list(logits.shape)} of one sample: set its number of classes"
-            )
+    def local_model(self, augment: Augment | None) -> LocalModel:
+        """Return what clients train, on the device that rounds run on."""
+        return self.task.local_model(augment)
 
     def on_fit_start(self) -> None:
         """Check what was restored, and make the local model on the device that rounds run on."""
         self.data.to(self.device)
         self.codec.to(self.device)
-        model = LocalModel(self.network, self.objective, self.device, self.data.augmentation)
+        model = self.local_model(self.data.augmentation)
+        self.algorithm.check(model)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
         by_samples, silent = self.weighting == "samples", self.privacy is not None
         self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent)
@@ -244,7 +265,7 @@ class FederatedModule(LightningModule):
 
     def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss (0-d) that clients minimise on a batch."""
-        return self.loss(network(x), y)  # type: ignore[no-any-return]
+        return self.task.loss(network, x, y)
 
     def pretrain(
         self,
@@ -381,53 +402,35 @@ class FederatedModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate the global model on the server's data, and on what clients hold out."""
-        self._evaluate(batch)
+        self.task.evaluate("val", batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate the global model on the test set."""
-        self._evaluate(batch)
-
-    def _evaluate(self, batch: tuple[Tensor, ...]) -> None:
-        x, y = batch[0], batch[1]
-        if len(batch) == 2:
-            logits = self(x)
-            self.stage_metrics.update(logits, y, self.loss(logits, y))
-        elif self.batch_norm == "mean":
-            self.stage_metrics.update_clients(self(x), y, batch[2])
-        else:
-            for client in torch.unique(batch[2]).tolist():
-                mine = batch[2] == client
-                self.stage_metrics.update_clients(self.personal_logits(client, x[mine]), y[mine], batch[2][mine])
-
-        if len(batch) == 3 and self.algorithm.client_state:
-            self._evaluate_personal(x, y, batch[2])
-
-    def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
-        """Evaluate the personal models of those clients that have trained one."""
-        for client in torch.unique(clients).tolist():
-            model = self.algorithm.personal(self.store.peek(client).get("algorithm", {}))
-            if model is not None:
-                mine = clients == client
-                weights, buffers = (part.to(self.device) for part in model)
-                self.stage_metrics.update_personal(forward_with(self.network, weights, buffers, x[mine]), y[mine], clients[mine])
+        self.task.evaluate("test", batch, batch_idx, dataloader_idx)
 
     def personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
         return personal_forward(self.network, PersonalNorm(self.network), self.store.peek(client).get("norm", {}), x)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin a validation."""
+        self.task.epoch_start("val")
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
-        self.log_dict(self.stage_metrics.compute("val"), batch_size=1, sync_dist=True)
-        log_clients(self)
+        self.task.epoch_end("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a test."""
+        self.task.epoch_start("test")
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
-        self.log_dict(self.stage_metrics.compute("test"), batch_size=1, sync_dist=True)
+        self.task.epoch_end("test")
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Return the predicted labels ``[n]``."""
-        labels: Tensor = self(batch).argmax(-1)
-        return labels
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the predicted labels ``[n]``, or what the network makes of the batch where it is no classification."""
+        return self.task.predict(batch, batch_idx)
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Private, Public, State
@@ -264,7 +263,8 @@ def record_for(
             "`data.proxy_source`, or give a trained codec with `model.codec_path`"
         )
     data.to(device)
-    model = LocalModel(module.network, module.objective, device, data.proxy_augmentation)
+    model = module.local_model(data.proxy_augmentation)
+    module.algorithm.check(model)
     samples = proxy.samples or max(1, round(len(data.y) / data.num_population))
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("Recording updates on proxy data", total=proxy.rounds)

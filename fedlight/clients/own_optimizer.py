@@ -1,0 +1,103 @@
+"""Local training with an optimizer of the model's own choice.
+
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295), Algorithm 1 (FedOpt): any ClientOpt in the place of local SGD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
+from fedlight.clients.local_model import LocalModel
+from fedlight.core.errors import ConfigurationError
+
+
+class ClientOptimizer(Algorithm):
+    """Local steps of any torch optimizer, made anew for every client in every round: its state never leaves, and is never kept.
+
+    Args:
+        optimizer: makes the optimizer of parameters; the one that the network's own `configure_optimizers` returns if not given.
+            Learning-rate schedules that it returns as well are left out: a client's steps in a round are few.
+        batch_size: samples in a local batch.
+        epochs: local epochs a round; give this or ``steps``.
+        steps: local steps a round; give this or ``epochs``.
+
+    Raises:
+        ConfigurationError: if a number is out of range, both or neither of ``epochs`` and ``steps`` are given, or (before training)
+            there is not exactly one optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        if (epochs is None) == (steps is None):
+            raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
+        for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+            if count is not None and count < 1:
+                raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.steps = steps
+
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round."""
+        return samples * self.epochs if self.epochs else min(samples, self.batch_size) * (self.steps or 1)
+
+    def check(self, model: LocalModel) -> None:
+        """Refuse a network that does not name exactly one optimizer."""
+        self.make(model.module)
+
+    def run(
+        self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
+    ) -> LocalResult:
+        """Train from ``model.start`` and return the update."""
+        optimizer = self.make(model.module)
+        total, steps = torch.zeros((), device=y.device), 0
+        for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
+            loss, grads = model.gradients(xb, yb)
+            for parameter, gradient in zip(model.flat.parameters, grads, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            total += loss
+            steps += 1
+        optimizer.zero_grad()
+        return LocalResult(model.update(), total / max(steps, 1), steps)
+
+    def make(self, network: nn.Module) -> Optimizer:
+        """Return a new optimizer of the network's parameters; raises ``ConfigurationError`` unless there is exactly one."""
+        if self.optimizer is not None:
+            return self.optimizer([p for p in network.parameters() if p.requires_grad])
+        if not hasattr(network, "configure_optimizers"):
+            raise ConfigurationError(
+                f"Expected a LightningModule with `configure_optimizers` but got {type(network).__name__}: give `optimizer`, or use FedAvg"
+            )
+        return only_optimizer(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
+
+
+def only_optimizer(returned: Any, owner: str) -> Optimizer:
+    """Return the optimizer among what a `configure_optimizers` returned, in any of the forms that Lightning allows.
+
+    Raises:
+        ConfigurationError: if there is none, or several.
+    """
+    if isinstance(returned, (list, tuple)) and len(returned) == 2 and isinstance(returned[0], (list, tuple)):
+        returned = returned[0]  # ([optimizers], [schedules])
+    found = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    found = [one.get("optimizer") if isinstance(one, dict) else one for one in found]
+    if len(found) == 1 and isinstance(found[0], Optimizer):
+        return found[0]
+    raise ConfigurationError(
+        f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {len(found)} "
+        f"({', '.join(type(one).__name__ for one in found)}): federate each of the networks by itself, or set `algorithm`, such as FedAvg, "
+        "which uses none of them"
+    )

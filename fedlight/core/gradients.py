@@ -1,0 +1,220 @@
+"""Data-parallel gradients as codes: each process encodes its own, codes are summed over processes, everybody decodes the sum.
+
+With error feedback (Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2): what a code leaves out of a gradient is added to the next.
+There is one codec for each parameter tensor: it survives however tensors are grouped into messages. Needs no Lightning.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.export import codec_from_config, codec_state, restore_codec
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+
+Reduce = Callable[[Tensor], object]
+"""Adds a tensor up over all processes, in place."""
+
+
+class Channel:
+    """One parameter tensor's way between processes: its codec, what codes have left out so far, and recent gradients to fit it to.
+
+    Args:
+        name: the parameter's name.
+        shape: the parameter's shape.
+        recipe: the codec of which this channel makes its own; None sends the gradient in full.
+        feedback: whether what a code leaves out is added to the next gradient.
+        seed: seed of everything that encoders draw.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], recipe: Codec | None, feedback: bool, seed: int) -> None:
+        self.name = name
+        self.shape = shape
+        self.seed = seed
+        self.codec = _bound(recipe, Layout((name,), (shape,)))
+        # Codecs that remember bring their own.
+        self.feedback = feedback and (self.codec is None or (self.codec.passes == 1 and not self.codec.client_state))
+        self.residual: Tensor | None = None
+        self.server: State = {}
+        self.private: State = {}
+        self.recent: list[Tensor] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a codec and it can be used."""
+        return self.codec is not None and self.codec.fitted
+
+    def corrected(self, gradient: Tensor) -> Tensor:
+        """Return the gradient, flat ``[dim]`` float32, with what earlier codes left out."""
+        flat = gradient.detach().reshape(-1).float()
+        return flat if self.residual is None else flat + self.residual.to(flat.device)
+
+    def remember(self, corrected: Tensor, window: int) -> None:
+        """Keep a gradient ``[dim]`` among the last ``window`` ones, if the codec learns from them."""
+        if window and self.codec is not None and self.codec.needs_fit and bool(torch.isfinite(corrected).all()):
+            self.recent = [*self.recent[1 - window :], corrected.cpu().clone()] if window > 1 else [corrected.cpu().clone()]
+
+    def fit(self) -> bytes:
+        """Fit the codec to the recent gradients and return what another process has to be sent to hold the same one."""
+        assert self.codec is not None
+        if self.recent and any(bool(gradient.any()) for gradient in self.recent):
+            layout = Layout((self.name,), (self.shape,))
+            self.codec.to("cpu").fit(UpdateBank(torch.stack(self.recent).unsqueeze(1), layout), lambda *_: {})
+        self.recent, self.server = [], {}
+        return pack_codec(self.codec)
+
+    def take_over(self, packed: bytes) -> None:
+        """Hold the codec that another process fitted."""
+        assert self.codec is not None
+        unpack_codec(self.codec, packed)
+        self.recent, self.server = [], {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what this process needs to go on."""
+        codec = codec_state(self.codec) if self.codec is not None else None
+        residual = None if self.residual is None else self.residual.cpu()
+        return {"codec": codec, "residual": residual, "server": self.server, "private": self.private, "recent": self.recent}
+
+    def restore(self, state: dict[str, Any], mine: bool) -> None:
+        """Go on from ``state``; what another process had left out (``mine`` false) is not taken over."""
+        if self.codec is not None and state["codec"] is not None:
+            restore_codec(self.codec, state["codec"])
+        self.server, self.recent = state["server"], state["recent"]
+        if mine:
+            self.residual, self.private = state["residual"], state["private"]
+
+
+def exchange(
+    channels: Sequence[Channel], gradients: Sequence[Tensor], step: int, rank: int, world: int, reduce: Reduce, plain: bool, window: int = 0
+) -> tuple[list[Tensor], int]:
+    """Return the mean gradient of all processes for each channel, flat ``[dim]`` float32, and the bytes that one process gave to sums.
+
+    ``gradients`` are this process's own; ``plain`` sends them in full, with what was left out before. What is not finite is sent as it is
+    (where codes are floats), so that everybody sees it and a loss scaler can react, and never remembered.
+    """
+    sources = [channel.corrected(gradient) for channel, gradient in zip(channels, gradients, strict=True)]
+    for channel, source in zip(channels, sources, strict=True):
+        channel.remember(source, window)
+    coded = [k for k, channel in enumerate(channels) if channel.ready and not plain]
+    full = [k for k in range(len(channels)) if k not in set(coded)]
+    means: list[Tensor] = [source.clone() for source in sources]
+    sent = _sum([means[k] for k in full], world, reduce)
+    for k in full:
+        _leave(channels[k], sources[k], sources[k])
+    passes = max((_codec(channels[k]).passes for k in coded), default=0)
+    replies: dict[int, Tensor] = {}
+    for number in range(passes):
+        messages = {k: _encode(channels[k], sources[k], step, number, rank, replies.get(k)) for k in coded}
+        if number == passes - 1:
+            for k in coded:
+                _keep_error(channels[k], sources[k], messages[k], step, number)
+        codes = {k: _outgoing(channels[k], messages[k], number, world) for k in coded}
+        sent += _sum(list(codes.values()), world, reduce)
+        for k in coded:
+            replies[k] = _decode(channels[k], codes[k], step, number, world, replies.get(k))
+    for k in coded:
+        means[k] = replies[k].to(sources[k])
+    return means, sent
+
+
+def pack_codec(codec: Codec) -> bytes:
+    """Return a codec as few bytes: its description and tensors, those of the decoder only where they differ from the encoder's."""
+    state = codec_state(codec)
+    both = {name: t for name, t in state["decoder"].items() if not (name in state["encoder"] and torch.equal(t, state["encoder"][name]))}
+    stream = BytesIO()
+    torch.save({**state, "decoder": both, "names": list(state["decoder"])}, stream)
+    return zlib.compress(stream.getvalue())
+
+
+def unpack_codec(codec: Codec, packed: bytes) -> None:
+    """Make the codec what ``pack_codec`` packed."""
+    state = torch.load(BytesIO(zlib.decompress(packed)), weights_only=True)
+    decoder = {name: state["decoder"].get(name, state["encoder"].get(name)) for name in state["names"]}
+    restore_codec(codec, {**state, "decoder": decoder})
+
+
+def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:
+    """Return a codec of its own for one tensor; None where a code would be no shorter than the tensor."""
+    if recipe is None:
+        return None
+    codec = codec_from_config(recipe.config())
+    try:
+        return codec.bind(layout)
+    except ConfigurationError:
+        return None
+
+
+def _codec(channel: Channel) -> Codec:
+    assert channel.codec is not None
+    return channel.codec
+
+
+def _public(channel: Channel, step: int, number: int, clients: float, reply: Tensor | None) -> Public:
+    announced = dict(_codec(channel).decoder.announce(channel.server))
+    if reply is not None:
+        announced["reply"] = reply
+    return Public(seed=channel.seed, round=step, step=number, clients=clients, announced=announced)
+
+
+def _encode(channel: Channel, source: Tensor, step: int, number: int, rank: int, reply: Tensor | None) -> Tensor:
+    codec, finite = _codec(channel).to(source.device), bool(torch.isfinite(source.sum()))
+    if codec.integer and not finite:
+        source = torch.zeros_like(source)
+    generator = torch_generator(channel.seed, step, rank, channel.name, "encode", number)
+    state = channel.private if finite else copy.deepcopy(channel.private)
+    return codec.encoder.encode(source, _public(channel, step, number, 0, reply), Private(generator, state))
+
+
+def _outgoing(channel: Channel, code: Tensor, number: int, world: int) -> Tensor:
+    """Return the code in the narrowest type in which its sum over processes can be held; floats are divided first, as DDP does."""
+    format = _codec(channel).encoder.format_at(number)
+    if format.bits:
+        return code.to(torch.int8 if world * ((1 << (format.bits - 1)) - 1) <= 127 else torch.int32)
+    return code.to(getattr(format, "dtype", torch.float32), copy=True)
+
+
+def _sum(tensors: list[Tensor], world: int, reduce: Reduce) -> int:
+    """Replace the tensors by their mean over processes (integers by their sum), one message a type; return the bytes of the messages."""
+    sent = 0
+    for dtype in {tensor.dtype: None for tensor in tensors}:
+        mine = [tensor for tensor in tensors if tensor.dtype == dtype]
+        message = torch.cat([tensor.reshape(-1) for tensor in mine])
+        if dtype.is_floating_point:
+            message.div_(world)
+        reduce(message)
+        for tensor, piece in zip(mine, torch.split(message, [t.numel() for t in mine]), strict=True):
+            tensor.copy_(piece.view(tensor.shape))
+        sent += message.numel() * message.element_size()
+    return sent
+
+
+def _decode(channel: Channel, code: Tensor, step: int, number: int, world: int, reply: Tensor | None) -> Tensor:
+    mean = code if code.is_floating_point() else code.float() / world
+    return _codec(channel).decoder.decode(mean, _public(channel, step, number, world, reply), channel.server)
+
+
+def _keep_error(channel: Channel, source: Tensor, code: Tensor, step: int, number: int) -> None:
+    """Keep what this process's own code leaves out, as the receiver would decode it alone."""
+    if not channel.feedback:
+        return
+    codec = _codec(channel)
+    rounded = code if codec.encoder.format_at(number).bits else code.to(getattr(codec.encoder.format_at(number), "dtype", torch.float32))
+    public = replace(_public(channel, step, number, 1, None))
+    _leave(channel, source, codec.decoder.decode(rounded.float(), public, copy.deepcopy(channel.server)).to(source))
+
+
+def _leave(channel: Channel, source: Tensor, arrived: Tensor) -> None:
+    """Keep what did not arrive, unless it is not finite."""
+    if channel.feedback and bool(torch.isfinite(source.sum())) and bool(torch.isfinite(arrived.sum())):
+        channel.residual = source - arrived

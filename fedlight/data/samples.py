@@ -1,0 +1,71 @@
+"""Samples of any map-style Dataset, in the place of a tensor of rows: what clients train on where data are no plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset, default_collate
+
+
+class Collated:
+    """One batch as the user's own collate function makes it; ``content`` may have any structure."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class Samples:
+    """Some rows of a Dataset: the few operations of a tensor ``[samples, ...]`` that partitions and local training need.
+
+    Nothing is read before a batch is. Batches are what the collate function makes of the items, as `Collated`.
+
+    Args:
+        dataset: a map-style dataset.
+        collate: makes a batch of a list of items.
+        rows: the chosen items, int64 ``[samples]``; all of them if not given.
+    """
+
+    ndim = 1
+
+    def __init__(
+        self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = default_collate, rows: np.ndarray | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.rows = np.arange(len(dataset)) if rows is None else rows  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of samples: items have no shape of their own."""
+        return (len(self.rows),)
+
+    def __getitem__(self, index: Any) -> Samples:
+        """Return the samples at a slice, or at an array or tensor of positions."""
+        chosen = index.cpu().numpy() if isinstance(index, Tensor) else index
+        return Samples(self.dataset, self.collate, self.rows[chosen])
+
+    def index_select(self, dim: int, index: Tensor) -> Samples:
+        """Return the samples at these positions."""
+        return self[index]
+
+    def to(self, device: torch.device | str) -> Samples:
+        """Return the samples as they are: batches are moved when they are made."""
+        return self
+
+    def split(self, size: int) -> Iterator[Collated]:
+        """Yield batches of ``size`` samples, the last one smaller if it has to be."""
+        return (self.batch(self.rows[start : start + size]) for start in range(0, len(self.rows), size))
+
+    def batch(self, rows: np.ndarray) -> Collated:
+        """Return one batch of these items."""
+        if type(self.dataset) is TensorDataset and self.collate is default_collate:  # the same, many times faster
+            index = torch.from_numpy(rows)
+            return Collated([tensor[index] for tensor in self.dataset.tensors])
+        return Collated(self.collate([self.dataset[int(row)] for row in rows]))

@@ -1,0 +1,200 @@
+"""GradientCodes on one device: what reaches the optimizer, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+
+from fedlight.callbacks import GradientCodes
+from fedlight.codecs import HalfCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TopKCodec, TwoSidedCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.gradients import Channel, exchange, pack_codec, unpack_codec
+from tests.data_parallel import SmallResNet, SmallTransformer
+from tests.federation import federated, federated_data, trainer
+from tests.own import LitClassifier, Points
+
+
+def fit(module, callback, steps=5, data=None, **settings):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = Trainer(**quiet | {"accelerator": "cpu", "devices": 1, "max_steps": steps, "limit_val_batches": 0} | settings, callbacks=callback)
+    torch.manual_seed(0)
+    run.fit(module, datamodule=data)
+    return run
+
+
+def boring() -> BoringModel:
+    torch.manual_seed(0)
+    return BoringModel()
+
+
+def weights(module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach()
+
+
+def alone(message):
+    pass
+
+
+def test_identity_changes_nothing_and_a_coarse_code_does():
+    runs = {}
+    for name, callback in {
+        "none": [],
+        "identity": [GradientCodes(IdentityCodec(), warmup_steps=0, min_size=0)],
+        "half": [GradientCodes(HalfCodec(), warmup_steps=0, min_size=0)],
+    }.items():
+        module = boring()
+        fit(module, callback)
+        runs[name] = weights(module)
+    assert torch.equal(runs["none"], runs["identity"])
+    assert not torch.equal(runs["none"], runs["half"])
+    torch.testing.assert_close(runs["none"], runs["half"], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "precision": "bf16-mixed"}])
+def test_a_users_module_learns_with_codes(settings):
+    torch.manual_seed(0)
+    module, codes = LitClassifier(norm=False), GradientCodes(TwoSidedCodec(ratio=4), warmup_steps=3, refit_every=10, min_size=40)
+    run = fit(module, [codes], steps=80, data=Points(), limit_val_batches=1.0, **settings)
+    assert run.validate(module, Points(), verbose=False)[0]["val_accuracy"] > 0.9
+    assert codes.steps == 80
+    assert codes.bytes < codes.bytes_full
+
+
+def test_what_arrives_and_what_is_left_out_add_up_to_the_gradients():
+    """Error feedback loses nothing: sum of decoded + residual = sum of gradients, in every step."""
+    channel = Channel("w", (20, 30), LinearCodec(10, "random"), feedback=True, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    given, arrived = torch.zeros(600), torch.zeros(600)
+    for step in range(7):
+        gradient = torch.randn(20, 30, generator=generator)
+        (mean,), sent = exchange([channel], [gradient], step, 0, 1, alone, plain=step == 4)
+        given, arrived = given + gradient.flatten(), arrived + mean
+        torch.testing.assert_close(arrived + channel.residual, given, atol=1e-4, rtol=0)
+        assert sent == (2400 if step == 4 else 4 * channel.codec.encoder.code_dim)
+    assert float(channel.residual.norm()) > 1
+
+
+def test_two_processes_decode_the_mean_and_integers_sum_exactly():
+    """Played one after another: each process's message is added to the other's, and both decode the same."""
+    gradients = [torch.randn(8, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    for codec, tolerance in ((IdentityCodec(), 1e-6), (HalfCodec(), 1e-2), (PowerSGDCodec(8), 1e-4)):
+        messages: list[list[torch.Tensor]] = [[], []]
+        means = []
+        for _ in range(4):  # again, until what the other one sends in each pass is known
+            means = []
+            for rank in range(2):
+                number = iter(range(9))
+
+                def add(message, rank=rank, number=number, messages=messages):
+                    place, other = next(number), messages[1 - rank]
+                    mine = message.clone()
+                    messages[rank][place:] = [mine]
+                    if place < len(other):
+                        message += other[place]
+
+                channel = Channel("w", (8, 8), codec, feedback=False, seed=0)
+                means.append(exchange([channel], [gradients[rank]], 0, rank, 2, add, plain=False)[0][0])
+        assert torch.allclose(means[0], means[1], atol=1e-5)
+        torch.testing.assert_close(means[0], sum(gradients).flatten() / 2, atol=tolerance, rtol=0)
+
+
+def test_what_is_not_finite_is_seen_by_all_and_never_remembered():
+    channel = Channel("w", (20, 30), LinearCodec(10, "random"), feedback=True, seed=0)
+    exchange([channel], [torch.ones(20, 30)], 0, 0, 1, alone, plain=False)
+    before = channel.residual.clone()
+    (mean,), _ = exchange([channel], [torch.full((20, 30), torch.inf)], 1, 0, 1, alone, plain=False)
+    assert not torch.isfinite(mean).all()
+    assert torch.equal(channel.residual, before)
+
+
+def test_a_fit_takes_up_directions_that_were_seen():
+    """Gradients in one plane, unlike those before: the codec that was fitted to them decodes them, the older one does not."""
+    generator = torch.Generator().manual_seed(0)
+    channel = Channel("w", (30, 40), TwoSidedCodec(ratio=100), feedback=False, seed=0)
+    planes = [(torch.randn(30, 1, generator=generator), torch.randn(1, 40, generator=generator)) for _ in range(2)]
+    errors = []
+    for a, b in planes:
+        exchange([channel], [a @ b], 0, 0, 1, alone, plain=True, window=3)
+        if not errors:
+            channel.fit()
+        (mean,), _ = exchange([channel], [a @ b], 1, 0, 1, alone, plain=False)
+        errors.append(float((mean - (a @ b).flatten()).norm() / (a @ b).norm()))
+    channel.fit()
+    (mean,), _ = exchange([channel], [a @ b], 2, 0, 1, alone, plain=False)
+    errors.append(float((mean - (a @ b).flatten()).norm() / (a @ b).norm()))
+    assert errors[0] < 0.1 and errors[1] > 0.5 and errors[2] < 0.1, errors
+
+
+def test_a_packed_codec_is_the_same_codec():
+    mine, theirs = (Channel("w", (30, 40), TwoSidedCodec(ratio=10), feedback=True, seed=0) for _ in range(2))
+    gradient = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    exchange([mine], [gradient], 0, 0, 1, alone, plain=True, window=3)
+    packed = mine.fit()
+    theirs.take_over(packed)
+    assert theirs.codec.encoder.fingerprint == mine.codec.encoder.fingerprint
+    assert torch.equal(theirs.codec.reconstruct(gradient.view(1, -1)), mine.codec.reconstruct(gradient.view(1, -1)))
+    unpack_codec(theirs.codec, pack_codec(mine.codec))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SmallTransformer, SmallResNet])
+def test_small_models_learn_with_a_fraction_of_the_numbers(model):
+    """Learned codes of fewer bytes than PowerSGD's come near its loss, and below a projection that neither is fitted nor remembers."""
+    rows = {
+        "learned": GradientCodes(TwoSidedCodec(ratio=32), warmup_steps=4, refit_every=40, min_size=500),
+        "power": GradientCodes(PowerSGDCodec(rank=1), warmup_steps=4, min_size=500),
+        "fixed": GradientCodes(LinearCodec(32, "random"), warmup_steps=4, min_size=500, feedback=False),
+    }
+    loss = {}
+    for name, codes in rows.items():
+        run = fit(model(), [codes], steps=80, max_epochs=-1)
+        loss[name] = float(run.callback_metrics["loss"])
+    assert rows["learned"].bytes < rows["power"].bytes
+    assert loss["learned"] < 1.5 * loss["power"], loss
+    assert loss["learned"] < loss["fixed"], loss
+
+
+def test_short_tensors_travel_in_full():
+    codes = GradientCodes(TwoSidedCodec(ratio=4), warmup_steps=1, min_size=40)
+    fit(LitClassifier(norm=False), [codes], data=Points(), steps=3)
+    assert {name for name, channel in codes._channels.items() if channel.codec is None} == {"net.0.bias", "net.3.bias"}
+
+
+class TwoOptimizers(BoringModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), lr=0.1), torch.optim.SGD(self.parameters(), lr=0.1)]
+
+
+class SparseModel(BoringModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(3, 2, sparse=True)
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigurationError, match="codes can be summed.*TopKCodec"):
+        GradientCodes(TopKCodec(ratio=8))
+    with pytest.raises(ConfigurationError, match="`warmup_steps` >= 1"):
+        GradientCodes(TwoSidedCodec(), warmup_steps=0)
+    with pytest.raises(ConfigurationError, match="one optimizer under manual optimization but got 2.*combine the losses"):
+        fit(TwoOptimizers(), [GradientCodes(IdentityCodec())])
+    with pytest.raises(ConfigurationError, match="sparse=True"):
+        fit(SparseModel(), [GradientCodes(IdentityCodec())])
+    with pytest.raises(ConfigurationError, match="set `model.codec`.*remove GradientCodes"):
+        trainer(1, callbacks=[GradientCodes(IdentityCodec())]).fit(federated(), datamodule=federated_data())
+    sharded = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    with pytest.raises(ConfigurationError, match="auto or ddp but got FSDPStrategy.*Use ddp"):
+        GradientCodes(IdentityCodec()).setup(sharded, BoringModel(), "fit")
+    scaled = SimpleNamespace(strategy=trainer(1).strategy, precision="16-mixed")
+    with pytest.raises(ConfigurationError, match="32-true or bf16-mixed with integer codes"):
+        GradientCodes(QuantizeCodec()).setup(scaled, BoringModel(), "fit")

@@ -1,0 +1,56 @@
+"""Codes are what two gloo processes all-reduce; what they decode to is what torch's own hooks do, where the code is the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.data_parallel import in_two_processes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory):
+    ranks = in_two_processes("conformance", tmp_path_factory.mktemp("conformance"))
+    for name, result in ranks[0].items():
+        assert torch.equal(result["weights"], ranks[1][name]["weights"]), f"{name}: processes drifted apart"
+    return ranks[0]
+
+
+@pytest.mark.parametrize(
+    ("codec", "hook"),
+    [
+        ("identity", "none"),
+        ("identity", "allreduce"),
+        ("half", "fp16"),
+        ("identity, accumulated", "none, accumulated"),  # and clipped, in bf16-mixed
+        ("boring", "boring, none"),
+    ],
+)
+def test_equals_torchs_own_hook_bit_for_bit(fits, codec, hook):
+    assert torch.equal(fits[codec]["weights"], fits[hook]["weights"])
+
+
+def test_a_codec_that_rounds_is_another_run(fits):
+    assert not torch.equal(fits["half"]["weights"], fits["none"]["weights"])
+    torch.testing.assert_close(fits["integers"]["weights"], fits["none"]["weights"], atol=0.15, rtol=0)
+
+
+def test_bytes_are_those_of_the_codes(fits):
+    dim, steps = len(fits["none"]["weights"]), 6
+    assert fits["identity"]["bytes"] == fits["identity"]["full"] == 4 * dim * steps
+    assert fits["half"]["bytes"] == 2 * dim * steps
+    assert fits["identity"]["figures"]["gradients/bytes"] == 4 * dim
+    assert fits["half"]["figures"]["gradients/ratio"] == 2
+    # Two of six steps in full, then one byte a number; three fits are sent as well.
+    assert fits["integers"]["bytes"] > 4 * dim * 2 + dim * 4
+
+
+def test_a_resumed_run_ends_with_the_same_weights_on_both(tmp_path):
+    """What each process had left out, fitted codecs and counters are in the checkpoint."""
+    ranks = in_two_processes("resume", tmp_path)
+    for result in ranks.values():
+        whole, resumed = result["whole"], result["resumed"]
+        assert torch.equal(whole["weights"], resumed["weights"])
+        assert (whole["bytes"], whole["full"]) == (resumed["bytes"], resumed["full"])
