@@ -26,7 +26,8 @@ class Comparison:
         codecs: What each codec changes of it, by name: any part of a `fit` configuration, or null for no codec.
         reference: Name of the one uncompressed entry of `codecs` that gaps are measured to.
         seeds: Seeds of the results; a seed fixes initial weights, partition, cohorts and batches for every codec.
-        server_lrs: Learning rates of the server's SGD to choose from, the same for every codec and for the reference.
+        server_lrs: Learning rates of the server's SGD to choose from, the same for every codec and for the reference; factors on the
+            `lr` of a server optimizer that an entry names itself (adaptive ones need quite another).
         tune_seeds: Seeds whose validation accuracy chooses the rate of each codec (the first of `seeds` if not given).
         overrides: Parts of a `fit` configuration that are changed in every run.
         output: Folder for runs and results (`logs/compare/` and this file's name if not given).
@@ -155,11 +156,24 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"
     if isinstance(optimizer, str):
         optimizer = {"class_path": optimizer}
-    rate = merge(optimizer, {"init_args": {"lr": run.lr}})
+    rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes)}})
+    rate["init_args"].pop("params", None)  # the parser's, which takes a class path in free text for a class to complete
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
-    return merge(config, {**fixed, "model": {"server_optimizer": rate}, "trainer": trainer})  # type: ignore[no-any-return]
+    config["model"] = {**config["model"], "server_optimizer": rate}
+    return merge(config, {**fixed, "trainer": trainer})  # type: ignore[no-any-return]
+
+
+def own_rate(changes: Tree) -> float:
+    """Return the server's learning rate that an entry names, 1 if it names none.
+
+    >>> own_rate({"model": {"server_optimizer": {"class_path": "FedAdam", "init_args": {"lr": 0.01}}}}), own_rate({"model": {}})
+    (0.01, 1.0)
+    """
+    optimizer = (changes.get("model") or {}).get("server_optimizer")
+    arguments = optimizer.get("init_args") if isinstance(optimizer, Mapping) else None
+    return float((arguments or {}).get("lr", 1.0))
 
 
 def without_codec_callbacks(callbacks: Any) -> Any:

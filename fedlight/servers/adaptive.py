@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from fedlight.core.errors import ConfigurationError
 
@@ -18,7 +19,7 @@ class AdaptiveServer(torch.optim.Optimizer, ABC):
     Unlike torch's Adam there is no bias correction, and ``v`` starts at ``tau ** 2``.
     """
 
-    def __init__(self, params: Any, lr: float, beta1: float, tau: float, **more: float) -> None:
+    def __init__(self, params: ParamsT, lr: float, beta1: float, tau: float, **more: float) -> None:
         if lr <= 0 or not 0 <= beta1 < 1 or tau <= 0 or not 0 <= more.get("beta2", 0.0) < 1:
             raise ConfigurationError(
                 f"Expected `lr` > 0, `beta1` and `beta2` in [0, 1) and `tau` > 0 but got {lr}, {beta1}, {more.get('beta2')} and {tau}"
@@ -60,7 +61,7 @@ class FedAdagrad(AdaptiveServer):
         tau: least denominator, the degree of adaptivity.
     """
 
-    def __init__(self, params: Any, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
+    def __init__(self, params: ParamsT, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
         super().__init__(params, lr, beta1, tau)
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ class FedAdam(AdaptiveServer):
         tau: least denominator, the degree of adaptivity.
     """
 
-    def __init__(self, params: Any, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+    def __init__(self, params: ParamsT, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
         super().__init__(params, lr, beta1, tau, beta2=beta2)
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:

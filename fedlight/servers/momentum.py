@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.optim.optimizer import ParamsT
 
 
 class FedAvgM(torch.optim.SGD):
@@ -16,5 +15,5 @@ class FedAvgM(torch.optim.SGD):
         momentum: share of the last step that is taken again; 0 is FedAvg.
     """
 
-    def __init__(self, params: Any, lr: float = 1.0, momentum: float = 0.9) -> None:
+    def __init__(self, params: ParamsT, lr: float = 1.0, momentum: float = 0.9) -> None:
         super().__init__(params, lr=lr, momentum=momentum)

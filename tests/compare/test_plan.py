@@ -107,6 +107,12 @@ def test_the_rest_of_the_server_optimizer_is_kept():
     assert config({"model": {"server_optimizer": "Adam"}})["model"]["server_optimizer"] == {"class_path": "Adam", "init_args": {"lr": 1.5}}
 
 
+def test_rates_are_factors_on_an_entrys_own():
+    adaptive = {"class_path": "FedAdam", "init_args": {"lr": 0.01, "params": None}}  # `params`: what the parser makes of free text
+    model = config({"model": {"server_optimizer": adaptive}})["model"]
+    assert model["server_optimizer"] == {"class_path": "FedAdam", "init_args": {"lr": pytest.approx(0.015)}}
+
+
 def test_the_inputs_are_left_alone():
     before = repr(BASE)
     config({"model": {"min_clients": 5}})
