@@ -1,18 +1,24 @@
-"""What clients keep to themselves between rounds: error feedback, personal layers."""
+"""What clients keep to themselves between rounds: error feedback, control variates, personal layers and models."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+from fedlight.clients.shelf import Shelf
 from fedlight.core.codec import State
 
 
 class ClientStore:
-    """Client state by client id. A draft of a round is committed only if the round succeeds, so a repeated round starts clean."""
+    """Client state by client id. A draft of a round is committed only if the round succeeds, so a repeated round starts clean.
 
-    def __init__(self) -> None:
-        self._states: dict[int, State] = {}
+    Args:
+        in_memory_mb: MiB of kept states beyond which those kept longest ago lie in temporary files.
+    """
+
+    def __init__(self, in_memory_mb: float = 1024.0) -> None:
+        self._in_memory_mb = in_memory_mb
+        self._states = Shelf(in_memory_mb)
         self._draft: dict[int, State] = {}
 
     def draft(self, client: int) -> State:
@@ -46,16 +52,19 @@ class ClientStore:
 
     def forget(self, key: str) -> None:
         """Forget this part of what every client kept."""
-        for state in self._states.values():
-            state.pop(key, None)
+        for client in list(self._states):
+            state = self._states[client]
+            if key in state:
+                self._states[client] = {name: part for name, part in state.items() if name != key}
 
     def state_dict(self) -> dict[int, State]:
-        """Return all kept states."""
-        return self._states
+        """Return all kept states, those in files mapped into memory."""
+        return dict(self._states)
 
     def load_state_dict(self, states: dict[int, State]) -> None:
         """Replace all kept states."""
-        self._states = dict(states)
+        self._states = Shelf(self._in_memory_mb)
+        self._states.update(states)
 
 
 def _holds_something(state: Any) -> bool:

@@ -79,6 +79,7 @@ class FederatedModule(LightningModule):
         metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given).
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
         max_attempts: Attempts at a round before the run is stopped.
+        client_memory_mb: MiB of what clients keep between rounds beyond which it lies in temporary files (checkpoints hold all of it).
         sim_every: Rounds between comparisons with the true aggregate and code histograms, which a real server could not make; 0 for never.
         seed: Seed of everything that clients draw.
 
@@ -105,6 +106,7 @@ class FederatedModule(LightningModule):
         metrics: dict[str, Metric] | None = None,
         min_clients: int = 1,
         max_attempts: int = 3,
+        client_memory_mb: float = 1024.0,
         sim_every: int = 10,
         seed: int = 0,
     ) -> None:
@@ -150,7 +152,7 @@ class FederatedModule(LightningModule):
         self.max_attempts = max_attempts
         self.sim_every = sim_every
         self.seed = seed
-        self.store = ClientStore()
+        self.store = ClientStore(client_memory_mb)
         self.traffic = TrafficCounter()
         self.downlink = downlink or FullModel()
         self.aggregator = aggregator or PlainAggregator()
