@@ -204,6 +204,15 @@ def write_npz(path: Path, shape: tuple[int, ...] = (1, 8, 8), samples: int = 120
     return path
 
 
+def write_speeches(path: Path, speakers: int = 4, speeches: int = 6) -> Path:
+    """Write a small text of made-up speeches that ``SpeakerText`` reads; every speaker has words of their own."""
+    rng = np.random.default_rng(0)
+    words = [["".join(rng.choice(list("aeioulnrst"), 4)) for _ in range(6)] for _ in range(speakers)]
+    parts = [f"SPEAKER {i}:\n{' '.join(rng.choice(words[i], 12))}.\n" for _ in range(speeches) for i in range(speakers)]
+    path.write_text("\n".join(parts))
+    return path
+
+
 TINY = [
     *("--data.num_clients", "6", "--data.sampler", "Uniform", "--data.sampler.cohort_size", "3", "--data.proxy_samples", "60"),
     *("--model.network", "fedlight.modules.MLP", "--model.network.in_features", "64", "--model.network.hidden", "[4]"),

@@ -12,6 +12,7 @@ from fedlight.data.resized import Resized
 from fedlight.data.sampling import ClientSampler, Everyone, Poisson, Uniform
 from fedlight.data.sources import ArrayFile, DataSource, Digits, Torchvision, WithClients
 from fedlight.data.splits import Partition, check_partition
+from fedlight.data.text import SpeakerText
 
 __all__ = [
     "IID",
@@ -36,6 +37,7 @@ __all__ = [
     "RandomFields",
     "Resized",
     "Shards",
+    "SpeakerText",
     "Torchvision",
     "Uniform",
     "WithClients",

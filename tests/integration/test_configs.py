@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedlight.cli import main
-from tests.federation import write_npz
+from tests.federation import write_npz, write_speeches
 
 FOLDER = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted(FOLDER.glob("compare_*.yaml"))  # run by test_compare.py
@@ -78,7 +78,7 @@ def test_pretrain_runs_both_ways(tmp_path):
     assert figures["rounds"] == 2 and figures["pretrain_seconds"] == 0
 
 
-PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706, "mnist_silos": 61_706}
+PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706, "mnist_silos": 61_706, "mnist_shards": 61_706}
 PARAMETERS |= {"mnist_fedlab": 199_210, "cifar10": 122_570}
 
 
@@ -97,6 +97,22 @@ def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     assert figures["parameters"] == PARAMETERS[name]
     assert figures["uplink_ratio"] > 50
     assert ("handshake_uplink_bytes" in figures) == (name == "mnist_secure")
+
+
+def test_the_resnet_configuration_runs_on_smaller_images(tmp_path):
+    write_npz(tmp_path / "images.npz", (3, 16, 16), samples=60)
+    file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "10"]
+    few = ["--data.num_clients", "4", "--model.algorithm.init_args.batch_size", "4", "--model.client_memory_mb", "64"]
+    figures = run(config("cifar10_resnet"), tmp_path, *file, *few, *COHORT, "--trainer.num_sanity_val_steps", "0")
+    assert figures["parameters"] == 11_173_962
+    assert figures["uplink_ratio"] > 50
+
+
+def test_one_client_a_speaker_runs_on_a_made_up_text(tmp_path):
+    text = ["--data.source.init_args.path", str(write_speeches(tmp_path / "text.txt")), "--data.source.init_args.length", "10"]
+    few = ["--data.partitioner.init_args.min_samples", "1", "--data.proxy_samples", "40", "--model.network.init_args.hidden", "32"]
+    figures = run(config("speakers"), tmp_path, *text, *few, *COHORT)
+    assert figures["clients"] == 4 and figures["uplink_ratio"] > 20
 
 
 def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):

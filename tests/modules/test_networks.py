@@ -8,6 +8,8 @@ from torch import nn
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
+from fedlight.modules.recurrent import CharLSTM
+from fedlight.modules.resnet import ResNet18
 
 
 def parameters(network: nn.Module) -> int:
@@ -27,6 +29,8 @@ def parameters(network: nn.Module) -> int:
         (SmallCNN(), 122_570, (3, 32, 32)),
         (SmallCNN(norm="group"), 122_890, (3, 32, 32)),
         (SmallCNN(norm="batch"), 122_890, (3, 32, 32)),
+        (CharLSTM(), 824_425, (80,)),
+        (ResNet18(), 11_173_962, (3, 32, 32)),
     ],
 )
 def test_parameter_count_and_output_shape(network: nn.Module, count: int, image: tuple[int, ...]) -> None:
@@ -58,6 +62,8 @@ def test_smallest_image_works_and_the_next_smaller_is_refused(make: Callable[...
         (lambda: LeNet5(in_channels=0), "in_channels"),
         (lambda: BenchmarkCNN(num_classes=-1), "num_classes"),
         (lambda: SmallCNN(norm="layer"), "norm"),  # type: ignore[arg-type]
+        (lambda: CharLSTM(hidden=0), "hidden"),
+        (lambda: ResNet18(groups=3), "groups"),
     ],
 )
 def test_bad_sizes_name_the_argument(make: Callable[[], nn.Module], name: str) -> None:

@@ -1,0 +1,129 @@
+"""A text with many speakers as a data set of characters, one client a speaker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.data.arrays import Arrays, build_arrays
+from fedlight.data.sources import DataSource
+
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+"""The characters that have a class of their own: the end of a line and printable ASCII; all others share one more class."""
+
+CLASSES = len(ALPHABET) + 1
+
+
+class SpeakerText(DataSource):
+    """A text file in which people speak in turn: every character is to be told from the ``length`` before it (McMahan et al. 2017).
+
+    The file is UTF-8 and holds speeches with blank lines between them. The first line of a speech is its speaker's name and a colon,
+    which text may follow; the further lines are text::
+
+        MENDER:
+        The kettle leaks.
+
+        TINKER: Then bring it here.
+
+    All that a speaker says is one client: its first part is for training, the last for testing. Inputs ``[samples, length]`` are numbers
+    of characters (see `encode`), labels the number of the next one; there are 97. Speakers who say too little for a sample are left out.
+
+    Args:
+        path: The file, relative to the data root, or absolute.
+        length: Characters that the next one is told from.
+        stride: Characters from one sample's beginning to the next's.
+        test_fraction: Share of each speaker's text, the end of it, that is for testing.
+    """
+
+    def __init__(self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2) -> None:
+        if length < 1 or stride < 1:
+            raise ConfigurationError(f"length, stride: expected at least 1, got {length} and {stride}.")
+        if not 0 < test_fraction < 1:
+            raise ConfigurationError(f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
+        self.path = path
+        self.length = length
+        self.stride = stride
+        self.test_fraction = test_fraction
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return Path(self.path).name
+
+    def load(self, root: Path) -> Arrays:
+        """Read the file; raises DataError if it is missing, not such a text, or nobody says enough."""
+        path = root / Path(self.path).expanduser()
+        try:
+            said = read_speeches(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as speeches in UTF-8: {error}. Correct the path or the file.") from error
+        parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+        clients: dict[str, list[str]] = {"train": [], "test": []}
+        for speaker, text in sorted(said.items()):
+            codes = encode(text)
+            border = len(codes) - round(self.test_fraction * len(codes))
+            for split, part in (("train", codes[:border]), ("test", codes[border:])):
+                found = windows(part, self.length, self.stride)
+                parts[split].append(found)
+                clients[split] += [speaker] * len(found)
+        if not clients["train"] or not clients["test"]:
+            raise DataError(
+                f"{path}: expected a speaker with more than {self.length} characters to train and to test on, got none among {len(said)}; "
+                "lower `length`."
+            )
+        whole = {split: np.concatenate(found) for split, found in parts.items()}
+        x = {split: found[:, :-1].astype(np.float32) for split, found in whole.items()}
+        y = {split: found[:, -1] for split, found in whole.items()}
+        ids = {split: np.array(names) for split, names in clients.items()}
+        return build_arrays(
+            x["train"], y["train"], x["test"], y["test"], CLASSES, source=str(path), client_train=ids["train"], client_test=ids["test"]
+        )
+
+
+def read_speeches(text: str) -> dict[str, str]:
+    r"""Return all that each speaker says, one speech a line or more, by name.
+
+    Raises:
+        ValueError: if a speech does not begin with a name and a colon, naming its line.
+
+    >>> read_speeches("A:\nOne.\n\nB: Two.\n\nA:\nThree.\n")
+    {'A': 'One.\nThree.\n', 'B': 'Two.\n'}
+    """
+    said: dict[str, str] = {}
+    speaker: str | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            speaker = None
+        elif speaker is None:
+            name, colon, rest = line.partition(":")
+            speaker = name.strip()
+            if not colon or not speaker:
+                raise ValueError(f"line {number} begins a speech but has no name and colon: {line[:40]!r}")
+            said[speaker] = said.get(speaker, "") + (f"{rest.strip()}\n" if rest.strip() else "")
+        else:
+            said[speaker] += f"{line}\n"
+    return said
+
+
+def encode(text: str) -> np.ndarray:
+    r"""Return the number of every character ``[characters]``, int64: its place in `ALPHABET`, or 96 for any that is not there.
+
+    >>> encode("\n ~é").tolist()
+    [0, 1, 95, 96]
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    codes = np.where((points >= 32) & (points < 127), points - 31, len(ALPHABET))
+    return np.where(points == ord("\n"), 0, codes)
+
+
+def windows(codes: np.ndarray, length: int, stride: int) -> np.ndarray:
+    """Return samples ``[samples, length + 1]`` of a text: characters, and the one after them.
+
+    >>> windows(np.arange(6), 3, 2).tolist()
+    [[0, 1, 2, 3], [2, 3, 4, 5]]
+    """
+    if len(codes) <= length:
+        return np.empty((0, length + 1), dtype=np.int64)
+    return np.lib.stride_tricks.sliding_window_view(codes, length + 1)[::stride]
