@@ -97,6 +97,8 @@ class Victim:
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             x = images[:1].clone().requires_grad_()
-            loss = self.loss(functional_call(self.network, self.weights, (self.pixels.inputs(x.double()),)), torch.zeros(1).long().to(x.device))
+            loss = self.loss(
+                functional_call(self.network, self.weights, (self.pixels.inputs(x.double()),)), torch.zeros(1).long().to(x.device)
+            )
             torch.autograd.grad(loss, list(self.weights.values()), create_graph=True, materialize_grads=True)
         return kept

@@ -34,9 +34,7 @@ class LearnedInverter(Attack):
 
     def __init__(self, width: int = 256, steps: int = 2000, inputs: int = 1024, pairs: int = 4000) -> None:
         if min(width, steps, inputs, pairs) < 1:
-            raise ConfigurationError(
-                f"Expected `width`, `steps`, `inputs` and `pairs` >= 1 but got {width}, {steps}, {inputs} and {pairs}"
-            )
+            raise ConfigurationError(f"Expected `width`, `steps`, `inputs` and `pairs` >= 1 but got {width}, {steps}, {inputs} and {pairs}")
         self.width = width
         self.steps = steps
         self.inputs = inputs

@@ -153,9 +153,7 @@ class InvertingGradients(GradientMatching):
 
     quick = False
 
-    def __init__(
-        self, steps: int = 4800, lr: float = 0.1, restarts: int = 1, labels: Labels = "known", prior: Prior | None = None
-    ) -> None:
+    def __init__(self, steps: int = 4800, lr: float = 0.1, restarts: int = 1, labels: Labels = "known", prior: Prior | None = None) -> None:
         super().__init__(steps, restarts, labels, prior or TotalVariation(1e-4), quick_steps=steps)
         if lr <= 0:
             raise ConfigurationError(f"Expected `lr` > 0 but got {lr}")
