@@ -49,6 +49,8 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
     """Return the most probability that an (epsilon, delta) mechanism leaves to so many right guesses (Theorem 5.2)."""
     chance = 1 / (1 + torch.exp(torch.tensor(-epsilon, dtype=torch.float64)).item())
     tail = float(binom.sf(right - 1, guesses, chance))
+    if not delta:
+        return tail
     below = binom.pmf(range(right - 1, -1, -1), guesses, chance).cumsum()
     slack = max((float(mass) / (i + 1) for i, mass in enumerate(below)), default=0.0)
     return min(1.0, tail + 2 * canaries * delta * slack)

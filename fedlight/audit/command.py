@@ -22,7 +22,7 @@ from fedlight.core.errors import ConfigurationError
 
 DESCRIPTION = "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses."
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
-FAST_TRIALS = 10  # of membership inference
+FAST_TRIALS = 5  # of membership inference
 
 Build = Callable[[str, Path | None, dict[str, Any]], Parts]
 """Makes the parts that a configuration of `fit` names, looked for beside a folder, with overrides."""

@@ -12,16 +12,19 @@ from torch import Tensor
 
 def cosine_scores(candidates: Tensor, seen: Tensor) -> Tensor:
     """Return the cosines ``[n, m]`` of candidates' codes ``[n, length]`` with observations ``[m, length]``."""
-    return unit(candidates) @ unit(seen).T
+    cosines: Tensor = unit(candidates) @ unit(seen).T
+    return cosines
 
 
 def unit(rows: Tensor) -> Tensor:
     """Return the rows at length 1; zeros stay."""
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    length: Tensor = rows.norm(dim=-1, keepdim=True)
+    scaled: Tensor = rows / length.clamp(min=1e-30)
+    return scaled
 
 
 def likelihood_scores(scores: Tensor, outside: Tensor) -> Tensor:
-    """Return the probability ``[n]`` that a score ``[n]`` is above one of a cohort without the candidate, from ``outside`` ``[n, shadows]``.
+    """Return the log probability ``[n]`` that scores ``[n]`` are above those of cohorts without the candidate, ``[n, shadows]``.
 
     A normal distribution for each candidate, of its scores in shadow cohorts.
     """

@@ -23,7 +23,7 @@ def psnr(guess: Tensor, true: Tensor) -> Tensor:
 
 
 def ssim(guess: Tensor, true: Tensor) -> Tensor:
-    """Return the SSIM ``[n]`` of images ``[n, c, h, w]``, clamped to 0..1, by TorchMetrics; a window of 7 pixels, or less for small ones."""
+    """Return the SSIM ``[n]`` of images ``[n, c, h, w]``, clamped to 0..1, by TorchMetrics (windows of at most 7 pixels)."""
     side = min(true.shape[-2:])
     if side < 3:
         return torch.full((len(true),), float("nan"))
@@ -36,7 +36,7 @@ def ssim(guess: Tensor, true: Tensor) -> Tensor:
 
 
 def match(guess: Tensor, true: Tensor) -> Tensor:
-    """Return for each true image the number of the guess that is assigned to it, ``[n]``: the assignment of least squared error (Kuhn 1955).
+    """Return for each true image the number of the guess assigned to it, ``[n]``: the assignment of least squared error (Kuhn 1955).
 
     The order of a batch leaves no trace in a mean gradient, so a guess is judged up to its order.
     """

@@ -16,7 +16,7 @@ from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import FederatedDataModule
 
-MOST_TRIALS_FAST = 3
+MOST_TRIALS_FAST = 2
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Audit:
         proxy_rounds: Rounds of simulated clients that codecs are fitted to.
         membership: Membership inference on every sight.
         canaries: Canaries in every codec's sums.
-        fast: Whether to take three trials, shortened attacks, and no attack that is slow by nature.
+        fast: Whether to take two trials, shortened attacks, and no attack that is slow by nature.
         memory_mb: Memory in MiB beyond which an attack is skipped (half of the machine's if not given).
         images: Images of a line in the pictures.
         output: Folder for results (`logs/audit/` and this file's name if not given).
@@ -112,7 +112,8 @@ class Audit:
                 raise ConfigurationError(f"Expected `{name}` to name at least one but got an empty list")
         if self.trials < 1 or self.proxy_rounds < 6 or self.images < 1:
             raise ConfigurationError(
-                f"Expected `trials` >= 1, `proxy_rounds` >= 6 and `images` >= 1 but got {self.trials}, {self.proxy_rounds} and {self.images}"
+                "Expected `trials` >= 1, `proxy_rounds` >= 6 and `images` >= 1 but got "
+                f"{self.trials}, {self.proxy_rounds} and {self.images}"
             )
         if (self.lr is not None and self.lr <= 0) or (self.memory_mb is not None and self.memory_mb <= 0):
             raise ConfigurationError(f"Expected `lr` and `memory_mb` > 0 but got {self.lr} and {self.memory_mb}")

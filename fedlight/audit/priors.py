@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -63,7 +64,7 @@ class Pixels(Prior):
 
     def images(self, latent: Tensor) -> Tensor:
         """Return the pixels in their places."""
-        return latent.unflatten(1, self.shape)
+        return latent.view(len(latent), *self.shape)
 
     def project(self, latent: Tensor) -> None:
         """Keep pixels in 0..1."""
@@ -90,7 +91,8 @@ class TotalVariation(Pixels):
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the weighted total variation."""
         images = self.images(latent)
-        return self.weight * (images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean())
+        variation: Tensor = images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
+        return self.weight * variation
 
 
 class PrincipalComponents(Prior):
@@ -126,7 +128,8 @@ class PrincipalComponents(Prior):
 
     def images(self, latent: Tensor) -> Tensor:
         """Return mean plus components."""
-        return (self.mean + latent @ self.basis).unflatten(1, self.shape)
+        flat: Tensor = self.mean + latent @ self.basis
+        return flat.view(len(latent), *self.shape)
 
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the weighted mean square."""
@@ -172,7 +175,7 @@ class SmallVAE(Prior):
             divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
             loss = F.binary_cross_entropy_with_logits(logits, x.clamp(0, 1), reduction="sum") / len(x) + 0.2 * divergence
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         self.decoder = decoder.double().requires_grad_(False)
 
@@ -184,7 +187,7 @@ class SmallVAE(Prior):
     def images(self, latent: Tensor) -> Tensor:
         """Return what the decoder makes of them."""
         pixels: Tensor = self.decoder(latent)
-        return pixels.sigmoid().unflatten(1, self.shape)
+        return pixels.sigmoid().view(len(latent), *self.shape)
 
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the weighted mean square."""
@@ -194,7 +197,7 @@ class SmallVAE(Prior):
 def small_network(widths: list[int], generator: torch.Generator) -> nn.Sequential:
     """Return linear layers of these widths with ReLU between them, drawn from ``generator`` (He et al. 2015)."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator; ours are drawn below
             linear = nn.Linear(a, b)
         nn.init.normal_(linear.weight, std=(2 / a) ** 0.5, generator=generator)

@@ -124,12 +124,14 @@ class Session:
                     found.append(identification_rate(got, true, subject.others(POOL, seed, trial)[0]))
                 for name, blind in controls.guesses(truth.flatten()).items():
                     baselines.setdefault(name, []).append(psnr(matched(blind, true), true))
-        parts = [torch.cat(part) for part in zip(*collected, strict=True)] if collected else [torch.zeros(0)] * 4
+        quality, alike, got_first, true_first = (
+            [torch.cat(part) for part in zip(*collected, strict=True)] if collected else [torch.zeros(0)] * 4
+        )
         firsts = [float(item[0][0]) for item in collected]
         blinds = {name: float(torch.cat(values).median()) for name, values in baselines.items()}
         seconds = time.monotonic() - start
         told = fmean(labels) if labels else None
-        return Result(*parts[:3], firsts, parts[3], told, fmean(found) if found else None, blinds, seconds)
+        return Result(quality, alike, got_first, firsts, true_first, told, fmean(found) if found else None, blinds, seconds)
 
     def _check_memory(self, per_image: int, sight: Sight, attack: Attack) -> None:
         needed = 3 * per_image * sight.clients * sight.batch_size * sight.local_steps

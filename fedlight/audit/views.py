@@ -169,7 +169,8 @@ class NoisyView(View):
         return self.view.decoded(seen)
 
     def _clipped(self, message: Tensor) -> Tensor:
-        return message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0)
+        clipped: Tensor = message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0)
+        return clipped
 
 
 def without_rounding(encoder: Encoder, announced: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:

@@ -1,13 +1,14 @@
 """Attacks, each a class path."""
 
 from fedlight.audit.attacks.analytic import BiasTrick, LastLayerLabels, RobbingTheFed
-from fedlight.audit.attacks.base import Attack, Case, Guess, Auxiliary
+from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.attacks.inverter import LearnedInverter
 from fedlight.audit.attacks.matching import DLG, FedAvgInversion, InvertingGradients
 
 __all__ = [
     "DLG",
     "Attack",
+    "Auxiliary",
     "BiasTrick",
     "Case",
     "FedAvgInversion",
@@ -15,6 +16,5 @@ __all__ = [
     "InvertingGradients",
     "LastLayerLabels",
     "LearnedInverter",
-    "Auxiliary",
     "RobbingTheFed",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlight.audit.attacks.base import Attack, Case, Guess, Auxiliary
+from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.victim import Victim
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
@@ -55,7 +55,7 @@ class BiasTrick(Attack):
         for name, module in victim.network.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
                 if isinstance(module, nn.Linear) and {f"{name}.weight", f"{name}.bias"} <= set(victim.layout.names):
-                    return name
+                    return str(name)
                 break
         raise ConfigurationError("the network has no linear first layer with a bias, which the bias trick reads the input from")
 
@@ -72,10 +72,10 @@ class BiasTrick(Attack):
         if case.count == 1 or not bool(used.any()):
             used = bias.abs() == bias.abs().max()
         inputs = weight[used] / torch.where(bias[used] == 0, torch.ones_like(bias[used]), bias[used])[:, None]
-        images = case.victim.pixels.images(inputs.unflatten(1, shape)).flatten(1)
+        images = case.victim.pixels.images(inputs.view(len(inputs), *shape)).flatten(1)
         outside = (images - images.clamp(0, 1)).square().mean(1)
         possible = outside <= max(1e-6, float(outside.min()))
-        return Guess(spread_out(images[possible], case.count).unflatten(1, shape))
+        return Guess(spread_out(images[possible], case.count).view(case.count, *shape))
 
 
 class LastLayerLabels(Attack):
@@ -102,7 +102,7 @@ class LastLayerLabels(Attack):
         own = [(n, m) for n, m in victim.network.named_modules() if next(m.parameters(recurse=False), None) is not None]
         if not own or not isinstance(own[-1][1], nn.Linear) or f"{own[-1][0]}.weight" not in victim.layout.names:
             raise ConfigurationError("the network has no linear last layer, which labels are read from")
-        return own[-1][0]
+        return str(own[-1][0])
 
     def check(self, case: Case) -> None:
         """Refuse a network without such a layer, or one without a bias for several images."""
@@ -194,7 +194,7 @@ class RobbingTheFed(Attack):
         order = bias.abs().argsort(descending=True)[: case.count]
         order = order[bias[order].abs() > 1e-6 * bias.abs().max()]
         shape = case.public.images.shape[1:]
-        images = case.victim.pixels.images((weight[order] / bias[order, None]).unflatten(1, shape))
+        images = case.victim.pixels.images((weight[order] / bias[order, None]).view(len(order), *shape))
         rest = case.public.images.double().mean(0).expand(case.count - len(order), *shape)
         return Guess(torch.cat([images, rest]))
 

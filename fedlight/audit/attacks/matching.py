@@ -50,9 +50,9 @@ class GradientMatching(Attack):
         self._quick_steps = quick_steps
 
     def shortened(self) -> Self:
-        """Return a copy with fewer steps and one restart less."""
+        """Return a copy with fewer steps and a single start."""
         short = copy.copy(self)
-        short.steps, short.restarts = min(self.steps, self._quick_steps), min(self.restarts, 2)
+        short.steps, short.restarts = min(self.steps, self._quick_steps), 1
         return short
 
     def check(self, case: Case) -> None:
@@ -77,8 +77,9 @@ class GradientMatching(Attack):
 
     def loss(self, case: Case, latent: Tensor, soft: Tensor | None, labels: Tensor) -> Tensor:
         """Return how badly a guess explains what was seen, plus the prior's penalty."""
-        images = self.prior.images(latent).unflatten(0, labels.shape)
-        targets = labels if soft is None else soft.softmax(1).unflatten(0, labels.shape)
+        images = self.prior.images(latent)
+        images = images.view(*labels.shape, *images.shape[1:])
+        targets = labels if soft is None else soft.softmax(1).view(*labels.shape, -1)
         if case.view.linear:
             updates = case.victim.mean_update(images, targets, self.unroll)[None]
         else:
@@ -105,7 +106,7 @@ class DLG(GradientMatching):
     """
 
     def __init__(self, steps: int = 600, restarts: int = 3, labels: Labels = "known", prior: Prior | None = None) -> None:
-        super().__init__(steps, restarts, labels, prior, quick_steps=200)
+        super().__init__(steps, restarts, labels, prior, quick_steps=120)
 
     def search(self, case: Case, latent: Tensor, soft: Tensor | None, labels: Tensor) -> float:
         """Run L-BFGS with a strong-Wolfe line search."""
@@ -123,7 +124,7 @@ class DLG(GradientMatching):
             last = float(loss.detach())
             return loss.detach()
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         return float(self.loss(case, latent, soft, labels).detach())
 
 
