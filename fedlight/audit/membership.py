@@ -29,7 +29,8 @@ def likelihood_scores(scores: Tensor, outside: Tensor) -> Tensor:
     A normal distribution for each candidate, of its scores in shadow cohorts.
     """
     mean, deviation = outside.mean(1), outside.std(1).clamp(min=1e-9)
-    return torch.special.log_ndtr((scores - mean) / deviation)
+    ratio: Tensor = torch.special.log_ndtr((scores - mean) / deviation)
+    return ratio
 
 
 def auc(members: Tensor, others: Tensor) -> float:

@@ -28,7 +28,7 @@ and each client trains on all its images in every step: all in the attacker's fa
 
 @dataclass
 class Row:
-    """One attack on one sight: figures in dB, shares or None where they do not apply."""
+    """One attack on one sight: figures are None where they do not apply; of an even number the lower middle one is the median."""
 
     attack: str
     sees: str
@@ -83,7 +83,7 @@ def inversion_verdict(median: float, best: float, control: float, class_mean: fl
         return f"leaks: {median - class_mean:+.1f} dB over the class mean"
     if best - class_mean >= SUCCESS:
         return f"leaks in the best case: {best - class_mean:+.1f} dB over the class mean, {median - class_mean:+.1f} in the median"
-    return f"this attack got {median - class_mean:+.1f} dB over the class mean: no more than the label, at this budget"
+    return f"this attack got {median - class_mean:+.1f} dB over the class mean: less than the 3 dB that count as a leak, at this budget"
 
 
 def label_verdict(accuracy: float, control: float, chance: float) -> str:

@@ -84,7 +84,7 @@ def test_a_leak_is_what_lies_above_the_class_mean():
     once = fill(row(), result([10.0, 12.0, 34.0]), result([60.0]), 0.1, plain=False)
     assert once.conclusion.startswith("leaks in the best case")
     nothing = fill(row(), result([14.5, 14.5]), result([60.0]), 0.1, plain=False)
-    assert "no more than the label, at this budget" in nothing.conclusion
+    assert "less than the 3 dB that count as a leak, at this budget" in nothing.conclusion
     assert "safe" not in nothing.conclusion
 
 
