@@ -87,7 +87,7 @@ def accountant_epsilon(noise: float, rounds: int, delta: float) -> float | None:
         losses = importlib.import_module("dp_accounting.pld")
     except ImportError as error:
         raise ConfigurationError(
-            "Expected dp-accounting, which says what epsilon the noise proves, but it is not installed: pip install 'fedlight[audit]'"
+            "Expected dp-accounting, which says what epsilon the noise proves, but it is not installed: pip install 'fedlight[privacy]'"
         ) from error
     accountant = losses.PLDAccountant()
     accountant.compose(events.SelfComposedDpEvent(events.GaussianDpEvent(noise), rounds))

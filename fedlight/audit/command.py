@@ -76,7 +76,8 @@ def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
         given: Namespace = parser.parse_args(args)
         files = given.get("config") or []
         overrides = _plain(given.pop("overrides"))
-        made = parser.instantiate_classes(given).as_dict()
+        make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+        made = make(given).as_dict()
     except Exception as error:
         told = next((e for e in _chain(error) if isinstance(e, ConfigurationError)), None)
         reason = told or " ".join(str(error).split())

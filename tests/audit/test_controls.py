@@ -161,19 +161,19 @@ def test_guesses_are_right_without_noise_and_as_good_as_a_coin_with_much():
     assert abs(right_guesses(scores, inside, 500) - 250) < 60
 
 
-@pytest.mark.parametrize("noise", [0.3, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 5.0])
 @pytest.mark.parametrize("rounds", [1, 10])
-@pytest.mark.parametrize("length", [50, 800])
-def test_canaries_refute_no_epsilon_that_the_accountant_proves(noise, rounds, length):
+def test_canaries_refute_no_epsilon_that_the_accountant_proves(noise, rounds):
     pytest.importorskip("dp_accounting")
     proved = accountant_epsilon(noise, rounds, 1e-5)
     assert proved is not None
     settings = Canaries(rounds=rounds)
-    bounds = [canary_bound(length, settings, noise, seed) for seed in range(5)]
-    assert max(bounds) <= proved
-    if noise <= 0.5 and length == 800:
+    for length in (50, 800):
+        bounds = [canary_bound(length, settings, noise, seed) for seed in range(5)]
+        assert max(bounds) <= proved
+        assert canary_bound(length, settings, 0.0, 0) > 0
+    if noise <= 0.5:
         assert max(bounds) > 0.1  # and they say something
-    assert canary_bound(length, settings, 0.0, 0) > 0
 
 
 def test_the_accountant_agrees_with_the_published_figure():
