@@ -1,7 +1,8 @@
-"""The command line: `fedlight fit|validate|test|predict|pretrain|compare`."""
+"""The command line: `fedlight fit|validate|test|predict|pretrain|compare|audit`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -18,12 +19,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
+from fedlight.audit.command import audit, audit_parser
+from fedlight.audit.plan import Parts
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.compare import compare, compare_parser
-from fedlight.compare.plan import without_codec_callbacks
+from fedlight.compare.plan import merge, read_base, without_codec_callbacks
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
 from fedlight.data import FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
+from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.report import show_runs
 from fedlight.modules.trainer import FederatedTrainer
 
@@ -65,11 +69,11 @@ class FederatedCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Name `compare` in the help as well: it is no method of a Trainer and has a parser of its own (`main` calls it)."""
+        """Name `compare` and `audit` in the help as well: they are no methods of a Trainer and have parsers of their own (see `main`)."""
         super()._add_subcommands(parser, **kwargs)
-        own = compare_parser()
         assert parser._subcommands_action is not None
-        parser._subcommands_action.add_subcommand("compare", own, help=own.description)
+        for name, own in (("compare", compare_parser()), ("audit", audit_parser())):
+            parser._subcommands_action.add_subcommand(name, own, help=own.description)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's own options."""
@@ -241,6 +245,29 @@ def fit(args: list[str]) -> str | None:
 
 def rehearse(args: list[str]) -> dict[str, Any]:
     """Parse the arguments of `fedlight fit`, build what they name, and return the whole configuration."""
+    cli = _rehearsed(args)
+    cli._dump_config()
+    return cli.config_dump  # type: ignore[no-any-return]
+
+
+def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any]) -> Parts:
+    """Return model, data and codec of a configuration of `fedlight fit`, looked for beside a folder, for `fedlight audit`."""
+    cli = _rehearsed(["fit", "--config", json.dumps(merge(read_base(base, beside), overrides))])
+    module, data = cli.model, cli.datamodule
+    training = cli._get(cli.config_init, "pretraining").training
+    data.prepare_data()
+    data.setup()
+
+    def fit(codec: Any, bank: Any) -> object:
+        with warnings.catch_warnings():
+            for message in _TYPICAL_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            return fit_codec(codec, bank, training, torch.device("cpu"), None, False, module.seed)
+
+    return Parts(module.network, module.loss, module.codec, float(getattr(module.algorithm, "lr", 1.0)), data, module.seed, fit)
+
+
+def _rehearsed(args: list[str]) -> FederatedCLI:
     loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     try:
@@ -248,14 +275,12 @@ def rehearse(args: list[str]) -> dict[str, Any]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cli = open_cli(Rehearsal, args, exit_on_error=False)
+            return open_cli(Rehearsal, args, exit_on_error=False)
     except Exception as error:
         raise _told(error) or error from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    cli._dump_config()
-    return cli.config_dump  # type: ignore[no-any-return]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -265,6 +290,9 @@ def main(args: list[str] | None = None) -> None:
         if given[:1] == ["compare"]:
             if status := compare(given[1:], rehearse, fit):
                 raise SystemExit(status)
+            return
+        if given[:1] == ["audit"]:
+            audit(given[1:], audit_parts)
             return
         open_cli(FederatedCLI, args)
     except Exception as error:

@@ -224,7 +224,7 @@ def test_help_names_the_subcommands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("fit", "validate", "test", "predict", "pretrain", "compare"))
+    assert all(command in printed for command in ("fit", "validate", "test", "predict", "pretrain", "compare", "audit"))
 
 
 def options(text: str) -> dict[str, str]:

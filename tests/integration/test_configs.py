@@ -13,7 +13,7 @@ from fedlight.cli import main
 from tests.federation import write_npz, write_speeches
 
 FOLDER = Path(__file__).parents[2] / "configs"
-COMPARISONS = sorted(FOLDER.glob("compare_*.yaml"))  # run by test_compare.py
+COMPARISONS = sorted([*FOLDER.glob("compare_*.yaml"), *FOLDER.glob("audit_*.yaml")])  # run by test_compare.py and test_audit.py
 CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
 SMALL = [
     "--trainer.max_steps",

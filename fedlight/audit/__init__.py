@@ -1,0 +1,1 @@
+"""Measuring what clients' messages give away: attacks, priors, controls, report."""

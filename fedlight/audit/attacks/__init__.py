@@ -1,0 +1,20 @@
+"""Attacks, each a class path."""
+
+from fedlight.audit.attacks.analytic import BiasTrick, LastLayerLabels, RobbingTheFed
+from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
+from fedlight.audit.attacks.inverter import LearnedInverter
+from fedlight.audit.attacks.matching import DLG, FedAvgInversion, InvertingGradients
+
+__all__ = [
+    "DLG",
+    "Attack",
+    "Auxiliary",
+    "BiasTrick",
+    "Case",
+    "FedAvgInversion",
+    "Guess",
+    "InvertingGradients",
+    "LastLayerLabels",
+    "LearnedInverter",
+    "RobbingTheFed",
+]

@@ -1,0 +1,203 @@
+"""Attacks that only divide: the bias trick, labels from the last layer, and a layer that a malicious server imprints.
+
+- Bias trick: Phong et al. 2018 (IEEE TIFS 13(5)), section III; with ``y = W x + b`` the gradients obey ``dW_i = db_i x``.
+- iDLG: Zhao et al. 2020 (arXiv 2001.02610), section 3.1; batches after Yin et al. 2021 (arXiv 2104.07586).
+- Robbing the Fed: Fowl et al. 2022 (arXiv 2110.13057), section 4.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
+from fedlight.audit.victim import Victim
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.random import torch_generator
+
+
+def piece(case: Case, name: str) -> Tensor:
+    """Return the part of the decoded update that belongs to the parameter ``name``, in its shape."""
+    layout = case.victim.layout
+    return layout.split(case.view.decoded(case.seen))[layout.names.index(name)]
+
+
+def spread_out(candidates: Tensor, count: int) -> Tensor:
+    """Return ``count`` candidates ``[n, d]`` that differ from each other: the one with most contrast, then always the farthest."""
+    chosen = [int(candidates.var(dim=1).argmax())]
+    distance = torch.full((len(candidates),), torch.inf, dtype=candidates.dtype, device=candidates.device)
+    while len(chosen) < count:
+        distance = torch.minimum(distance, (candidates - candidates[chosen[-1]]).norm(dim=1))
+        chosen.append(int(distance.argmax()))
+    return candidates[chosen]
+
+
+class BiasTrick(Attack):
+    """Reads the input off the first linear layer, exactly: for one image every row of dW is a multiple of it, and db says which.
+
+    With several images, rows that only one of them activates hold it; rows whose ratio is a possible image are taken, those that
+    differ most first. Codes are decoded before.
+    """
+
+    needs_gradients = False
+
+    @staticmethod
+    def layer(victim: Victim) -> str:
+        """Return the name of the first layer.
+
+        Raises:
+            ConfigurationError: if it is not linear with a bias.
+        """
+        for name, module in victim.network.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                if isinstance(module, nn.Linear) and {f"{name}.weight", f"{name}.bias"} <= set(victim.layout.names):
+                    return str(name)
+                break
+        raise ConfigurationError("the network has no linear first layer with a bias, which the bias trick reads the input from")
+
+    def check(self, case: Case) -> None:
+        """Refuse a network without such a layer."""
+        self.layer(case.victim)
+
+    def run(self, case: Case, generator: torch.Generator) -> Guess:
+        """Return the images."""
+        name = self.layer(case.victim)
+        weight, bias = piece(case, f"{name}.weight"), piece(case, f"{name}.bias")
+        shape = case.public.images.shape[1:]
+        used = bias.abs() > 1e-6 * bias.abs().max()
+        if case.count == 1 or not bool(used.any()):
+            used = bias.abs() == bias.abs().max()
+        inputs = weight[used] / torch.where(bias[used] == 0, torch.ones_like(bias[used]), bias[used])[:, None]
+        images = case.victim.pixels.images(inputs.view(len(inputs), *shape)).flatten(1)
+        outside = (images - images.clamp(0, 1)).square().mean(1)
+        possible = outside <= max(1e-6, float(outside.min()))
+        return Guess(spread_out(images[possible], case.count).view(case.count, *shape))
+
+
+class LastLayerLabels(Attack):
+    """Counts labels from the last layer's gradient, which is predicted probability minus truth: iDLG, and its extension to batches.
+
+    The bias says so exactly (without one, the row sums of the weights, for one image only); the mean probabilities are estimated on
+    public images. Codes are decoded before. Says nothing about pixels.
+    """
+
+    needs_gradients = False
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return "iDLG labels"
+
+    @staticmethod
+    def layer(victim: Victim) -> str:
+        """Return the name of the last layer.
+
+        Raises:
+            ConfigurationError: if it is not linear.
+        """
+        own = [(n, m) for n, m in victim.network.named_modules() if next(m.parameters(recurse=False), None) is not None]
+        if not own or not isinstance(own[-1][1], nn.Linear) or f"{own[-1][0]}.weight" not in victim.layout.names:
+            raise ConfigurationError("the network has no linear last layer, which labels are read from")
+        return str(own[-1][0])
+
+    def check(self, case: Case) -> None:
+        """Refuse a network without such a layer, or one without a bias for several images."""
+        if f"{self.layer(case.victim)}.bias" not in case.victim.layout.names and case.count > 1:
+            raise ConfigurationError("the network's last layer has no bias, without which labels are read for one image only")
+
+    def run(self, case: Case, generator: torch.Generator) -> Guess:
+        """Return the labels ``[n]``: class by class those that explain most of the gradient."""
+        name = self.layer(case.victim)
+        if f"{name}.bias" not in case.victim.layout.names:
+            return Guess(labels=piece(case, f"{name}.weight").sum(1).argmin()[None])
+        gradient = piece(case, f"{name}.bias") / (case.victim.lr * case.victim.steps)
+        with torch.no_grad():
+            inputs = case.victim.pixels.inputs(case.public.images[:512].double())
+            expected = functional_call(case.victim.network, case.victim.weights, (inputs,)).softmax(1).mean(0)
+        left = case.count * (expected - gradient)
+        labels = []
+        for _ in range(case.count):
+            labels.append(left.argmax())
+            left[labels[-1]] -= 1
+        return Guess(labels=torch.stack(labels))
+
+
+class Imprinted(nn.Module):
+    """A network behind a layer that sorts images into bins by brightness and passes them on all but unchanged.
+
+    Args:
+        network: what follows.
+        thresholds: mean input ``[bins]`` above which a unit is active, ascending.
+        strength: how much the layer adds to the input.
+    """
+
+    direction: Tensor
+
+    def __init__(self, network: nn.Module, thresholds: Tensor, features: int, strength: float) -> None:
+        super().__init__()
+        self.imprint = nn.Linear(features, len(thresholds)).to(thresholds)
+        with torch.no_grad():
+            self.imprint.weight.fill_(1 / features)
+            self.imprint.bias.copy_(-thresholds)
+        direction = torch.randn(features, generator=torch_generator("imprint"), dtype=torch.float64)
+        self.register_buffer("direction", (strength * direction / len(thresholds)).to(thresholds))
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's logits ``[n, classes]``."""
+        active: Tensor = self.imprint(x.flatten(1)).relu()
+        logits: Tensor = self.network(x + (active.sum(1, keepdim=True) * self.direction).view_as(x))
+        return logits
+
+
+class RobbingTheFed(Attack):
+    """A malicious server puts a layer before the model whose neighbouring rows differ by the images of one brightness.
+
+    An image that is alone in its bin comes out exactly: it is the difference of two rows over that of their biases.
+
+    Args:
+        bins: units of the layer, thresholds at quantiles of the brightness of public images.
+        strength: how much the layer adds to the input that the model sees.
+    """
+
+    needs_gradients = False
+
+    def __init__(self, bins: int = 64, strength: float = 1e-2) -> None:
+        if bins < 2 or strength <= 0:
+            raise ConfigurationError(f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
+        self.bins = bins
+        self.strength = strength
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return "Robbing the Fed (malicious server)"
+
+    def tamper(self, victim: Victim, public: Auxiliary) -> nn.Module:
+        """Return the model with the layer before it."""
+        brightness = victim.pixels.inputs(public.images.double()).flatten(1).mean(1)
+        # The lowest threshold lies below every image, so that the darkest bin is one as well.
+        levels = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=brightness.device)[:-1]
+        thresholds = torch.quantile(brightness, levels)
+        thresholds[0] -= brightness.std() + 1
+        return Imprinted(copy.deepcopy(victim.network), thresholds, public.images[0].numel(), self.strength)
+
+    def run(self, case: Case, generator: torch.Generator) -> Guess:
+        """Return the contents of the bins with most in them; the public mean image for images that no bin accounts for."""
+        weight, bias = piece(case, "imprint.weight"), piece(case, "imprint.bias")
+        weight = torch.cat([weight[:-1] - weight[1:], weight[-1:]])
+        bias = torch.cat([bias[:-1] - bias[1:], bias[-1:]])
+        order = bias.abs().argsort(descending=True)[: case.count]
+        order = order[bias[order].abs() > 1e-6 * bias.abs().max()]
+        shape = case.public.images.shape[1:]
+        images = case.victim.pixels.images((weight[order] / bias[order, None]).view(len(order), *shape))
+        rest = case.public.images.double().mean(0).expand(case.count - len(order), *shape)
+        return Guess(torch.cat([images, rest]))
+
+    def shortened(self) -> Self:
+        """Return the attack itself: it takes no time."""
+        return self

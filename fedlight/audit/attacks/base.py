@@ -1,0 +1,90 @@
+"""The attack interface: from what was seen to a guess at the images."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fedlight.audit.priors import Pixels, Prior
+from fedlight.audit.victim import Victim
+from fedlight.audit.views import View
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The attacker's auxiliary data: images ``[n, c, h, w]`` in 0..1, labels ``[n]``, and how many classes there are."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to be attacked: the model, how it is looked at, what was seen, and what the attacker is granted beside it.
+
+    ``labels`` ``[clients, batch]`` are granted to attacks that say ``labels: known``; their shape says how many images there are.
+    """
+
+    victim: Victim
+    view: View
+    seen: Tensor
+    labels: Tensor
+    public: Auxiliary
+
+    @property
+    def count(self) -> int:
+        """Number of images that are looked for."""
+        return self.labels.numel()
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What an attack comes back with: images ``[n, c, h, w]``, labels ``[n]``, or both; their order means nothing."""
+
+    images: Tensor | None = None
+    labels: Tensor | None = None
+
+
+class Attack(ABC):
+    """An attack: options in the constructor, ``prepare`` once on public data, ``run`` on every case.
+
+    Attributes:
+        quick: whether a fast audit runs it (shortened).
+        needs_gradients: whether it differentiates through the view.
+    """
+
+    quick: bool = True
+    needs_gradients: bool = True
+    prior: Prior = Pixels()
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return type(self).__name__
+
+    def prepare(self, public: Auxiliary, generator: torch.Generator) -> Self:
+        """Return a copy whose prior is fitted to public images."""
+        prepared = copy.copy(self)
+        prepared.prior = self.prior.fit(public.images, generator)
+        return prepared
+
+    def shortened(self) -> Self:
+        """Return a copy with the budget of a fast audit."""
+        return copy.copy(self)
+
+    def tamper(self, victim: Victim, public: Auxiliary) -> nn.Module | None:
+        """Return the network that a malicious server would send instead of the victim's; None leaves it as it is."""
+        return None
+
+    def check(self, case: Case) -> None:  # noqa: B027  (many attacks work on everything)
+        """Raise ``ConfigurationError`` if the attack cannot be run on this case."""
+
+    @abstractmethod
+    def run(self, case: Case, generator: torch.Generator) -> Guess:
+        """Return the guess; every draw comes from ``generator``."""

@@ -1,0 +1,185 @@
+"""The subcommand `fedlight audit`: settings in, attacks, then a table, two files and pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedlight.audit.parties import canary_rows, membership_rows
+from fedlight.audit.picture import Strip, draw, write_pictures
+from fedlight.audit.plan import Audit, Parts
+from fedlight.audit.rows import READING, Row, show_rows, write_rows
+from fedlight.audit.session import Result, Session, number_of_cohorts
+from fedlight.audit.subject import Subject, trained_network
+from fedlight.core.errors import ConfigurationError
+
+DESCRIPTION = "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses."
+FILE_WIDTH = 200  # characters, where the table does not go to a terminal
+FAST_TRIALS = 5  # of membership inference
+
+Build = Callable[[str, Path | None, dict[str, Any]], Parts]
+"""Makes the parts that a configuration of `fit` names, looked for beside a folder, with overrides."""
+
+
+def audit_parser() -> ArgumentParser:
+    """Return the parser of `fedlight audit`."""
+    parser = ArgumentParser(prog="fedlight audit", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument(
+        "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/audit_digits.yaml."
+    )
+    parser.add_class_arguments(Audit, None, fail_untyped=False)
+    return parser
+
+
+def audit(args: list[str], build: Build) -> None:
+    """Run an audit and write its report.
+
+    Raises:
+        ConfigurationError: if a setting or the base configuration cannot work; nothing has been attacked then.
+    """
+    settings, beside, output, name = read_settings(args)
+    parts = build(settings.base, beside, settings.overrides)
+    networks = {"initial": parts.network}
+    if settings.ckpt_path:
+        networks["trained"] = trained_network(parts.network, settings.ckpt_path)
+    codecs = {"base": parts.codec} if settings.codecs is None else settings.codecs
+    lr = settings.lr or parts.lr
+    subjects = {model: Subject(parts, network, codecs, lr, settings.proxy_rounds) for model, network in networks.items()}
+    trials = min(settings.membership.trials, FAST_TRIALS) if settings.fast else settings.membership.trials
+    with _progress(number_of_cohorts(settings, len(networks)), settings) as advance:
+        session = Session(settings, parts, advance)
+        for model, subject in subjects.items():
+            session.run(subject, model)
+            if trials:
+                seed = settings.seeds[0]
+                session.rows += membership_rows(subject, settings.sights, settings.membership, trials, seed, model, advance)
+            if settings.canaries.count:
+                session.rows += canary_rows(subject, list(codecs), settings.canaries, settings.seeds[0], model)
+    report(session, settings, output, f"Leakage audit: {name}")
+
+
+def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
+    """Return the settings, the folder of the file that they are in, the folder for results, and the audit's name.
+
+    Raises:
+        ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
+    """
+    parser = audit_parser()
+    try:
+        given: Namespace = parser.parse_args(args)
+        files = given.get("config") or []
+        overrides = _plain(given.pop("overrides"))
+        make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+        made = make(given).as_dict()
+    except Exception as error:
+        told = next((e for e in _chain(error) if isinstance(e, ConfigurationError)), None)
+        reason = told or " ".join(str(error).split())
+        raise ConfigurationError(f"audit: {reason} (options: fedlight audit --help)") from error
+    made.pop("config", None)
+    settings = Audit(**made, overrides=overrides)  # classes named in overrides are made with the base, not here
+    path = Path(files[-1].absolute) if files and files[-1] else None
+    name = path.stem if path else "audit"
+    return settings, path.parent if path else None, Path(settings.output or f"logs/audit/{name.removeprefix('audit_')}"), name
+
+
+def _plain(value: Any) -> Any:
+    """Return nested namespaces as plain mappings."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
+    """Show attacks done and the one in progress, on stderr; a plain line for each where there is no terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        disable=not console.is_interactive,
+    )
+    task = bar.add_task("", total=total)
+    last = ""
+
+    def advance(words: str) -> None:
+        """Begin something, or, without words, count one attack as done."""
+        nonlocal last
+        if not words:
+            bar.advance(task)
+            return
+        bar.update(task, description=words)
+        head = words.partition(": cohort")[0]
+        if not console.is_interactive and head != last:
+            print(f"fedlight audit: {head}", file=sys.stderr, flush=True)
+        last = head
+
+    for attack in settings.left_out:
+        print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it proves nothing", file=sys.stderr)
+    with bar:
+        yield advance
+
+
+def report(session: Session, settings: Audit, output: Path, title: str) -> None:
+    """Print the table and how to read it, and write files and pictures."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(show_rows(session.rows, title))
+    console.print(READING, highlight=False)
+    paths = write_rows(session.rows, output, title)
+    try:
+        figures = {}
+        for (model, attack), shown in _by_attack(session).items():
+            stem = "_".join(attack.lower().replace("(", "").replace(")", "").split())
+            figures[f"{model}_{stem}"] = draw(strips(shown, settings.images), f"{attack}, {model} model")
+        paths += write_pictures(figures, output, READING)
+    except ConfigurationError as error:
+        print(f"fedlight audit: {error}", file=sys.stderr)
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _by_attack(session: Session) -> dict[tuple[str, str], list[tuple[Row, Result, Result]]]:
+    """Return what can be shown, by model and attack; the prior is a part of the attack's name here."""
+    grouped: dict[tuple[str, str], list[tuple[Row, Result, Result]]] = {}
+    for row, result, control in session.shown:
+        if len(result.psnr):
+            name = row.attack if row.prior == "none" else f"{row.attack} {row.prior}"
+            grouped.setdefault((row.model, name), []).append((row, result, control))
+    return grouped
+
+
+def strips(shown: list[tuple[Row, Result, Result]], images: int) -> list[Strip]:
+    """Return the lines of an attack's picture: the true images, then control and sight for every kind of cohort."""
+    lines: list[Strip] = []
+    truth = None
+    for row, result, control in shown:
+        if truth is None or truth.shape != result.truth.shape or bool((truth != result.truth).any()):
+            truth = result.truth
+            lines.append(Strip("true", truth[:images]))
+        plain = f"control: plain update\n{row.clients} client(s), batch {row.batch_size}, {row.local_steps} step(s)"
+        if all(line.words != plain for line in lines):
+            lines.append(Strip(plain, control.firsts[:images], control.first_psnr[:images]))
+        if row.codec != "none" or row.noise:
+            ratio = f", {row.message_ratio:.0f}x" if row.message_ratio else ""
+            words = f"{row.codec}{ratio}\n{row.sees}"
+            lines.append(Strip(words, result.firsts[:images], result.first_psnr[:images]))
+    return lines

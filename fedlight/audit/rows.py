@@ -1,0 +1,156 @@
+"""The rows of an audit, and the sentence that each is allowed to end with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+SUCCESS = 3.0
+"""dB over the class mean from which an attack counts as one that works: below, it may have no more than the label."""
+
+READING = """\
+How to read this. PSNR is in dB, of the images that the attack came back with, matched to the true ones; `class mean` is what whoever
+knows just the label gets by guessing the average image of the class. Only what an attack gets beyond that is a leak, and only an attack
+that works on the plain update (`control`, same budget, same images) says anything at all: where it does not, the row says "no
+conclusion". A row without a leak says that *this* attack, at *this* budget, with *this* prior, got nothing on *these* few images; it is
+no proof that another would not. A codec is compression, not encryption: a better prior, more rounds or more computing time can only
+help the attacker. Averaging over more clients makes inversion harder and proves nothing either. What is proved is secure
+aggregation (the server sees the sum alone) and differential privacy (a bound on what any attack can learn); canaries bound epsilon
+from below, and a low bound is no evidence of privacy. Clients' networks are taken without dropout, with global BatchNorm statistics,
+and each client trains on all its images in every step: all in the attacker's favour.
+"""
+
+
+@dataclass
+class Row:
+    """One attack on one sight: figures are None where they do not apply; of an even number the lower middle one is the median."""
+
+    attack: str
+    sees: str
+    codec: str
+    clients: int
+    prior: str
+    psnr_median: float | None = None
+    psnr_best: float | None = None
+    psnr_worst: float | None = None
+    ssim_median: float | None = None
+    control_psnr: float | None = None
+    mean_image_psnr: float | None = None
+    class_mean_psnr: float | None = None
+    label_only_psnr: float | None = None
+    gain: float | None = None
+    identified: float | None = None
+    label_accuracy: float | None = None
+    label_chance: float | None = None
+    auc: float | None = None
+    tpr_at_1_percent_fpr: float | None = None
+    control_auc: float | None = None
+    epsilon_lower: float | None = None
+    epsilon_accountant: float | None = None
+    model: str = "initial"
+    batch_size: int = 1
+    local_steps: int = 1
+    noise: float = 0.0
+    code_dim: int | None = None
+    message_ratio: float | None = None
+    n: int = 0
+    seeds: tuple[int, ...] = ()
+    seconds: float = 0.0
+    conclusion: str = ""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the attack was not run."""
+        return self.conclusion.startswith("skipped")
+
+
+def inversion_verdict(median: float, best: float, control: float, class_mean: float, plain: bool) -> str:
+    """Return what an inversion row says, from PSNRs in dB: of the attack, of its positive control, and of the class mean.
+
+    >>> inversion_verdict(12.0, 13.0, 14.0, 13.0, plain=False)
+    'no conclusion: the same attack fails on the plain update'
+    """
+    if not control - class_mean >= SUCCESS:
+        return (
+            "no conclusion: the attack fails on the plain update" if plain else "no conclusion: the same attack fails on the plain update"
+        )
+    if median - class_mean >= SUCCESS:
+        return f"leaks: {median - class_mean:+.1f} dB over the class mean"
+    if best - class_mean >= SUCCESS:
+        return f"leaks in the best case: {best - class_mean:+.1f} dB over the class mean, {median - class_mean:+.1f} in the median"
+    return f"this attack got {median - class_mean:+.1f} dB over the class mean: less than the 3 dB that count as a leak, at this budget"
+
+
+def label_verdict(accuracy: float, control: float, chance: float) -> str:
+    """Return what a row on labels says, from shares of labels that are right."""
+    if control < chance + 0.2:
+        return "no conclusion: labels are not read from the plain update either"
+    if accuracy >= chance + 0.2:
+        return f"labels leak: {accuracy:.0%} right where guessing gets {chance:.0%}"
+    return f"this attack got {accuracy:.0%} of the labels, guessing {chance:.0%}"
+
+
+def membership_verdict(auc: float, control: float) -> str:
+    """Return what a row on membership says, from areas under the curve."""
+    if control < 0.6:
+        return "no conclusion: members are not told apart in the plain update either"
+    return f"membership leaks: AUC {auc:.2f}" if auc >= 0.6 else f"this attack got an AUC of {auc:.2f}, guessing 0.50"
+
+
+def canary_verdict(lower: float, proved: float | None) -> str:
+    """Return what a row on canaries says."""
+    if proved is None:
+        return (
+            f"no noise: every epsilon below {lower:.2f} is refuted"
+            if lower > 0
+            else "no conclusion: the canaries were not found without noise"
+        )
+    if lower > proved:
+        return f"BROKEN: the canaries refute epsilon {proved:.2f}; the mechanism is not what the accountant assumes"
+    return f"consistent with the proved epsilon {proved:.2f}"
+
+
+def show_rows(rows: Sequence[Row], title: str) -> Table:
+    """Return the table for the terminal."""
+    table = Table(title=title, title_justify="left")
+    heads = ("model", "attack", "sees", "codec", "prior", "median", "best", "control", "mean image", "class mean")
+    for head in heads:
+        table.add_column(head, justify="right" if head in heads[5:] else "left", overflow="fold")
+    table.add_column("conclusion", overflow="fold", ratio=1)
+    for row in rows:
+        figures = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
+        sees = row.sees + (f", batch {row.batch_size}, {row.local_steps} steps" if row.batch_size * row.local_steps > 1 else "")
+        table.add_row(row.model, row.attack, sees, row.codec, row.prior, *map(_show, figures), row.conclusion)
+    return table
+
+
+def _show(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def write_rows(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
+    """Write ``audit.json`` (a list of rows) and ``audit.md`` (the same as a table, and how to read it) and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
+    (folder / "audit.json").write_text(json.dumps(plain, indent=2) + "\n")
+    lines = [
+        f"# {title}",
+        "",
+        "| model | attack | sees | codec | prior | median | best | control | mean image | class mean | conclusion |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
+        cells = (row.model, row.attack, row.sees, row.codec, row.prior, *map(_show, figures), row.conclusion)
+        lines.append("| " + " | ".join(cells) + " |")
+    (folder / "audit.md").write_text("\n".join(lines) + "\n\n" + READING)
+    return [folder / "audit.json", folder / "audit.md"]
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

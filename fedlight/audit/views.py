@@ -1,0 +1,186 @@
+"""What an adversary sees of a cohort's updates, and how it computes the same from a guess."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlight.codecs.chain import ChainEncoder
+from fedlight.codecs.quantize import QuantizeEncoder
+from fedlight.core.codec import Codec, Encoder, Private, Public
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the adversary looks at.
+
+    Args:
+        codec: name of an entry of `codecs`; the plain update if not given.
+        clients: how many clients' codes are in the sum that is seen.
+        batch_size: images of each client.
+        local_steps: local steps of each client, every one on all its images; 1 sends a single gradient.
+        noise: noise multiplier z: each code is clipped, and Gaussian noise of z times the clip norm added to the sum.
+        clip: clip norm of a code (of the median length of codes of public images if not given).
+    """
+
+    codec: str | None = None
+    clients: int = 1
+    batch_size: int = 1
+    local_steps: int = 1
+    noise: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clients", "batch_size", "local_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"Expected `{name}` >= 1 but got {getattr(self, name)}")
+        if self.noise < 0 or (self.clip is not None and self.clip <= 0):
+            raise ConfigurationError(f"Expected `noise` >= 0 and `clip` > 0 but got {self.noise} and {self.clip}")
+
+    @property
+    def words(self) -> str:
+        """What is seen, for a table."""
+        what = "update" if self.codec is None else "code"
+        text = f"{what} of one client" if self.clients == 1 else f"sum of {self.clients} {what}s"
+        return f"{text} + noise z={self.noise:g}" if self.noise else text
+
+    @property
+    def control(self) -> Sight:
+        """The plain sight of the same clients, images and steps."""
+        return Sight(None, self.clients, self.batch_size, self.local_steps)
+
+
+class View:
+    """The mean of plain updates ``[dim]``, and the interface: what arrives, and the attacker's differentiable account of it.
+
+    ``linear`` says that the view of a mean is the mean of views, so that one pass over all images is enough.
+    """
+
+    linear = True
+
+    def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what the adversary sees of updates ``[clients, dim]``, as numbers it has scaled back: ``[length]``, float64."""
+        return updates.mean(0)
+
+    def predict(self, updates: Tensor) -> Tensor:
+        """Return what it expects to see of guessed updates ``[clients, dim]``, differentiably and without rounding: ``[length]``."""
+        return updates.mean(0)
+
+    def decoded(self, seen: Tensor) -> Tensor:
+        """Return the update ``[dim]`` that whoever holds the decoder makes of what is seen."""
+        return seen
+
+
+class CodeView(View):
+    """The mean code of a cohort. Integer codes are scaled back with the public step and gain; rounding is left out of the prediction.
+
+    Args:
+        codec: a fitted codec with one pass whose codes are summed.
+
+    Raises:
+        ConfigurationError: if its codes cannot be summed, take several passes or have no gradients.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        if not codec.additive or codec.passes > 1:
+            raise ConfigurationError(
+                f"Expected a codec whose codes are summed in one pass but got {type(codec).__name__}: its messages are not audited"
+            )
+        self.codec = codec
+        self.public = Public(announced=codec.decoder.announce({}))
+        self.smooth, scale = without_rounding(codec.encoder, self.public.announced)
+        self.scale = None if scale is None else scale.double()
+        self.linear = self._probe()
+
+    def _probe(self) -> bool:
+        """Refuse a code that does not change with the update, and return whether the mean's code is the mean of codes."""
+        device = next(iter(self.codec.encoder.state_dict().values()), torch.zeros(0)).device
+        drawn = torch.randn(2, self.codec.encoder.dim, generator=torch_generator("audit", "probe"), dtype=torch.float64).to(device)
+        probe = drawn.requires_grad_()
+        code = self.predict(probe)
+        gradient = torch.autograd.grad(code.square().sum(), probe)[0] if code.requires_grad else torch.zeros(1)
+        if not bool(gradient.any()):
+            raise ConfigurationError(
+                f"Expected a codec with gradients but {type(self.codec).__name__}'s code does not change smoothly with the update: "
+                "attacks that match codes cannot be run on it"
+            )
+        joint = self.predict(drawn.detach().mean(0, keepdim=True))
+        return bool((joint - code.detach()).norm() <= 1e-4 * code.detach().norm())
+
+    def _private(self) -> Private:
+        return Private(torch_generator("audit", "unused"))
+
+    def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean of the codes as sent."""
+        with torch.no_grad():
+            codes = [self.codec.encoder.encode(update.float(), self.public, Private(generator)) for update in updates]
+        mean = torch.stack(codes).double().mean(0)
+        return mean if self.scale is None else mean * self.scale
+
+    def predict(self, updates: Tensor) -> Tensor:
+        """Return the mean of the codes without rounding."""
+        flat = updates.float()
+        code = flat if self.smooth is None else self.smooth.encode(flat, self.public, self._private())
+        return code.double().mean(0)
+
+    def decoded(self, seen: Tensor) -> Tensor:
+        """Return what the decoder makes of the mean code."""
+        code = seen if self.scale is None else seen / self.scale
+        with torch.no_grad():
+            return self.codec.decoder.decode(code.float(), self.public, {}).double()
+
+
+class NoisyView(View):
+    """Another view under the Gaussian mechanism: what each client sends is clipped to ``clip``, and noise is added to the sum.
+
+    Args:
+        view: the view of one client's message.
+        clip: the clip norm C.
+        noise: the noise multiplier z; the sum carries noise of deviation z C.
+    """
+
+    linear = False
+
+    def __init__(self, view: View, clip: float, noise: float) -> None:
+        self.view = view
+        self.clip = clip
+        self.noise = noise
+
+    def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noisy mean of clipped messages."""
+        clipped = torch.stack([self._clipped(self.view.observe(update[None], generator)) for update in updates])
+        noise = torch.randn(clipped.shape[1], generator=generator, dtype=torch.float64).to(clipped.device)
+        return clipped.mean(0) + noise * (self.noise * self.clip / len(updates))
+
+    def predict(self, updates: Tensor) -> Tensor:
+        """Return the mean of clipped predictions, without noise."""
+        return torch.stack([self._clipped(self.view.predict(update[None])) for update in updates]).mean(0)
+
+    def decoded(self, seen: Tensor) -> Tensor:
+        """Return what the decoder makes of the noisy mean."""
+        return self.view.decoded(seen)
+
+    def _clipped(self, message: Tensor) -> Tensor:
+        clipped: Tensor = message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0)
+        return clipped
+
+
+def without_rounding(encoder: Encoder, announced: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:
+    """Return an encoder's float part (None if it is nothing but rounding) and step times gain of its last, integer stage if it has one."""
+    encoder = copy.deepcopy(encoder).requires_grad_(False)
+    if isinstance(encoder, QuantizeEncoder):
+        return None, encoder.step * float(announced.get("gain", 1.0))
+    if not isinstance(encoder, ChainEncoder):
+        return encoder, None
+    stages = [encoder.stage(i) for i in range(len(encoder.stages))]
+    last, scale = without_rounding(stages[-1], announced.get(str(len(stages) - 1), {}))
+    kept = stages[:-1] if last is None else [*stages[:-1], last]
+    return (ChainEncoder(Layout.from_json(encoder.layout.to_json()), kept) if kept else None), scale

@@ -1,0 +1,258 @@
+"""The laws of each attack on tiny models, and the contract of the family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from fedlight.audit.attacks import (
+    DLG,
+    Attack,
+    Auxiliary,
+    BiasTrick,
+    Case,
+    FedAvgInversion,
+    InvertingGradients,
+    LastLayerLabels,
+    LearnedInverter,
+    RobbingTheFed,
+)
+from fedlight.audit.metrics import matched, psnr
+from fedlight.audit.networks import SigmoidLeNet
+from fedlight.audit.priors import Pixels, PrincipalComponents, Prior, SmallVAE, TotalVariation
+from fedlight.audit.victim import Pixels as Constants
+from fedlight.audit.victim import Victim
+from fedlight.audit.views import CodeView, View
+from fedlight.codecs import LinearCodec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.random import torch_generator
+from fedlight.modules import MLP
+
+CONSTANTS = Constants(torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    return torch.tensor(data.images / 16).float()[:, None], torch.tensor(data.target)
+
+
+@pytest.fixture(scope="module")
+def public(digits) -> Auxiliary:
+    return Auxiliary(digits[0][900:1200], digits[1][900:1200], 10)
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return MLP(64, [48, 24], 10)
+
+
+def lenet() -> nn.Module:
+    torch.manual_seed(0)
+    return SigmoidLeNet(1, 8)
+
+
+def case_of(attack: Attack, network: nn.Module, digits, public, clients=1, batch=1, steps=1, first=0, view: View | None = None):
+    """Return the case, the true images and their labels."""
+    victim = Victim(network, nn.CrossEntropyLoss(), CONSTANTS, 0.1, steps)
+    tampered = attack.tamper(victim, public)
+    victim = victim if tampered is None else Victim(tampered, nn.CrossEntropyLoss(), CONSTANTS, 0.1, steps)
+    x, y = (part[first : first + clients * batch].unflatten(0, (clients, batch)) for part in digits)
+    view = view or View()
+    seen = view.observe(victim.updates(x, y), torch_generator("seen"))
+    return Case(victim, view, seen, y, public), x.flatten(0, 1), y.flatten()
+
+
+def quality(attack: Attack, network: nn.Module, digits, public, **options) -> Tensor:
+    attack = attack.prepare(public, torch_generator("prior"))
+    case, images, _ = case_of(attack, network, digits, public, **options)
+    attack.check(case)
+    found = attack.run(case, torch_generator("attack"))
+    assert found.images is not None
+    return psnr(matched(found.images.float(), images), images)
+
+
+def test_the_bias_trick_is_exact(digits, public):
+    assert quality(BiasTrick(), mlp(), digits, public).min() > 60
+    assert quality(BiasTrick(), mlp(), digits, public, steps=5).min() > 60  # every step has the same image
+
+
+def test_the_bias_trick_finds_images_that_a_unit_has_for_itself(digits, public):
+    assert quality(BiasTrick(), mlp(), digits, public, clients=2, batch=2).median() > 60
+
+
+def test_the_bias_trick_refuses_a_network_that_begins_with_a_convolution(digits, public):
+    case, _, _ = case_of(BiasTrick(), lenet(), digits, public)
+    with pytest.raises(ConfigurationError, match="no linear first layer"):
+        BiasTrick().check(case)
+
+
+@pytest.mark.parametrize("first", range(0, 50, 10))
+def test_labels_of_one_image_are_right(first, digits, public):
+    for network in (mlp(), lenet()):
+        case, _, labels = case_of(LastLayerLabels(), network, digits, public, first=first + first // 10)
+        assert LastLayerLabels().run(case, torch_generator()).labels.tolist() == labels.tolist()
+
+
+def test_labels_of_a_batch_are_right_whatever_their_order(digits, public):
+    case, _, labels = case_of(LastLayerLabels(), mlp(), digits, public, clients=4, batch=3, first=30)
+    assert sorted(LastLayerLabels().run(case, torch_generator()).labels.tolist()) == sorted(labels.tolist())
+
+
+def test_labels_without_a_bias_are_read_from_the_weights_of_one_image(digits, public):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10, bias=False))
+    case, _, labels = case_of(LastLayerLabels(), network, digits, public, first=7)
+    assert LastLayerLabels().run(case, torch_generator()).labels.tolist() == labels.tolist()
+    case, _, _ = case_of(LastLayerLabels(), network, digits, public, batch=2)
+    with pytest.raises(ConfigurationError, match="no bias"):
+        LastLayerLabels().check(case)
+
+
+@pytest.mark.parametrize("labels", ["known", "inferred", "joint"])
+def test_dlg_inverts_the_plain_gradient_of_a_sigmoid_lenet(labels, digits, public):
+    assert quality(DLG(200, 3, labels), lenet(), digits, public).min() > 30
+
+
+def test_dlg_inverts_a_sum_of_gradients(digits, public):
+    assert quality(DLG(200, 1), lenet(), digits, public, clients=3).min() > 30
+
+
+def test_dlg_goes_through_an_encoder_that_keeps_more_numbers_than_there_are_pixels(digits, public):
+    """And its prediction is what arrives: a float code has no rounding."""
+    victim = Victim(lenet(), nn.CrossEntropyLoss(), CONSTANTS)
+    view = CodeView(LinearCodec(16, "random", "rows", 32).bind(victim.layout))
+    updates = victim.updates(digits[0][:2, None], digits[1][:2, None])
+    torch.testing.assert_close(view.predict(updates), view.observe(updates, torch_generator()))
+    assert view.codec.encoder.code_dim > 2 * 64
+    assert quality(DLG(300, 1), lenet(), digits, public, view=view).min() > 30
+
+
+def test_matching_through_local_steps_beats_taking_them_for_one(digits, public):
+    through = quality(FedAvgInversion(100, 1), lenet(), digits, public, batch=2, steps=3)
+    assert through.min() > 30
+    assert through.median() > quality(DLG(100, 1), lenet(), digits, public, batch=2, steps=3).median()
+
+
+def test_cosine_matching_beats_the_class_mean(digits, public):
+    attack = InvertingGradients(steps=300)
+    means = public.images[public.labels == digits[1][0]].mean(0, keepdim=True)
+    assert quality(attack, lenet(), digits, public).min() > psnr(means, digits[0][:1]).item() + 3
+
+
+def test_an_imprint_reads_images_that_are_alone_in_their_bin(digits, public):
+    found = quality(RobbingTheFed(bins=100), lenet(), digits, public, clients=4, batch=2)
+    assert found.median() > 60
+
+
+def test_an_imprint_changes_what_the_model_says_only_a_little(digits, public):
+    victim = Victim(lenet(), nn.CrossEntropyLoss(), CONSTANTS)
+    tampered = RobbingTheFed().tamper(victim, public)
+    x = CONSTANTS.inputs(digits[0][:20]).double()
+    assert (tampered(x) - victim.network(x)).abs().max() < 0.1 * victim.network(x).std()
+
+
+def test_an_inverter_learns_more_than_the_label_from_plain_gradients(digits, public):
+    attack = LearnedInverter(steps=400, pairs=300)
+    values, means = [], []
+    case, _, _ = case_of(attack, lenet(), digits, public)
+    for first in range(8):
+        x, y = digits[0][first : first + 1], digits[1][first : first + 1]
+        seen = case.view.observe(case.victim.updates(x[None], y[None]), torch_generator())
+        one = Case(case.victim, case.view, seen, y[None], public)
+        values.append(psnr(attack.run(one, torch_generator()).images, x))
+        means.append(psnr(public.images[public.labels == y].mean(0, keepdim=True), x))
+    assert torch.cat(values).median() > torch.cat(means).median() + 1
+    case, _, _ = case_of(attack, lenet(), digits, public, batch=2)
+    with pytest.raises(ConfigurationError, match="one image of one client"):
+        attack.check(case)
+
+
+PRIORS: dict[str, Callable[[], Prior]] = {
+    "pixels": Pixels,
+    "TV": TotalVariation,
+    "PCA": lambda: PrincipalComponents(20),
+    "VAE": lambda: SmallVAE(steps=50),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_maps_coordinates_to_images_with_gradients(name, public):
+    prior = PRIORS[name]().fit(public.images, torch_generator("prior"))
+    latent = prior.start(3, torch_generator("start")).requires_grad_()
+    images = prior.images(latent)
+    assert images.shape == (3, 1, 8, 8)
+    gradient = torch.autograd.grad(images.square().sum() + prior.penalty(latent), latent)[0]
+    assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+    with torch.no_grad():
+        prior.project(latent)
+    again = PRIORS[name]().fit(public.images, torch_generator("prior"))
+    torch.testing.assert_close(again.start(3, torch_generator("start")), prior.start(3, torch_generator("start")))
+
+
+def test_principal_components_hold_the_images_that_they_were_made_of(public):
+    few = Auxiliary(public.images[:10], public.labels[:10], 10)
+    prior = PrincipalComponents(9).fit(few.images, torch_generator())
+    flat = few.images.flatten(1).double() - prior.mean
+    latent = flat @ torch.linalg.pinv(prior.basis)
+    torch.testing.assert_close(prior.images(latent), few.images.double(), atol=1e-6, rtol=0)
+
+
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "bias trick": BiasTrick,
+    "labels": LastLayerLabels,
+    "DLG": lambda: DLG(5, 2),
+    "DLG, joint": lambda: DLG(5, 1, "joint"),
+    "DLG, PCA": lambda: DLG(5, 1, prior=PrincipalComponents(8)),
+    "FedAvg": lambda: FedAvgInversion(3, 1, "inferred"),
+    "inverting gradients": lambda: InvertingGradients(5),
+    "imprint": lambda: RobbingTheFed(8),
+    "inverter": lambda: LearnedInverter(8, 5, 16, 20),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_returns_as_many_guesses_as_there_are_images_and_the_same_again(name, digits, public):
+    attack = ATTACKS[name]().shortened().prepare(public, torch_generator("prior"))
+    assert attack.name
+    clients = 1 if name == "inverter" else 3
+    case, images, labels = case_of(attack, mlp(), digits, public, clients=clients)
+    attack.check(case)
+    first, second = (attack.run(case, torch_generator("attack")) for _ in range(2))
+    assert first.images is not None or first.labels is not None
+    for guess, again, true in ((first.images, second.images, images), (first.labels, second.labels, labels)):
+        if guess is not None:
+            assert guess.shape == true.shape and torch.isfinite(guess.double()).all()
+            assert torch.equal(guess, again)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_goes_through_an_encoder(name, digits, public):
+    attack = ATTACKS[name]().prepare(public, torch_generator("prior"))
+    plain, _, _ = case_of(attack, mlp(), digits, public)
+    view = CodeView(LinearCodec(8, "random", "rows", 32).bind(plain.victim.layout))
+    case, images, _ = case_of(attack, mlp(), digits, public, view=view)
+    guess = attack.run(case, torch_generator("attack"))
+    assert guess.labels is not None or (guess.images is not None and guess.images.shape == images.shape)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DLG(0),
+        lambda: DLG(labels="guessed"),
+        lambda: InvertingGradients(lr=0.0),
+        lambda: RobbingTheFed(1),
+        lambda: LearnedInverter(0),
+        lambda: TotalVariation(0),
+        lambda: PrincipalComponents(0),
+        lambda: SmallVAE(0),
+        lambda: SigmoidLeNet(0),
+    ],
+)
+def test_options_out_of_range_are_refused(make):
+    with pytest.raises(ConfigurationError, match="Expected `"):
+        make()

@@ -1,0 +1,117 @@
+"""What an adversary sees: one client's code, sums, noise; and which codecs cannot be attacked by matching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedlight.audit.victim import Pixels, Victim
+from fedlight.audit.views import CodeView, NoisyView, Sight, View
+from fedlight.codecs import (
+    AutoencoderCodec,
+    ChainCodec,
+    IdentityCodec,
+    LinearCodec,
+    PowerSGDCodec,
+    QSGDCodec,
+    QuantizeCodec,
+    TopKCodec,
+    TransformCodec,
+    TwoSidedCodec,
+)
+from fedlight.core.bank import UpdateBank
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.layout import Layout
+from fedlight.core.random import torch_generator
+
+LAYOUT = Layout(("weight", "bias"), ((24, 32), (24,)))
+
+
+def bank() -> UpdateBank:
+    basis = torch.randn(12, LAYOUT.dim, generator=torch_generator("basis"))
+    return UpdateBank(torch.randn(12, 6, 12, generator=torch_generator("updates")) @ basis, LAYOUT)
+
+
+def fitted(codec):
+    codec.bind(LAYOUT)
+    if codec.needs_fit:
+        codec.fit(bank(), lambda *_: {})
+    return codec
+
+
+CODECS = {
+    "identity": (IdentityCodec, True),
+    "linear": (lambda: LinearCodec(4, block_size=32), True),
+    "two-sided": (lambda: TwoSidedCodec(4), True),
+    "autoencoder": (lambda: AutoencoderCodec(4, block_size=32, width=8, skip=False, start="random"), False),
+    "integers alone": (lambda: QuantizeCodec(8), True),
+    "two-sided in integers": (lambda: ChainCodec([TwoSidedCodec(4), QuantizeCodec(8)]), True),
+    "autoencoder in integers": (
+        lambda: ChainCodec([AutoencoderCodec(4, block_size=32, width=8, skip=False, start="random"), QuantizeCodec(8)]),
+        False,
+    ),
+    "transform": (lambda: TransformCodec(8), True),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_prediction_is_what_arrives_up_to_rounding_and_has_gradients(name):
+    make, linear = CODECS[name]
+    codec = fitted(make())
+    view = CodeView(codec)
+    assert view.linear is linear
+    updates = bank().recorded[0, :5].double()
+    predicted = view.predict(updates)
+    seen = torch.stack([view.observe(updates, torch_generator("rounding", i)) for i in range(200)]).mean(0)
+    tolerance = 0.06 if codec.integer else 1e-6  # range and rounding of the integers; none for floats
+    assert (predicted - seen).norm() < tolerance * seen.norm()
+    one = updates[:1].clone().requires_grad_()
+    assert torch.autograd.grad(view.predict(one).square().sum(), one)[0].abs().sum() > 0
+
+
+def test_a_decoded_view_is_the_codecs_own_reconstruction():
+    codec = fitted(ChainCodec([TwoSidedCodec(4), QuantizeCodec(8)]))
+    view, updates = CodeView(codec), bank().recorded[0, :3]
+    seen = view.observe(updates.double(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(view.decoded(seen).float(), codec.reconstruct(updates), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("codec", [QSGDCodec(8), TopKCodec(4), PowerSGDCodec(1)], ids=lambda codec: type(codec).__name__)
+def test_a_codec_without_gradients_or_sums_is_refused(codec):
+    with pytest.raises(ConfigurationError, match="Expected a codec"):
+        CodeView(fitted(codec))
+
+
+def test_noise_has_the_deviation_that_it_says_and_messages_are_clipped():
+    updates = torch.eye(4, 6, dtype=torch.float64) * torch.tensor([3.0, 0.5, 2.0, 1.0], dtype=torch.float64)[:, None]
+    still = NoisyView(View(), clip=1.0, noise=0.0)
+    assert still.observe(updates, torch_generator()).mul(4).tolist() == [1.0, 0.5, 1.0, 1.0, 0.0, 0.0]
+    torch.testing.assert_close(still.predict(updates), still.observe(updates, torch_generator()))
+    noisy = NoisyView(View(), clip=2.0, noise=0.5)
+    drawn = torch.stack([4 * noisy.observe(0 * updates, torch_generator("noise", i)) for i in range(2000)])
+    assert drawn.std().item() == pytest.approx(1.0, rel=0.03)
+
+
+@pytest.mark.parametrize("options", [{"clients": 0}, {"batch_size": 0}, {"local_steps": 0}, {"noise": -1.0}, {"clip": 0.0}])
+def test_a_sight_out_of_range_is_refused(options):
+    with pytest.raises(ConfigurationError, match="Expected `"):
+        Sight(**options)
+
+
+def test_a_victims_update_is_what_sgd_does():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    victim = Victim(network, nn.CrossEntropyLoss(), Pixels(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)), lr=0.2, steps=3)
+    x, y = torch.rand(4, 1, 4, 4, generator=torch_generator("x")), torch.tensor([0, 1, 2, 1])
+    update = victim.update(x, y)
+    before = torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x.double()), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(update, before - torch.cat([p.detach().reshape(-1) for p in network.parameters()]))
+    again = victim.update(x.double().requires_grad_(), y)
+    torch.testing.assert_close(again.detach(), update)
+    assert again.requires_grad
+    assert victim.bytes_per_image(x) > 0
