@@ -23,6 +23,7 @@ class Setting:
         largest_weight: the largest weight of any client; 1 if all count equally.
         buffers: whether clients send statistics of BatchNorm layers beside their codes.
         processes: how many processes share the cohort.
+        training: what a client's local training goes by, as text.
     """
 
     codec: Codec
@@ -30,6 +31,7 @@ class Setting:
     largest_weight: int
     buffers: bool
     processes: int
+    training: str = ""
 
 
 class Aggregator(ABC):

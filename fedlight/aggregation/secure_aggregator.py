@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.aggregation.base import Aggregator, Setting
 from fedlight.aggregation.drop_outs import DropOuts
 from fedlight.core.codec import Codec, Decoder, require_additive
-from fedlight.core.digest import digest_tensors, encoder_digest
+from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
@@ -71,6 +71,7 @@ class SecureAggregator(Aggregator):
         self._identities = secure.Identities()
         self._running: SecureCohort | None = None
         self._codec: Codec
+        self._training = ""
 
     # -- before the run ----------------------------------------------------------------------------------------------------------
 
@@ -78,6 +79,7 @@ class SecureAggregator(Aggregator):
         """Refuse what cannot be summed behind masks, and what would tell of a client beside them."""
         from fedlight.aggregation import secure
 
+        self._training = setting.training
         codec, name = setting.codec, type(setting.codec).__name__
         require_additive(codec, "secure aggregation")
         if not codec.integer:
@@ -133,6 +135,8 @@ class SecureAggregator(Aggregator):
             encoder.fingerprint,
             encoder_digest(encoder),
             digest_tensors({"weights": weights}),
+            digest_public(public),
+            digest_tensors({}, self._training),
         )
         clients = [int(client) for client in round.cohort]
         silent = self.drop_outs.draw(public.round, public.attempt, clients) if self.drop_outs else {}

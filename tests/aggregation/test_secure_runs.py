@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from fedlight.aggregation import DropOuts, SecureAggregator, Setting
+from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
 from fedlight.clients import FedAvg
@@ -26,6 +28,8 @@ from fedlight.codecs import (
     TopKCodec,
     TransformCodec,
 )
+from fedlight.core.codec import Public
+from fedlight.core.digest import digest_public
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
@@ -401,3 +405,42 @@ def test_a_message_of_a_run_opens_with_struct():
         fields = struct.unpack_from("<2sBBBIIII16sI", upload.message)
         assert fields[:3] == (b"SA", 1, 4)
         assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
+
+
+# -- what clients agree on ---------------------------------------------------------------------------------------------------------
+
+
+class Sessions(FederatedCallback):
+    """Remembers the session of every round, and what was announced in it."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[Session, Public]] = {}
+
+    def on_client_message(self, trainer, pl_module, round, upload):
+        self.seen[round.public.round] = pl_module.aggregator._running.server.session, round.public
+
+
+def sessions_of(**changes) -> dict[int, tuple[Session, Public]]:
+    sessions = Sessions()
+    run(federated(**{"codec": learned(), "aggregator": SecureAggregator(CLIENTS)} | changes), 2, callbacks=[sessions])
+    return sessions.seen
+
+
+def test_every_session_is_bound_to_what_was_announced():
+    """A gain that differed between clients would leave one client's code alone in the sum."""
+    seen = sessions_of()
+    for session, public in seen.values():
+        assert "gain" in str(public.announced)
+        assert session.announced == digest_public(public) != digest_public(replace(public, announced={"1": {"gain": 1e30}}))
+
+
+def test_every_session_is_bound_to_how_clients_train():
+    """So would a learning rate of nearly nothing for all the others."""
+    settings = [
+        {},
+        {"algorithm": FedAvg(lr=1e-9, steps=2, batch_size=8)},
+        {"algorithm": FedAvg(lr=1e-9, steps=3, batch_size=8)},
+        {"network": mlp(dropout=0.5)},
+        {"weighting": "samples", "aggregator": SecureAggregator(CLIENTS, max_weight=1000)},
+    ]
+    assert len({sessions_of(**changes)[0][0].training for changes in settings}) == len(settings)
