@@ -68,5 +68,8 @@ def _canonical(value: Any) -> bytes:
 
 
 def encoder_digest(encoder: Encoder) -> bytes:
-    """Return the digest (32 bytes) of a client's half: its class, layout, formats and tensors. Needs no decoder."""
-    return digest_tensors(encoder.state_dict(), type(encoder).__qualname__, encoder.layout.to_json(), repr(encoder.format))
+    """Return the digest (32 bytes) of a client's half: of its codec as it was stamped, and of the tensors that it holds now.
+
+    The stamp covers what is no tensor: every codec within, its seeds and steps. Needs no decoder.
+    """
+    return digest_tensors(encoder.state_dict(), encoder.digest.hex())

@@ -11,7 +11,7 @@ from fedlight.aggregation.secure.primitives import KeyPair, derive
 from fedlight.aggregation.secure.sums import SumFormat
 from fedlight.core.errors import ConfigurationError
 
-PROTOCOL = 1
+PROTOCOL = 2
 LEAST_CLIENTS = 3
 SESSION_BYTES = 16
 
