@@ -24,6 +24,7 @@ class Setting:
         buffers: whether clients send statistics of BatchNorm layers beside their codes.
         processes: how many processes share the cohort.
         training: what a client's local training goes by, as text.
+        min_clients: codes that a sum must have to be used.
     """
 
     codec: Codec
@@ -32,6 +33,7 @@ class Setting:
     buffers: bool
     processes: int
     training: str = ""
+    min_clients: int = 1
 
 
 class Aggregator(ABC):

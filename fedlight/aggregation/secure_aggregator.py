@@ -107,6 +107,11 @@ class SecureAggregator(Aggregator):
                 f"Expected rounds of at most the declared {self.cohort} clients but got {setting.cohort}: raise "
                 "`model.aggregator.init_args.cohort` or sample fewer clients"
             )
+        if setting.min_clients > self.threshold:
+            raise ConfigurationError(
+                f"Expected `model.min_clients` of at most the threshold of {self.threshold} but got {setting.min_clients}: sums of fewer "
+                "codes would be opened, and thrown away for those of a repeated round. Raise `model.aggregator.init_args.threshold`"
+            )
         if setting.largest_weight > self.max_weight:
             raise ConfigurationError(
                 f"Expected weights of at most the declared {self.max_weight} but the largest is {setting.largest_weight}: raise "

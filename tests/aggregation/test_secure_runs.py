@@ -341,6 +341,7 @@ class TwoPasses(QuantizeCodec):
         ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
         ({"processes": 2}, "Set `trainer.devices` to 1"),
         ({"buffers": True}, "`model.batch_norm` to local"),
+        ({"min_clients": 7}, "at most the threshold of 6 but got 7.*Raise `model.aggregator.init_args.threshold`"),
         ({"cohort": 9}, "declared 8 clients but got 9: raise `model.aggregator.init_args.cohort`"),
         ({"largest_weight": 2}, "declared 1 but the largest is 2: raise `model.aggregator.init_args.max_weight`"),
     ],
@@ -358,6 +359,22 @@ def test_runs_are_refused_before_the_codec_is_pretrained():
         run(federated(mlp(norm=True), codec=learned(), aggregator=SecureAggregator(8)))
     with pytest.raises(ConfigurationError, match="max_weight"):
         run(federated(codec=learned(), weighting="samples", aggregator=SecureAggregator(8)))
+
+
+def test_no_sum_is_opened_only_to_be_thrown_away():
+    """The sum of an attempt that is then repeated from the same model would tell of the difference, and be in no ledger."""
+    with pytest.raises(ConfigurationError, match="threshold of 6 but got 7"):
+        run(federated(codec=learned(), min_clients=7, aggregator=SecureAggregator(8)))
+    opened: list[int] = []
+
+    class Opens(SecureAggregator):
+        def close(self, round, device):
+            super().close(round, device)
+            opened.append(round.codes.count)
+
+    history, aggregator = History(), Opens(8, threshold=7, drop_outs=DropOuts(masked=0.2, seed=1))
+    run(federated(codec=learned(), min_clients=7, max_attempts=50, aggregator=aggregator), 3, logger=history)
+    assert max(history.rounds("round/attempts").values()) > 1 and len(opened) == 3 and min(opened) >= 7
 
 
 def test_local_batch_norm_goes_with_it():
