@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +32,9 @@ class SecureAggregator(Aggregator):
     """The server learns the sum of at least `threshold` clients' integer codes and no single one (Bonawitz et al. 2017).
 
     In a simulation all clients live in this process; the server's side is given their messages alone. Every attempt at a round has new
-    keys and masks, and none of them is kept, so nothing secret is in a checkpoint. A round in which too few clients answer is
-    repeated. Every byte is counted: the masked code is the client's message, headroom included; keys, shares and signatures are counted
-    beside it.
+    keys and masks, and none of them is kept, so no key or mask is in a checkpoint (the clients' own state is). A round in which too few
+    clients answer is repeated. Every byte is counted: the masked code is the client's message, headroom included; keys, shares and
+    signatures are counted beside it.
 
     Args:
         cohort: The declared cohort: no round may have more clients, and sums are wide enough for so many.
@@ -189,7 +190,7 @@ class SecureAggregator(Aggregator):
         codes.total = torch.from_numpy(total).to(device)
         codes.count = len(running.server.alive())
         codes.weight = weight
-        codes.squares = weight * weight // codes.count
+        codes.squares = Fraction(weight * weight, codes.count)
         round.codes = codes
 
     @staticmethod

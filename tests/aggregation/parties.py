@@ -9,8 +9,6 @@ import numpy as np
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat
 
-STAGES = ("advertise", "share", "masked", "consistency", "unmask")
-
 
 def counting(seed: int = 0) -> Callable[[int], bytes]:
     """Return a source of bytes that gives the same ones every time: for recorded transcripts and fixed examples alone."""

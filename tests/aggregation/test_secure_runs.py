@@ -55,9 +55,11 @@ class Arrived(FederatedCallback):
 
     def __init__(self) -> None:
         self.uploads = []
+        self.bytes = []
 
     def on_client_message(self, trainer, pl_module, round, upload):
         self.uploads.append(upload)
+        self.bytes.append(upload.update.untyped_storage().nbytes() + upload.buffers.untyped_storage().nbytes())
 
 
 def same_rounds(one: Spy, other: Spy) -> None:
@@ -191,6 +193,7 @@ def test_the_server_side_is_given_masked_codes_alone():
     plain = Arrived()
     run(federated(codec=learned()), 2, callbacks=[plain])
     assert len(arrived.uploads) == len(plain.uploads) == 2 * CLIENTS
+    assert not any(arrived.bytes) and all(plain.bytes)  # an empty view would still hold the client's update
     for masked, clear in zip(arrived.uploads, plain.uploads, strict=True):
         assert masked.client == clear.client and len(masked.update) == 0 and math.isnan(masked.loss) and masked.weight == 1
         assert masked.message[:2] == b"SA" and masked.message[3] == 4
@@ -274,7 +277,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_with_masks_of_its_ow
         assert upload.message != seen.uploads[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
 
 
-def test_nothing_secret_is_in_a_checkpoint(tmp_path, monkeypatch):
+def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
     """Neither a long-lived key, nor a key or seed of any session."""
     kept: list[bytes] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat, default_threshold
-from fedlight.aggregation.secure.client import add_mask
+from fedlight.aggregation.secure.sums import add_mask
 
 COHORTS = (10, 50, 100)
 DIM = 61_706

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from fedlight.aggregation.secure.primitives import KeyPair, derive
 from fedlight.aggregation.secure.sums import SumFormat
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, ProtocolError
 
 PROTOCOL = 2
 LEAST_CLIENTS = 3
@@ -125,3 +126,17 @@ class Session:
     def bound(self, sender: int, receiver: int) -> bytes:
         """Return what sealed shares are bound to."""
         return self.context + struct.pack("<II", sender, receiver)
+
+
+def require_enough(session: Session, count: int, what: str) -> None:
+    """Raise ``ProtocolError`` unless the threshold is reached and the declared cohort is not exceeded."""
+    if count < session.threshold:
+        raise ProtocolError(f"Expected at least {session.threshold} clients that {what} but got {count}: the attempt ends here")
+    if count > session.clients:
+        raise ProtocolError(f"Expected at most the declared cohort of {session.clients} clients that {what} but got {count}")
+
+
+def require_known(directory: Mapping[int, bytes], client: int) -> None:
+    """Raise ``ProtocolError`` unless the client's identity key is known."""
+    if client not in directory:
+        raise ProtocolError(f"Expected clients whose identity keys are known but got client {client}")
