@@ -23,6 +23,8 @@ class Setting:
         largest_weight: the largest weight of any client; 1 if all count equally.
         buffers: whether clients send statistics of BatchNorm layers beside their codes.
         processes: how many processes share the cohort.
+        training: what a client's local training goes by, as text.
+        min_clients: codes that a sum must have to be used.
     """
 
     codec: Codec
@@ -30,6 +32,8 @@ class Setting:
     largest_weight: int
     buffers: bool
     processes: int
+    training: str = ""
+    min_clients: int = 1
 
 
 class Aggregator(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedlight.aggregation.base import Aggregator, Setting
 from fedlight.aggregation.drop_outs import DropOuts
 from fedlight.core.codec import Codec, Decoder, require_additive
-from fedlight.core.digest import digest_tensors, encoder_digest
+from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
@@ -31,9 +32,9 @@ class SecureAggregator(Aggregator):
     """The server learns the sum of at least `threshold` clients' integer codes and no single one (Bonawitz et al. 2017).
 
     In a simulation all clients live in this process; the server's side is given their messages alone. Every attempt at a round has new
-    keys and masks, and none of them is kept, so nothing secret is in a checkpoint. A round in which too few clients answer is
-    repeated. Every byte is counted: the masked code is the client's message, headroom included; keys, shares and signatures are counted
-    beside it.
+    keys and masks, and none of them is kept, so no key or mask is in a checkpoint (the clients' own state is). A round in which too few
+    clients answer is repeated. Every byte is counted: the masked code is the client's message, headroom included; keys, shares and
+    signatures are counted beside it.
 
     Args:
         cohort: The declared cohort: no round may have more clients, and sums are wide enough for so many.
@@ -71,6 +72,7 @@ class SecureAggregator(Aggregator):
         self._identities = secure.Identities()
         self._running: SecureCohort | None = None
         self._codec: Codec
+        self._training = ""
 
     # -- before the run ----------------------------------------------------------------------------------------------------------
 
@@ -78,6 +80,7 @@ class SecureAggregator(Aggregator):
         """Refuse what cannot be summed behind masks, and what would tell of a client beside them."""
         from fedlight.aggregation import secure
 
+        self._training = setting.training
         codec, name = setting.codec, type(setting.codec).__name__
         require_additive(codec, "secure aggregation")
         if not codec.integer:
@@ -104,6 +107,11 @@ class SecureAggregator(Aggregator):
             raise ConfigurationError(
                 f"Expected rounds of at most the declared {self.cohort} clients but got {setting.cohort}: raise "
                 "`model.aggregator.init_args.cohort` or sample fewer clients"
+            )
+        if setting.min_clients > self.threshold:
+            raise ConfigurationError(
+                f"Expected `model.min_clients` of at most the threshold of {self.threshold} but got {setting.min_clients}: sums of fewer "
+                "codes would be opened, and thrown away for those of a repeated round. Raise `model.aggregator.init_args.threshold`"
             )
         if setting.largest_weight > self.max_weight:
             raise ConfigurationError(
@@ -133,6 +141,8 @@ class SecureAggregator(Aggregator):
             encoder.fingerprint,
             encoder_digest(encoder),
             digest_tensors({"weights": weights}),
+            digest_public(public),
+            digest_tensors({}, self._training),
         )
         clients = [int(client) for client in round.cohort]
         silent = self.drop_outs.draw(public.round, public.attempt, clients) if self.drop_outs else {}
@@ -180,7 +190,7 @@ class SecureAggregator(Aggregator):
         codes.total = torch.from_numpy(total).to(device)
         codes.count = len(running.server.alive())
         codes.weight = weight
-        codes.squares = weight * weight // codes.count
+        codes.squares = Fraction(weight * weight, codes.count)
         round.codes = codes
 
     @staticmethod

@@ -65,13 +65,22 @@ class Private:
 
 
 class Half(nn.Module):
-    """What encoder and decoder share: the layout of updates, the format of codes on the wire, and the codec's fingerprint."""
+    """What encoder and decoder share: the layout of updates, the format of codes on the wire, and the codec's digest.
+
+    Attributes:
+        digest: 32 bytes that a codec of another configuration, version or other tensors of the encoder does not have (``Codec.stamp``).
+    """
 
     def __init__(self, layout: Layout, format: Format) -> None:
         super().__init__()
         self.layout = layout
         self.format = format
-        self.fingerprint = 0
+        self.digest = bytes(32)
+
+    @property
+    def fingerprint(self) -> int:
+        """The first 4 bytes of the digest, which messages carry: they tell mistakes, the whole digest tells malice."""
+        return int.from_bytes(self.digest[:4], "little")
 
     @property
     def dim(self) -> int:
@@ -279,11 +288,8 @@ class Codec(ABC):
         return {}
 
     def stamp(self) -> None:
-        """Give both halves the number that messages carry: a digest of the description and of the encoder's tensors."""
-        digest = hashlib.blake2b(json.dumps(self.describe(), sort_keys=True).encode(), digest_size=4)
-        for tensor in self.encoder.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        self.encoder.fingerprint = self.decoder.fingerprint = int.from_bytes(digest.digest(), "little")
+        """Give both halves the codec's digest."""
+        self.encoder.digest = self.decoder.digest = codec_digest(self.describe(), self.encoder)
 
     def config(self) -> dict[str, Any]:
         """Return class path and constructor arguments, nested codecs included: enough to make the recipe again."""
@@ -318,6 +324,14 @@ class Codec(ABC):
             result = self.decoder.decode(codes.to(updates.dtype).mean(-2), replace(public, clients=updates.shape[-2]), state)
             announced = {**self.decoder.announce(state), "reply": result.unsqueeze(-2)}
         return result
+
+
+def codec_digest(description: Mapping[str, Any], encoder: Encoder) -> bytes:
+    """Return the digest (BLAKE2b, 32 bytes) of a codec: of its description and of the encoder's tensors."""
+    digest = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=32)
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
 
 
 def require_additive(codec: Codec, why: str) -> None:

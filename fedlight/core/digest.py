@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Encoder
+from fedlight.core.codec import Encoder, Public
+from fedlight.core.errors import ConfigurationError
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], *texts: str) -> bytes:
@@ -28,6 +31,45 @@ def digest_tensors(tensors: Mapping[str, Tensor], *texts: str) -> bytes:
     return digest.digest()
 
 
+def digest_public(public: Public) -> bytes:
+    """Return the digest (32 bytes) of all that a client is told before a pass: seed, round, attempt, step and every announcement.
+
+    The order of a mapping's entries does not count; a number's type and every bit of it do.
+
+    Raises:
+        ConfigurationError: if something is announced that is no number, text, tensor, list or mapping of such.
+
+    >>> digest_public(Public(announced={"gain": 1.0})) == digest_public(Public(announced={"gain": 1e30}))
+    False
+    """
+    told = [public.seed, public.round, public.attempt, public.step, public.announced]
+    return hashlib.sha256(_canonical(told)).digest()
+
+
+def _canonical(value: Any) -> bytes:
+    """Return bytes that no other value has: a letter for the kind, and a length before whatever can be of several."""
+    if isinstance(value, Mapping):
+        items = sorted((str(key), _canonical(entry)) for key, entry in value.items())
+        return b"m%d " % len(items) + b"".join(_canonical(key) + entry for key, entry in items)
+    if isinstance(value, (list, tuple)):
+        return b"l%d " % len(value) + b"".join(map(_canonical, value))
+    if isinstance(value, Tensor):
+        return b"t" + digest_tensors({"": value})
+    if isinstance(value, str):
+        return b"s%d " % len(value.encode()) + value.encode()
+    if isinstance(value, float):
+        return b"f" + struct.pack("<d", value)
+    if value is None or isinstance(value, int):
+        return f"i{value} ".encode()
+    raise ConfigurationError(
+        f"Expected announcements that are numbers, texts, tensors, lists or mappings but got {type(value).__name__}: announce those, so "
+        "that clients can make sure that all were told the same"
+    )
+
+
 def encoder_digest(encoder: Encoder) -> bytes:
-    """Return the digest (32 bytes) of a client's half: its class, layout, formats and tensors. Needs no decoder."""
-    return digest_tensors(encoder.state_dict(), type(encoder).__qualname__, encoder.layout.to_json(), repr(encoder.format))
+    """Return the digest (32 bytes) of a client's half: of its codec as it was stamped, and of the tensors that it holds now.
+
+    The stamp covers what is no tensor: every codec within, its seeds and steps. Needs no decoder.
+    """
+    return digest_tensors(encoder.state_dict(), encoder.digest.hex())

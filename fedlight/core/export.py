@@ -5,20 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Half
+from fedlight.core.codec import Codec, Decoder, Encoder, codec_digest
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 
 ENCODER_FILE = "encoder.safetensors"
 DECODER_FILE = "decoder.safetensors"
 
-H = TypeVar("H", bound=Half)
+_AGAIN = "export the codec again"
 
 
 def codec_from_config(config: dict[str, Any]) -> Codec:
@@ -98,20 +98,27 @@ def _serialise(codec: Codec, half: Literal["encoder", "decoder"]) -> bytes:
     description = json.dumps(codec.describe())
     module = codec.encoder if half == "encoder" else codec.decoder
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    return save(tensors, {"half": half, "codec": description, "fingerprint": str(module.fingerprint)})
+    return save(tensors, {"half": half, "codec": description, "digest": module.digest.hex()})
 
 
 def load_encoder(path: Path) -> Encoder:
     """Read the client's half from ``encoder.safetensors``: all that a client needs.
 
     Raises:
-        CodecMismatchError: if the file is missing or is not an exported encoder.
+        CodecMismatchError: if the file is missing, is not an exported encoder, or is not what its digest says.
     """
-    description, tensors = _read(path, "encoder")
+    description, digest, tensors = _read(path, "encoder")
     codec = codec_from_config(description["config"])
     codec.version = description["version"]
     encoder = codec.make_encoder(Layout.from_json(description["layout"]), description["plan"])
-    return _load(encoder, tensors, description)
+    encoder.load_state_dict(tensors)
+    # A client trusts what it holds, not what the file says of itself.
+    encoder.digest = codec_digest(description, encoder)
+    if encoder.digest.hex() != digest:
+        raise CodecMismatchError(
+            f"Expected the encoder at {path} to have the digest that it was exported with but it has another: {_AGAIN}"
+        )
+    return encoder
 
 
 def load_decoder(path: Path) -> Decoder:
@@ -120,11 +127,13 @@ def load_decoder(path: Path) -> Decoder:
     Raises:
         CodecMismatchError: if the file is missing or is not an exported decoder.
     """
-    description, tensors = _read(path, "decoder")
+    description, digest, tensors = _read(path, "decoder")
     codec = codec_from_config(description["config"])
     codec.version = description["version"]
     decoder = codec.make_decoder(Layout.from_json(description["layout"]), description["plan"])
-    return _load(decoder, tensors, description)
+    decoder.load_state_dict(tensors)
+    decoder.digest = bytes.fromhex(digest)
+    return decoder
 
 
 def load_codec(folder: Path) -> Codec:
@@ -133,30 +142,25 @@ def load_codec(folder: Path) -> Codec:
     Raises:
         CodecMismatchError: if a file is missing, or the two files belong to different codecs.
     """
-    first, encoder = _read(folder / ENCODER_FILE, "encoder")
-    second, decoder = _read(folder / DECODER_FILE, "decoder")
-    if first != second:
+    first, digest, encoder = _read(folder / ENCODER_FILE, "encoder")
+    second, other, decoder = _read(folder / DECODER_FILE, "decoder")
+    if first != second or digest != other:
         raise CodecMismatchError(f"{folder}: encoder and decoder belong to different codecs or versions; export both again")
     codec = codec_from_config(first["config"])
     _rebuild(codec, first, encoder, decoder)
     return codec
 
 
-def _read(path: Path, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, half: str) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
+    """Return the codec's description and digest, and the half's tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:
         raise CodecMismatchError(f"Expected an exported codec at {path} but could not read it: {error}") from error
-    if not {"codec", "fingerprint"} <= set(metadata):
-        raise CodecMismatchError(f"Expected an exported codec at {path} but the file has no codec description")
+    if not {"codec", "digest"} <= set(metadata):
+        raise CodecMismatchError(f"Expected an exported codec at {path} but the file has no codec description with a digest: {_AGAIN}")
     if metadata.get("half") != half:
         raise CodecMismatchError(f"Expected an exported {half} at {path} but the file holds the codec's {metadata.get('half')}")
-    return json.loads(metadata["codec"]) | {"fingerprint": int(metadata["fingerprint"])}, tensors
-
-
-def _load(half: H, tensors: dict[str, Tensor], description: dict[str, Any]) -> H:
-    half.load_state_dict(tensors)
-    half.fingerprint = description["fingerprint"]
-    return half
+    return json.loads(metadata["codec"]), metadata["digest"], tensors

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedlight.core.codec import Public
@@ -34,8 +35,8 @@ class Upload:
     inside: bool | None = None
 
     def outside(self) -> Upload:
-        """Return what is seen of the upload outside of the client, where nothing but the message may be."""
-        return Upload(self.client, self.update[:0], self.buffers[:0], 1, math.nan, message=self.message)
+        """Return what is seen of the upload outside of the client, where nothing but the message may be: no view of its tensors either."""
+        return Upload(self.client, torch.empty(0), torch.empty(0), 1, math.nan, message=self.message)
 
     @property
     def sent_bytes(self) -> int:

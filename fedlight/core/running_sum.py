@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,14 @@ class RunningSum:
         total: the sum of ``weight * term``, or None before the first.
         weight: the sum of the weights.
         count: how many terms were added.
-        squares: the sum of the squared weights.
+        squares: the sum of the squared weights, or what makes the effective count of weights that nobody knows.
     """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
         self.weight = 0
         self.count = 0
-        self.squares = 0
+        self.squares: int | Fraction = 0
 
     def add(self, term: Tensor, weight: int = 1) -> None:
         """Add ``weight * term``, a term ``[n]``."""
@@ -34,7 +36,7 @@ class RunningSum:
     @property
     def effective_count(self) -> float:
         """How many equally weighted terms would average out as much noise: ``weight**2 / squares``."""
-        return self.weight**2 / self.squares if self.squares else 0.0
+        return float(self.weight**2 / self.squares) if self.squares else 0.0
 
     def mean(self) -> Tensor:
         """Return the weighted mean ``[n]``, float32."""

@@ -161,8 +161,9 @@ def pack_integers(values: np.ndarray, bits: int) -> bytes:
         MessageError: if a value lies outside ``+-(2**(bits-1) - 1)``.
     """
     limit = (1 << (bits - 1)) - 1
-    if values.size and max(int(values.max()), -int(values.min())) > limit:
-        raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but got up to {int(np.abs(values.astype(np.int64)).max())}")
+    if (beyond := (values > limit) | (values < -limit)).any():
+        # Errors are logged: the place tells no more than it must, the value would tell of the client.
+        raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the one at coordinate {int(beyond.argmax())} is larger")
     return pack_unsigned(values.astype(np.int64) + limit, bits)
 
 

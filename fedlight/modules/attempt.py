@@ -18,7 +18,7 @@ from fedlight.core.errors import MessageError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 from fedlight.modules.exchange import merge
-from fedlight.modules.privacy import release
+from fedlight.modules.privacy import least_clients, release
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -69,8 +69,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
         module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
         module.traffic.add_handshake(round.handshake_up, round.handshake_down)
         round.uplink_passes += round.uplink + round.handshake_up
-        least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
-        if round.failed or round.codes.count < least:
+        if round.failed or round.codes.count < least_clients(module):
             round.aggregate = None
             return round
         if module.privacy is not None:

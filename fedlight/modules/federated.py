@@ -40,9 +40,9 @@ from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
-from fedlight.modules.privacy import begin_privacy, private_codec
+from fedlight.modules.privacy import begin_privacy, least_clients, private_codec
 from fedlight.modules.runner import CohortRunner
-from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
 from fedlight.modules.task import Task, task_of
 from fedlight.privacy import PrivacyMechanism
 
@@ -245,7 +245,8 @@ class FederatedModule(LightningModule):
         clients = range(self.data.num_population)
         largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, self.trainer.world_size)
+        processes, least = self.trainer.world_size, least_clients(self)
+        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least)
 
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""

@@ -154,6 +154,11 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
         )
 
 
+def least_clients(module: FederatedModule) -> int:
+    """Return how many codes a sum must have to be used."""
+    return module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+
+
 def release(module: FederatedModule, round: Round) -> None:
     """Put the noise on the cohort's sum, enter it in the ledger, and fix the denominator; in place, the same on every process."""
     privacy, codec = module.privacy, module.codec

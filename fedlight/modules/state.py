@@ -79,6 +79,16 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
     }
 
 
+LOCAL = ("network", "algorithm", "loss", "augmentation", "weighting", "batch_norm", "privacy")
+"""What of a run's fingerprint a client's update and code go by, beside the model, the encoder and what is announced."""
+
+
+def local_settings(module: FederatedModule) -> str:
+    """Return the settings of local training and clipping as text, which clients under secure aggregation must agree on."""
+    settings = fingerprint(module)
+    return json.dumps({name: settings[name] for name in LOCAL})
+
+
 def settings_of(part: object) -> str:
     """Return class and settings of a part of a run as text; parts within it by their own settings."""
     if not hasattr(part, "__dict__") or isinstance(part, type):

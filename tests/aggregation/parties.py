@@ -9,8 +9,6 @@ import numpy as np
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat
 
-STAGES = ("advertise", "share", "masked", "consistency", "unmask")
-
 
 def counting(seed: int = 0) -> Callable[[int], bytes]:
     """Return a source of bytes that gives the same ones every time: for recorded transcripts and fixed examples alone."""
@@ -25,7 +23,8 @@ def counting(seed: int = 0) -> Callable[[int], bytes]:
 
 
 def session_of(clients: int, threshold: int, limits=((7, 5),), max_weight: int = 1, number: int = 0, **changes) -> Session:
-    settings = {"round": 3, "codec": 77, "encoder": bytes(32), "model": bytes(32)} | changes
+    held = dict.fromkeys(("encoder", "model", "announced", "training"), bytes(32))
+    settings = {"round": 3, "codec": 77} | held | changes
     return Session(number.to_bytes(16, "big"), format=SumFormat(limits, clients, max_weight), threshold=threshold, **settings)
 
 

@@ -10,12 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlight.aggregation.drop_outs import STAGES
 from fedlight.aggregation.secure import Identities, SecureClient, SecureCohort, SecureServer, Session, default_threshold
 from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request
-from fedlight.aggregation.secure.primitives import KeyPair
+from fedlight.aggregation.secure.primitives import KeyPair, combine
+from fedlight.aggregation.secure.sums import add_mask
+from fedlight.core.codec import Public
+from fedlight.core.digest import digest_public
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
-from tests.aggregation.parties import STAGES, Play, counting, random_codes, session_of
+from tests.aggregation.parties import Play, counting, random_codes, session_of
 
 # -- exact sums --------------------------------------------------------------------------------------------------------------------
 
@@ -125,8 +129,7 @@ def test_masks_of_those_who_sent_cancel_but_for_their_own():
     """What is left when all are added is the sum under everybody's own masks: without their seeds it tells nothing."""
     play = Play(4, 3, limits=((7, 300),))
     words = sum(masked(play).values(), np.zeros(300, np.uint32))
-    total, _ = play.session.format.read_sum(words, 4)
-    assert (total == play.codes.sum(0)).mean() < 0.1
+    assert (play.session.format.integers(words) == play.codes.sum(0)).mean() < 0.1
 
 
 # -- refusals before anything is sent ----------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def test_cohorts_and_thresholds_that_hide_nothing_are_refused(clients, threshold
         session_of(clients, threshold)
 
 
-@pytest.mark.parametrize("name", ["encoder", "model"])
+@pytest.mark.parametrize("name", ["encoder", "model", "announced", "training"])
 def test_digests_are_whole(name):
     with pytest.raises(ConfigurationError, match=f"`{name}` of 32 bytes"):
         session_of(3, 2, **{name: b"short"})
@@ -170,7 +173,7 @@ def answers_nothing_more(play: Play, number: int) -> None:
         with pytest.raises(ProtocolError, match="nothing more in this session"):
             ask()
     assert client._seeds == (b"", b"") and not client._shares and not client._pair_masks and not client._channels
-    assert not hasattr(client, "_mask") and not hasattr(client, "_channel")
+    assert client._mask is None and client._channel is None
 
 
 def refuses(play: Play, number: int, ask, said: str, kind: type[Exception] = ProtocolError) -> None:
@@ -369,6 +372,68 @@ def test_two_stories_of_who_survived_do_not_come_together():
     refuses(play, 2, ask(play, without, 2), "signature of client 0")
 
 
+def signed(play: Play, rosters: dict[int, bytes], sharers: dict[int, tuple[int, ...]], alive: tuple[int, ...]) -> dict[int, bytes]:
+    """Give every client a roster and an inbox of its own, and return the survivors' signatures."""
+    session, clients = play.session, play.clients
+    sealed = {i: wire.read_sealed(session, clients[i].share(roster), i) for i, roster in rosters.items()}
+    for i in rosters:
+        inbox = wire.write_sealed(session, SERVER, {other: sealed[other][i] for other in sharers[i] if other != i})
+        clients[i].masked_code(inbox, play.codes[i])
+    survivors = wire.write_survivors(session, alive)
+    return {i: wire.read_signature(session, clients[i].consistency(survivors), i) for i in alive}
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_two_rosters_do_not_come_together(lies):
+    """Half of the cohort is told of client 2 and the other half is not; who shared and who survived they are told alike."""
+    play, there = Play(5, 3), (0, 1, 3, 4)
+    roster = entries(play)
+    whole, without = (wire.write_roster(play.session, {i: roster[i] for i in who}) for who in (range(5), there))
+    rosters = {0: whole, 1: whole} | dict.fromkeys((3, 4), without if lies else whole)
+    request = Request(there, (), signed(play, rosters, dict.fromkeys(there, there), there))
+    if lies:
+        refuses(play, 0, ask(play, request), "signature of client 3")
+        refuses(play, 3, ask(play, request, 3), "signature of client 0")
+    else:
+        assert all(wire.read_told(play.session, ask(play, request, i)(), i).keys() == set(there) for i in there)
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_two_lists_of_who_shared_do_not_come_together(lies):
+    """Half of the cohort has shares of client 4, whose masks are then in their codes, and the other half was told that it sent none."""
+    play, there = Play(5, 3), (0, 1, 2, 3)
+    rosters = dict.fromkeys(range(5), wire.write_roster(play.session, entries(play)))
+    everybody = (0, 1, 2, 3, 4)
+    sharers = dict.fromkeys(everybody, everybody) | dict.fromkeys((0, 1), there if lies else everybody)
+    signatures = signed(play, rosters, sharers, there)
+    with_four, without = Request(there, (4,), signatures), Request(there, (), signatures)
+    if lies:
+        refuses(play, 0, ask(play, without), "signature of client 2")
+        refuses(play, 2, ask(play, with_four, 2), "signature of client 0")
+    else:
+        assert all(wire.read_told(play.session, ask(play, with_four, i)(), i).keys() == set(everybody) for i in there)
+
+
+def test_a_session_that_is_used_twice_opens_nothing_with_keys_of_the_first_time():
+    """The clients begin anew, and the server puts in keys that two of them signed the first time."""
+    play = Play(4, 3)
+    old = entries(play)
+    for i in (0, 1, 2):
+        play.clients[i] = SecureClient(play.session, i, play.identities.of(i), play.directory, counting(9 + i))
+    new = {i: wire.read_keys(play.session, play.clients[i].advertise(), i) for i in (0, 1, 2)}
+    truth = wire.write_roster(play.session, new | {3: old[3]})
+    mixed = wire.write_roster(play.session, new | {1: old[1], 3: old[3]})
+    begun_anew = play.client(3)
+    begun_anew.advertise()
+    with pytest.raises(ProtocolError, match="own keys"):
+        begun_anew.share(truth)
+    # The one that did not begin anew finds its own keys in either roster, and the shares fit.
+    there = (0, 2, 3)
+    request = Request(there, (), signed(play, {0: truth, 2: truth, 3: mixed}, dict.fromkeys(there, there), there))
+    refuses(play, 0, ask(play, request), "signature of client 3")
+    refuses(play, 3, ask(play, request, 3), "signature of client 0")
+
+
 def test_a_second_request_is_refused():
     play = Play()
     request = play.request()
@@ -405,16 +470,18 @@ def test_stages_out_of_order_are_refused():
     [
         ({"encoder": b"\1" * 32}, "signature of client"),
         ({"model": b"\1" * 32}, "signature of client"),
+        ({"announced": digest_public(Public(announced={"gain": 1e30}))}, "signature of client"),
+        ({"training": b"\1" * 32}, "signature of client"),
         ({"codec": 78}, "codec fingerprint"),
         ({"round": 4}, "Expected round 4"),
         ({"threshold": 4}, "signature of client"),
         ({"format": session_of(4, 3, ((7, 5),), 2).format}, "signature of client"),
         ({"format": session_of(4, 3, ((15, 5),)).format}, "signature of client"),
     ],
-    ids=["encoder", "model", "codec", "round", "threshold", "largest weight", "range"],
+    ids=["encoder", "model", "announced", "training", "codec", "round", "threshold", "largest weight", "range"],
 )
 def test_a_client_that_holds_something_else_does_not_take_part(changes, said):
-    """A server that gives one client another model or encoder than the rest, or counts modulo another number, gets nothing from it."""
+    """A server that gives one client another model, encoder or gain than the rest, or counts otherwise, gets nothing from it."""
     play = Play()
     other = replace(play.session, **changes)
     play.clients[0] = play.client(0, other)
@@ -575,17 +642,15 @@ def test_what_the_server_holds_opens_no_single_code():
     for i, message in messages.items():
         play.server.collect_told(i, message)
     assert (play.server.total()[0] == play.codes.sum(0)).all()
-    seeds = {i: play.server._seed_of(i) for i in range(4)}
-    with pytest.raises(AttributeError):
-        _ = play.server.codes  # type: ignore[attr-defined]
+    seeds = {i: combine(shares) for i, shares in play.server._shares_told().items()}
     again = Play(4, 3, limits=((7, 200),))
     words = masked(again)  # the same entropy: the same masks
-    from fedlight.aggregation.secure.client import add_mask
-
     for i in range(4):
-        peeled = words[i].copy()
-        add_mask(peeled, play.session.self_mask(seeds[i], i), negative=True)
-        assert (again.session.format.read_sum(peeled, 1)[0] == again.codes[i]).mean() < 0.1
+        add_mask(words[i], play.session.self_mask(seeds[i], i), negative=True)
+        assert (again.session.format.integers(words[i]) == again.codes[i]).mean() < 0.1
+    # What was taken off was each client's own mask: all that is left are masks of pairs, and in the sum none of those.
+    together = sum(words.values(), np.zeros(200, np.uint32))
+    assert (again.session.format.integers(together) == again.codes.sum(0)).all()
 
 
 @pytest.mark.parametrize("clients", [3, 4, 5, 6])
@@ -611,7 +676,7 @@ def test_seeds_and_keys_are_forgotten_once_the_masks_are_on():
     assert all(client._seeds) and client._pair_masks and client._channels
     client.masked_code(inbox, play.codes[0])
     assert client._seeds == (b"", b"") and not client._pair_masks and not client._channels
-    assert not hasattr(client, "_mask") and not hasattr(client, "_channel") and len(client._shares) == 4
+    assert client._mask is None and client._channel is None and len(client._shares) == 4
 
 
 def test_default_entropy_makes_new_keys_every_time():

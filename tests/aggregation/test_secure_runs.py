@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from fedlight.aggregation import DropOuts, SecureAggregator, Setting
+from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
 from fedlight.clients import FedAvg
@@ -26,6 +28,8 @@ from fedlight.codecs import (
     TopKCodec,
     TransformCodec,
 )
+from fedlight.core.codec import Public
+from fedlight.core.digest import digest_public
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
@@ -51,9 +55,11 @@ class Arrived(FederatedCallback):
 
     def __init__(self) -> None:
         self.uploads = []
+        self.bytes = []
 
     def on_client_message(self, trainer, pl_module, round, upload):
         self.uploads.append(upload)
+        self.bytes.append(upload.update.untyped_storage().nbytes() + upload.buffers.untyped_storage().nbytes())
 
 
 def same_rounds(one: Spy, other: Spy) -> None:
@@ -187,6 +193,7 @@ def test_the_server_side_is_given_masked_codes_alone():
     plain = Arrived()
     run(federated(codec=learned()), 2, callbacks=[plain])
     assert len(arrived.uploads) == len(plain.uploads) == 2 * CLIENTS
+    assert not any(arrived.bytes) and all(plain.bytes)  # an empty view would still hold the client's update
     for masked, clear in zip(arrived.uploads, plain.uploads, strict=True):
         assert masked.client == clear.client and len(masked.update) == 0 and math.isnan(masked.loss) and masked.weight == 1
         assert masked.message[:2] == b"SA" and masked.message[3] == 4
@@ -270,7 +277,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_with_masks_of_its_ow
         assert upload.message != seen.uploads[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
 
 
-def test_nothing_secret_is_in_a_checkpoint(tmp_path, monkeypatch):
+def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
     """Neither a long-lived key, nor a key or seed of any session."""
     kept: list[bytes] = []
 
@@ -337,6 +344,7 @@ class TwoPasses(QuantizeCodec):
         ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
         ({"processes": 2}, "Set `trainer.devices` to 1"),
         ({"buffers": True}, "`model.batch_norm` to local"),
+        ({"min_clients": 7}, "at most the threshold of 6 but got 7.*Raise `model.aggregator.init_args.threshold`"),
         ({"cohort": 9}, "declared 8 clients but got 9: raise `model.aggregator.init_args.cohort`"),
         ({"largest_weight": 2}, "declared 1 but the largest is 2: raise `model.aggregator.init_args.max_weight`"),
     ],
@@ -354,6 +362,22 @@ def test_runs_are_refused_before_the_codec_is_pretrained():
         run(federated(mlp(norm=True), codec=learned(), aggregator=SecureAggregator(8)))
     with pytest.raises(ConfigurationError, match="max_weight"):
         run(federated(codec=learned(), weighting="samples", aggregator=SecureAggregator(8)))
+
+
+def test_no_sum_is_opened_only_to_be_thrown_away():
+    """The sum of an attempt that is then repeated from the same model would tell of the difference, and be in no ledger."""
+    with pytest.raises(ConfigurationError, match="threshold of 6 but got 7"):
+        run(federated(codec=learned(), min_clients=7, aggregator=SecureAggregator(8)))
+    opened: list[int] = []
+
+    class Opens(SecureAggregator):
+        def close(self, round, device):
+            super().close(round, device)
+            opened.append(round.codes.count)
+
+    history, aggregator = History(), Opens(8, threshold=7, drop_outs=DropOuts(masked=0.2, seed=1))
+    run(federated(codec=learned(), min_clients=7, max_attempts=50, aggregator=aggregator), 3, logger=history)
+    assert max(history.rounds("round/attempts").values()) > 1 and len(opened) == 3 and min(opened) >= 7
 
 
 def test_local_batch_norm_goes_with_it():
@@ -401,3 +425,42 @@ def test_a_message_of_a_run_opens_with_struct():
         fields = struct.unpack_from("<2sBBBIIII16sI", upload.message)
         assert fields[:3] == (b"SA", 1, 4)
         assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
+
+
+# -- what clients agree on ---------------------------------------------------------------------------------------------------------
+
+
+class Sessions(FederatedCallback):
+    """Remembers the session of every round, and what was announced in it."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[Session, Public]] = {}
+
+    def on_client_message(self, trainer, pl_module, round, upload):
+        self.seen[round.public.round] = pl_module.aggregator._running.server.session, round.public
+
+
+def sessions_of(**changes) -> dict[int, tuple[Session, Public]]:
+    sessions = Sessions()
+    run(federated(**{"codec": learned(), "aggregator": SecureAggregator(CLIENTS)} | changes), 2, callbacks=[sessions])
+    return sessions.seen
+
+
+def test_every_session_is_bound_to_what_was_announced():
+    """A gain that differed between clients would leave one client's code alone in the sum."""
+    seen = sessions_of()
+    for session, public in seen.values():
+        assert "gain" in str(public.announced)
+        assert session.announced == digest_public(public) != digest_public(replace(public, announced={"1": {"gain": 1e30}}))
+
+
+def test_every_session_is_bound_to_how_clients_train():
+    """So would a learning rate of nearly nothing for all the others."""
+    settings = [
+        {},
+        {"algorithm": FedAvg(lr=1e-9, steps=2, batch_size=8)},
+        {"algorithm": FedAvg(lr=1e-9, steps=3, batch_size=8)},
+        {"network": mlp(dropout=0.5)},
+        {"weighting": "samples", "aggregator": SecureAggregator(CLIENTS, max_weight=1000)},
+    ]
+    assert len({sessions_of(**changes)[0][0].training for changes in settings}) == len(settings)

@@ -69,10 +69,36 @@ def test_the_weight_is_one_more_coordinate_where_weights_differ():
 
 
 @pytest.mark.parametrize(
+    ("weight", "words", "fits"),
+    [
+        (1, [21, -21, 0], True),
+        (1, [22, 0, 0], False),
+        (1, [0, -22, 0], False),
+        (1, [0, 0, 10], False),
+        (5, [7 * 15, -7 * 15, 3 * 15, 15], True),
+        (5, [7 * 3, 0, 0, 3], True),
+        (5, [7 * 3 + 1, 0, 0, 3], False),
+        (5, [0, 0, 3 * 3 + 1, 3], False),
+        (5, [0, 0, 0, 2], False),
+        (5, [0, 0, 0, 16], False),
+        (5, [0, 0, 0, 0], False),
+    ],
+)
+def test_a_sum_that_honest_clients_cannot_make_is_refused(weight, words, fits):
+    """Of three clients of ten: one that masks something else than it declared spoils the sum, and mostly shows."""
+    format, unmasked = SumFormat(((7, 2), (3, 1)), 10, weight), np.array(words, np.int64).astype(np.uint32)
+    if fits:
+        assert format.read_sum(unmasked, 3)[0].tolist() == words[:3]
+        return
+    with pytest.raises(ProtocolError, match="3 clients within the declared limits can make"):
+        format.read_sum(unmasked, 3)
+
+
+@pytest.mark.parametrize(
     ("code", "weight", "said"),
     [
-        ([8, 0, 0], 1, r"within \+-7 at coordinate 0 but got 8"),
-        ([0, 0, -4], 1, r"within \+-3 at coordinate 2 but got -4"),
+        ([8, 0, 0], 1, r"within \+-7 but the one at coordinate 0 is larger$"),
+        ([0, 0, -4], 1, r"within \+-3 but the one at coordinate 2 is larger$"),
         ([0, 0], 1, "3 signed integers"),
         ([0.0, 0.0, 0.0], 1, "3 signed integers but got float64"),
         ([0, 0, 0], 6, r"weight in 1..5"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat, default_threshold
-from fedlight.aggregation.secure.client import add_mask
+from fedlight.aggregation.secure.sums import add_mask
 
 COHORTS = (10, 50, 100)
 DIM = 61_706
@@ -51,7 +51,7 @@ def session(vector: Vector, cohort: int) -> dict[str, Any]:
     """Run one session in which every tenth client sends no code, and return seconds and bytes of a client and of the server."""
     limit = (1 << (vector.bits - 1)) - 1
     format = SumFormat(((limit, vector.length),), cohort)
-    settings = Session(bytes(16), 0, format, default_threshold(cohort), 0, bytes(32), bytes(32))
+    settings = Session(bytes(16), 0, format, default_threshold(cohort), 0, *4 * [bytes(32)])
     codes = np.random.default_rng(0).integers(-limit, limit + 1, (cohort, vector.length))
     identities, spent = Identities(), Spent()
     directory = identities.directory(range(cohort))

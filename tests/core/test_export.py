@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec
@@ -147,6 +148,22 @@ def test_saving_again_replaces_the_files(folder: Path) -> None:
     codec = fitted(chain(), seed=1)
     save_codec(codec, folder)
     assert load_codec(folder).encoder.fingerprint == codec.encoder.fingerprint
+
+
+@pytest.mark.parametrize("codec", [chain(), LinearCodec(3, block_size=12)])
+def test_each_half_alone_has_the_codecs_digest(codec: Codec, tmp_path: Path) -> None:
+    save_codec(fitted(codec), tmp_path)
+    assert load_encoder(tmp_path / ENCODER_FILE).digest == load_decoder(tmp_path / DECODER_FILE).digest == codec.encoder.digest
+
+
+def test_an_encoder_that_is_not_what_its_digest_says_is_refused(folder: Path) -> None:
+    """Whoever swaps the tensors and leaves the rest of the file cannot pass them off as the encoder that others hold."""
+    with safe_open(folder / ENCODER_FILE, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(folder / ENCODER_FILE)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / ENCODER_FILE, metadata)
+    with pytest.raises(CodecMismatchError, match="the digest that it was exported with"):
+        load_encoder(folder / ENCODER_FILE)
 
 
 def test_exported_tensors_are_plain_safetensors(folder: Path) -> None:

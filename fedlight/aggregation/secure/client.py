@@ -5,31 +5,31 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedlight.aggregation.secure import messages
 from fedlight.aggregation.secure.messages import SERVER, Keys, Stage
-from fedlight.aggregation.secure.primitives import KEY, SECRET, Identity, KeyPair, keystream, seal, split, unseal, verify
+from fedlight.aggregation.secure.primitives import KEY, SECRET, Identity, KeyPair, seal, split, unseal, verify
+from fedlight.aggregation.secure.session import Session, require_enough, require_known
+from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from fedlight.aggregation.secure.session import Session
 
 
 class SecureClient:
     """One client in one session; for the next round or attempt there is a new one, with new keys.
 
     The stages in order: ``advertise``, ``share``, ``masked_code``, ``consistency``, ``unmask``. Each is answered once. Whatever is wrong
-    with what the server sent raises, and ends the session for this client: its secrets are forgotten and it answers nothing more.
+    with what the server sent raises, and ends the session for this client: its secrets are forgotten (no longer referred to, which is not
+    wiped from memory) and it answers nothing more.
 
     Args:
         session: what the client itself knows of the attempt: its own copies of model and encoder are in it as digests.
         client: the client's number.
         identity: the client's long-lived key.
         directory: the public identity keys (32 bytes) of every client, known beforehand and not from this server.
-        entropy: source of secret bytes (the operating system's; tests give another).
+        entropy: source of keys and seeds (the operating system's; tests give another). Coefficients of Shamir's polynomials come from
+            `pycryptodome`, which draws them from the operating system's whatever is given here.
 
     Raises (every stage):
         MessageError: if a message is malformed or belongs to another session, round, codec or stage.
@@ -50,8 +50,8 @@ class SecureClient:
         self.directory = directory
         self.entropy = entropy
         self._next: Stage | None = Stage.KEYS
-        self._channel: KeyPair
-        self._mask: KeyPair
+        self._channel: KeyPair | None = None
+        self._mask: KeyPair | None = None
         self._seeds: tuple[bytes, bytes] = (b"", b"")
         self._keys: Keys
         self._roster: dict[int, Keys] = {}
@@ -81,9 +81,9 @@ class SecureClient:
             self._forget()
 
     def _forget_keys(self) -> None:
+        """Let go of them: Python cannot wipe them from memory."""
+        self._channel = self._mask = None
         self._seeds, self._channels, self._pair_masks = (b"", b""), {}, {}
-        for name in ("_channel", "_mask"):
-            self.__dict__.pop(name, None)
 
     def _forget(self) -> None:
         self._forget_keys()
@@ -95,10 +95,10 @@ class SecureClient:
         """Return two fresh public keys and a commitment to the own mask's seed, signed."""
         with self._stage(Stage.KEYS, Stage.SHARES):
             session, client = self.session, self.client
-            self._channel = KeyPair(self.entropy(KEY))
+            channel = self._channel = KeyPair(self.entropy(KEY))
             own, pair = self._seeds = (self.entropy(SECRET), self.entropy(SECRET))
-            self._mask = session.mask_pair(pair)
-            unsigned = Keys(self._channel.public, self._mask.public, session.commitment(own, client), b"")
+            mask = self._mask = session.mask_pair(pair)
+            unsigned = Keys(channel.public, mask.public, session.commitment(own, client), b"")
             signature = self.identity.sign(unsigned.signed(session, client))
             self._keys = Keys(unsigned.channel, unsigned.mask, unsigned.commitment, signature)
             return messages.write_keys(session, client, self._keys)
@@ -108,15 +108,17 @@ class SecureClient:
     def share(self, roster: bytes) -> bytes:
         """Check everybody's keys, and return shares of both seeds sealed for each of the others."""
         with self._stage(Stage.SHARES, Stage.MASKED):
-            session, client = self.session, self.client
+            session, client, channel, mask = self.session, self.client, self._channel, self._mask
+            assert channel is not None, "made in the stage before"
+            assert mask is not None, "made in the stage before"
             self._roster = messages.read_roster(session, roster)
             self._check_roster()
             self._seen = messages.digest(roster)
             others = [other for other in sorted(self._roster) if other != client]
             for other in others:
                 keys = self._roster[other]
-                self._channels[other] = self._channel.agree(keys.channel)
-                self._pair_masks[other] = session.pair_mask(self._mask.agree(keys.mask), client, other)
+                self._channels[other] = channel.agree(keys.channel)
+                self._pair_masks[other] = session.pair_mask(mask.agree(keys.mask), client, other)
             own, pair = (split(seed, session.threshold, len(self._roster)) for seed in self._seeds)
             shares = dict(zip(sorted(self._roster), zip(own, pair, strict=True), strict=True))
             self._shares = {client: shares[client]}
@@ -202,26 +204,3 @@ class SecureClient:
             told = {client: self._shares[client][0] for client in asked.alive}
             told |= {client: self._shares[client][1] for client in asked.dead}
             return messages.write_told(session, self.client, told)
-
-
-def add_mask(words: np.ndarray, key: bytes, negative: bool = False) -> None:
-    """Add a key's mask to words ``[length]`` (uint32) in place, modulo 2^32, or take it away."""
-    mask = np.frombuffer(keystream(key, 4 * len(words)), "<u4")
-    if negative:
-        words -= mask
-    else:
-        words += mask
-
-
-def require_enough(session: Session, count: int, what: str) -> None:
-    """Raise ``ProtocolError`` unless the threshold is reached and the declared cohort is not exceeded."""
-    if count < session.threshold:
-        raise ProtocolError(f"Expected at least {session.threshold} clients that {what} but got {count}: the attempt ends here")
-    if count > session.clients:
-        raise ProtocolError(f"Expected at most the declared cohort of {session.clients} clients that {what} but got {count}")
-
-
-def require_known(directory: Mapping[int, bytes], client: int) -> None:
-    """Raise ``ProtocolError`` unless the client's identity key is known."""
-    if client not in directory:
-        raise ProtocolError(f"Expected clients whose identity keys are known but got client {client}")

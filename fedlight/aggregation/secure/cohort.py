@@ -45,7 +45,7 @@ class SecureCohort:
         cohort: the clients of the attempt.
         identities: their long-lived keys.
         silent: the stage (``advertise``, ``share``, ``masked``, ``consistency`` or ``unmask``) from which on a client says nothing more.
-        entropy: source of the clients' secret bytes.
+        entropy: source of the clients' keys and seeds.
 
     Raises:
         ProtocolError: if the cohort is larger than declared, or (in ``open`` and ``close``) too few clients answer.

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedlight.aggregation.secure import messages
-from fedlight.aggregation.secure.client import add_mask, require_enough, require_known
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request, Stage
 from fedlight.aggregation.secure.primitives import combine, verify
+from fedlight.aggregation.secure.session import Session, require_enough, require_known
+from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from fedlight.aggregation.secure.session import Session
 
 
 class SecureServer:
@@ -135,14 +132,14 @@ class SecureServer:
         """
         self._close(Stage.TOLD, None, len(self._told), "told their shares")
         session = self.session
-        words = self._words.copy()
+        words, told = self._words.copy(), self._shares_told()
         for client in sorted(self._alive):
-            seed = self._seed_of(client)
+            seed = combine(told[client])
             if session.commitment(seed, client) != self._keys[client].commitment:
                 raise ProtocolError(f"Expected shares of the seed that client {client} committed to but they make another: one is corrupt")
             add_mask(words, session.self_mask(seed, client), negative=True)
         for client in sorted(self._sealed.keys() - self._alive):
-            pair = session.mask_pair(self._seed_of(client))
+            pair = session.mask_pair(combine(told[client]))
             if pair.public != self._keys[client].mask:
                 raise ProtocolError(f"Expected shares of the mask key of client {client} but they make another: one is corrupt")
             for other in sorted(self._alive):
@@ -155,10 +152,11 @@ class SecureServer:
         """Return the clients whose codes are in the sum."""
         return tuple(sorted(self._alive))
 
-    def _seed_of(self, client: int) -> bytes:
+    def _shares_told(self) -> dict[int, dict[int, bytes]]:
+        """Return of everybody who shared as many shares as it takes, by their places."""
         places = {who: place for place, who in enumerate(sorted(self._keys))}
-        told = sorted(self._told)[: self.session.threshold]
-        return combine({places[who]: self._told[who][client] for who in told})
+        tellers = sorted(self._told)[: self.session.threshold]
+        return {client: {places[who]: self._told[who][client] for who in tellers} for client in self._sealed}
 
     # -- order -----------------------------------------------------------------------------------------------------------------
 

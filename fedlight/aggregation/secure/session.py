@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from fedlight.aggregation.secure.primitives import KeyPair, derive
 from fedlight.aggregation.secure.sums import SumFormat
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, ProtocolError
 
-PROTOCOL = 1
+PROTOCOL = 2
 LEAST_CLIENTS = 3
 SESSION_BYTES = 16
 
@@ -55,6 +56,9 @@ class Session:
         codec: the fingerprint that the codec's messages carry.
         encoder: digest (32 bytes) of the encoder that codes are made with.
         model: digest (32 bytes) of the global model that clients start from.
+        announced: digest (32 bytes) of all that the client was told before it encodes (``core.digest.digest_public``): a gain or a clipping
+            norm that differed between clients would let one code outweigh the rest of the sum.
+        training: digest (32 bytes) of the settings that the client trains by: a learning rate of nearly 0 for all but one would, too.
 
     Raises:
         ConfigurationError: if the cohort or the threshold is too small, or an identifier has another length.
@@ -67,10 +71,13 @@ class Session:
     codec: int
     encoder: bytes
     model: bytes
+    announced: bytes
+    training: bytes
 
     def __post_init__(self) -> None:
         check_threshold(self.format.clients, self.threshold)
-        for name, value, size in (("id", self.id, SESSION_BYTES), ("encoder", self.encoder, 32), ("model", self.model, 32)):
+        for name in ("id", "encoder", "model", "announced", "training"):
+            value, size = getattr(self, name), SESSION_BYTES if name == "id" else 32
             if len(value) != size:
                 raise ConfigurationError(f"Expected `{name}` of {size} bytes but got {len(value)}")
 
@@ -89,9 +96,10 @@ class Session:
 
     @cached_property
     def context(self) -> bytes:
-        """Digest (32 bytes) of session, round, configuration, encoder and model."""
+        """Digest (32 bytes) of session, round, configuration, and of what the client holds and was told."""
         fixed = struct.pack("<16sII", self.id, self.round & 0xFFFFFFFF, self.codec)
-        return hashlib.sha256(b"fedlight secure aggregation" + fixed + self.config + self.encoder + self.model).digest()
+        held = self.encoder + self.model + self.announced + self.training
+        return hashlib.sha256(b"fedlight secure aggregation" + fixed + self.config + held).digest()
 
     # -- keys that both sides derive; each is used once ------------------------------------------------------------------------
 
@@ -118,3 +126,17 @@ class Session:
     def bound(self, sender: int, receiver: int) -> bytes:
         """Return what sealed shares are bound to."""
         return self.context + struct.pack("<II", sender, receiver)
+
+
+def require_enough(session: Session, count: int, what: str) -> None:
+    """Raise ``ProtocolError`` unless the threshold is reached and the declared cohort is not exceeded."""
+    if count < session.threshold:
+        raise ProtocolError(f"Expected at least {session.threshold} clients that {what} but got {count}: the attempt ends here")
+    if count > session.clients:
+        raise ProtocolError(f"Expected at most the declared cohort of {session.clients} clients that {what} but got {count}")
+
+
+def require_known(directory: Mapping[int, bytes], client: int) -> None:
+    """Raise ``ProtocolError`` unless the client's identity key is known."""
+    if client not in directory:
+        raise ProtocolError(f"Expected clients whose identity keys are known but got client {client}")

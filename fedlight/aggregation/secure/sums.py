@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fedlight.aggregation.secure.primitives import keystream
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
 from fedlight.core.wire import Format, JointFormat, pack_unsigned, unpack_unsigned
 
@@ -116,7 +117,7 @@ class SumFormat:
         values = code.astype(np.int64)
         if (beyond := (values > self._limit) | (values < -self._limit)).any():
             at = int(beyond.argmax())
-            raise ProtocolError(f"Expected integers within +-{self._limit[at]} at coordinate {at} but got {values[at]}")
+            raise ProtocolError(f"Expected integers within +-{self._limit[at]} but the one at coordinate {at} is larger")
         values *= weight
         return (np.append(values, weight) if self.weighted else values).astype(np.uint32)
 
@@ -140,14 +141,36 @@ class SumFormat:
             at += size
         return words
 
+    def integers(self, words: np.ndarray) -> np.ndarray:
+        """Return the integers around zero that words stand for modulo their coordinate's ``2**m``, int64 ``[code_length]``."""
+        low = self._low[: self.code_length].astype(np.int64)
+        code = words[: self.code_length] & low
+        return np.where(code > low >> 1, code - low - 1, code)
+
     def read_sum(self, words: np.ndarray, clients: int) -> tuple[np.ndarray, int]:
-        """Return (sum of ``weight * code`` int64 ``[code_length]``, sum of the weights) of unmasked words of ``clients`` clients."""
-        total = (words & self._low).astype(np.int64)
-        weight = int(total[-1]) if self.weighted else clients
-        code, low = total[: self.code_length], self._low[: self.code_length].astype(np.int64)
-        return np.where(code > low >> 1, code - low - 1, code), weight
+        """Return (sum of ``weight * code`` int64 ``[code_length]``, sum of the weights) of unmasked words of ``clients`` clients.
+
+        Raises:
+            ProtocolError: if so many clients within the declared limits cannot make that sum: one of them masked something else.
+        """
+        code = self.integers(words)
+        weight = int(words[-1] & self._low[-1]) if self.weighted else clients
+        if not clients <= weight <= clients * self.max_weight or (np.abs(code) > weight * self._limit).any():
+            raise ProtocolError(
+                f"Expected a sum that {clients} clients within the declared limits can make but got another: one sent nonsense"
+            )
+        return code, weight
 
     def _places(self) -> list[tuple[int, int, int]]:
         """(first coordinate, bits, number of coordinates) of the parts."""
         starts = itertools.accumulate((count for _, count in self.widths), initial=0)
         return [(start, bits, count) for start, (bits, count) in zip(starts, self.widths, strict=False)]
+
+
+def add_mask(words: np.ndarray, key: bytes, negative: bool = False) -> None:
+    """Add a key's mask to words ``[length]`` (uint32) in place, modulo 2^32, or take it away."""
+    mask = np.frombuffer(keystream(key, 4 * len(words)), "<u4")
+    if negative:
+        words -= mask
+    else:
+        words += mask
