@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import ClientSpread, accuracy_by_size
+from fedlight.modules.exchange import reduce_sum
 
 
 class StageMetrics(nn.Module):
@@ -50,10 +51,12 @@ class StageMetrics(nn.Module):
         figures = {f"{stage}/loss": float(self.loss.compute()), f"{stage}/accuracy": float(self.accuracy.compute())}
         if self.clients.update_called:
             figures |= {f"{stage}/client_accuracy_{name}": float(value) for name, value in self.clients.compute().items()}
-            by_size = accuracy_by_size(self.clients.correct.cpu(), self.clients.total.cpu(), self.sizes)
+            # Of all processes: each has seen a part of the clients, and all must log the same names.
+            correct, total = reduce_sum(self.clients.correct.clone()).cpu(), reduce_sum(self.clients.total.clone()).cpu()
+            by_size = accuracy_by_size(correct, total, self.sizes)
             figures |= {f"{stage}/client_accuracy_{name}": float(value) for name, value in by_size.items()}
-            seen = self.clients.total > 0
-            self.histogram = (self.clients.correct[seen] / self.clients.total[seen]).cpu()
+            seen = total > 0
+            self.histogram = correct[seen] / total[seen]
         if self.personal.update_called:
             figures |= {f"{stage}/personal_accuracy_{name}": float(value) for name, value in self.personal.compute().items()}
         figures |= {f"{stage}/{name}": one_number(name, metric) for name, metric in self.own_metrics().items()}

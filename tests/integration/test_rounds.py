@@ -147,7 +147,7 @@ def test_only_sim_figures_tell_of_single_clients():
     history, _ = logged(federated(codec=learned(), sim_every=1), 1)
     server = {name for metrics in history.steps.values() for name in metrics} - {"epoch"}
     server = {name for name in server if not name.startswith(("sim/", "bytes/", "pretrain/"))}
-    assert server == {"round/clients", "round/dropped", "round/attempts", "round/aggregate_norm"}
+    assert server == {"round/clients", "round/absent", "round/dropped", "round/attempts", "round/aggregate_norm"}
 
 
 def test_a_run_learns():
