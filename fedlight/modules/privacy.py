@@ -159,6 +159,11 @@ def least_clients(module: FederatedModule) -> int:
     return module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
 
 
+def counted_clients(module: FederatedModule, round: Round) -> int:
+    """Return how many clients' codes the mean stands for; under privacy the fixed denominator, because the exact number is not noisy."""
+    return round.codes.count if module.privacy is None else module.privacy.setting.cohort
+
+
 def release(module: FederatedModule, round: Round) -> None:
     """Put the noise on the cohort's sum, enter it in the ledger, and fix the denominator; in place, the same on every process."""
     privacy, codec = module.privacy, module.codec

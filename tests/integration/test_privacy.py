@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
+from fedlight.clients.feddyn import FedDyn
 from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
@@ -115,6 +116,14 @@ def test_the_denominator_is_the_expected_cohort_whoever_comes():
     for number, total in reads.totals.items():
         assert torch.allclose(reads.means[number], (total / (CLIENTS // 2)).float())
         assert torch.allclose(reads.aggregates[number], reads.means[number])
+
+
+def test_what_the_server_adds_up_by_shares_does_not_tell_the_exact_number_of_clients():
+    """The expected cohort is half of all clients: FedDyn's sum over rounds takes half of every mean, whoever came."""
+    module = federated(privacy=central(), algorithm=FedDyn(lr=0.1, steps=3, batch_size=8))
+    reads, _ = fit(module, 6)
+    assert len(set(reads.counts.values())) > 1
+    assert torch.allclose(module.server_state["drift"], sum(reads.aggregates.values()) / 2, atol=1e-6)
 
 
 class Breaks(FedAvg):
