@@ -121,6 +121,11 @@ def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -
             f"Expected `data.client_holdout` 0 under {name} but got {data.client_holdout}: accuracies on clients' data would be published "
             "without noise"
         )
+    if privacy.needs_rate and not module.turnout.independent:
+        raise ConfigurationError(
+            f"Expected a `turnout` in which no client takes another's place under {name}, whose sampling it could not account for, but got "
+            f"{type(module.turnout).__name__}: use DropOut or Deadline, without FirstToAnswer"
+        )
     if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
         raise ConfigurationError(
             f"Expected `min_clients` 1 under {name} but got {module.min_clients}: skipping small cohorts would tell who is in them"

@@ -15,6 +15,7 @@ from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
 from fedlight.clients.feddyn import FedDyn
+from fedlight.clients.turnout import DropOut, FirstToAnswer, Several
 from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
@@ -426,6 +427,8 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({}, {"sampler": Uniform(4)}, "`data.sampler` to Poisson or Everyone"),
         ({}, {"normalize": True}, "`data.normalize` false under CentralDP"),
         ({}, {"client_holdout": 0.2}, "`data.client_holdout` 0 under CentralDP"),
+        ({"turnout": FirstToAnswer(3)}, {}, "no client takes another's place under CentralDP.*got FirstToAnswer"),
+        ({"turnout": Several([DropOut(0.1), FirstToAnswer(3)])}, {}, "no client takes another's place under CentralDP.*got Several"),
         ({"privacy": central(delta=0.2)}, {}, "`delta` below 1 / 8 clients"),
         ({"privacy": central(target_epsilon=0.1)}, {}, "allows one round but one costs"),
         ({"codec": TransformCodec(4, encoder_share=1.0), "privacy": central(accountant="pld")}, {}, "for integer codes but got pld"),
@@ -440,7 +443,7 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ),
         ({"privacy": shares(threshold=7), "aggregator": SecureAggregator(8, threshold=6)}, {}, r"at least that of DistributedDP \(7\)"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federation, message):
     module = federated(**{"privacy": central()} | changes)
