@@ -140,6 +140,11 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
             f"Expected an aggregator that sums codes under {name} but {type(aggregator).__name__} does not, so that clipping bounds "
             "nothing: leave it out"
         )
+    if privacy.needs_rate and aggregator.conceals:
+        raise ConfigurationError(
+            f"Expected an aggregator that takes cohorts of any size under {name} but {type(aggregator).__name__} redraws those that are "
+            "too small or too large, so that sampling could not be accounted for: set `privacy` to DistributedDP, or leave `aggregator` out"
+        )
     if privacy.sends_bits and aggregator.conceals:
         raise ConfigurationError(
             f"Expected a fixed `clip` with {type(aggregator).__name__} but got `adaptive`, for which clients send a bit beside the masked "

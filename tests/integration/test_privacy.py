@@ -349,16 +349,11 @@ def shares(**changes: Any) -> DistributedDP:
     return DistributedDP(**settings | changes)
 
 
-@pytest.mark.parametrize(
-    ("codec", "privacy"),
-    [(lambda: TwoSidedCodec(2), shares), (lambda: TransformCodec(4, encoder_share=1.0), central)],
-    ids=["distributed", "central"],
-)
-def test_behind_secure_aggregation_the_same_noisy_sums_come_out(codec, privacy):
-    """The masks cancel; what is left is the clipped codes, and the noise of those who add it."""
+def test_behind_secure_aggregation_the_same_noisy_sums_come_out():
+    """The masks cancel; what is left is the clipped codes, with their shares of the noise."""
     runs = []
     for aggregator in (None, SecureAggregator(cohort=CLIENTS, threshold=6)):
-        module, spy = federated(codec=codec(), privacy=privacy(), aggregator=aggregator), Spy()
+        module, spy = federated(codec=TwoSidedCodec(2), privacy=shares(), aggregator=aggregator), Spy()
         runner = trainer(3, callbacks=[pretraining(), spy])
         runner.fit(module, datamodule=data(sampler=Everyone()))
         runs.append((module, spy))
@@ -366,6 +361,12 @@ def test_behind_secure_aggregation_the_same_noisy_sums_come_out(codec, privacy):
     assert all(torch.equal(seen.totals[number], unseen.totals[number]) for number in range(3))
     assert torch.equal(weights_of(plain), weights_of(secure))
     assert plain.privacy.report() == secure.privacy.report()
+
+
+class SharesAndBits(DistributedDP):
+    """Has clients send a bit beside the code."""
+
+    sends_bits = True
 
 
 def test_shares_without_secure_aggregation_are_said_to_protect_nobody_from_the_server(caplog):
@@ -433,17 +434,18 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({"privacy": central(target_epsilon=0.1)}, {}, "allows one round but one costs"),
         ({"codec": TransformCodec(4, encoder_share=1.0), "privacy": central(accountant="pld")}, {}, "for integer codes but got pld"),
         (
-            {
-                "codec": TransformCodec(4, encoder_share=1.0),
-                "privacy": central(adaptive=AdaptiveClipping(bit_noise=1.0)),
-                "aggregator": SecureAggregator(8),
-            },
+            {"codec": TransformCodec(4, encoder_share=1.0), "aggregator": SecureAggregator(8, threshold=6)},
             {},
-            "fixed `clip` with SecureAggregator but got `adaptive`",
+            "cohorts of any size under CentralDP but SecureAggregator.*DistributedDP",
+        ),
+        (
+            {"privacy": SharesAndBits(0.5, 6, noise_multiplier=1.0, delta=DELTA), "aggregator": SecureAggregator(8)},
+            {},
+            "but got `adaptive`",
         ),
         ({"privacy": shares(threshold=7), "aggregator": SecureAggregator(8, threshold=6)}, {}, r"at least that of DistributedDP \(7\)"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federation, message):
     module = federated(**{"privacy": central()} | changes)
