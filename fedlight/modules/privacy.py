@@ -203,7 +203,7 @@ def shared(module: FederatedModule, noise: Tensor) -> Tensor:
     return reduce_sum(mine.to(module.device)).cpu()
 
 
-SEEN_BY_SERVER_ALONE = ("round/clients", "round/dropped", "bytes/uplink_round")
+SEEN_BY_SERVER_ALONE = ("round/clients", "round/absent", "round/dropped", "bytes/uplink_round", "bytes/handshake")
 """Exact counts of who took part, which nothing that is published under differential privacy may hold."""
 
 

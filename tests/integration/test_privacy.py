@@ -469,9 +469,17 @@ def test_exact_counts_of_clients_are_marked_as_the_simulations():
     _, without = fit(federated(sim_every=1), 2)
     names = {name for figures in with_privacy.steps.values() for name in figures}
     assert {"round/clients", "round/dropped", "bytes/uplink_round"} <= {name for figures in without.steps.values() for name in figures}
-    assert not {"round/clients", "round/dropped", "bytes/uplink_round"} & names
-    assert {"sim/clients", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_unamplified"} <= names
+    assert not {"round/clients", "round/absent", "round/dropped", "bytes/uplink_round"} & names
+    assert {"sim/clients", "sim/absent", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_unamplified"} <= names
     assert not any(name.startswith("privacy/") for figures in without.steps.values() for name in figures)
+
+
+def test_the_bytes_of_handshakes_tell_how_many_shook_hands():
+    secure = SecureAggregator(cohort=CLIENTS, threshold=6)
+    history = History()
+    runner = trainer(1, callbacks=[pretraining()], logger=history)
+    runner.fit(federated(privacy=shares(), aggregator=secure), datamodule=data(sampler=Everyone()))
+    assert "sim/handshake" in history.steps[0] and "bytes/handshake" not in history.steps[0]
 
 
 def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
