@@ -27,6 +27,11 @@ class Turnout(ABC):
     Law: whether a client answers depends on (seed, round, attempt, client) and, where the first to answer are taken, on who was invited.
     """
 
+    @property
+    def independent(self) -> bool:
+        """Whether a client answers or not whoever else was invited, as amplification by sampling needs: False where nothing is said."""
+        return False
+
     @abstractmethod
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return those of the invited ``clients`` ``[cohort]``, with ``work`` ``[cohort]`` samples to do, that answer: int64, in order."""
@@ -34,6 +39,8 @@ class Turnout(ABC):
 
 class Full(Turnout):
     """Every invited client answers."""
+
+    independent = True
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return all clients."""
@@ -46,6 +53,8 @@ class DropOut(Turnout):
     Args:
         probability: of a client to drop out, in [0, 1).
     """
+
+    independent = True
 
     def __init__(self, probability: float = 0.3) -> None:
         if not 0 <= probability < 1:
@@ -95,6 +104,8 @@ class Deadline(Turnout):
         times: how long clients take (a median of 10 ms a sample, with spread, if not given).
     """
 
+    independent = True
+
     def __init__(self, seconds: float, times: Times | None = None) -> None:
         if seconds <= 0:
             raise ConfigurationError(f"Expected `seconds` > 0 but got {seconds}")
@@ -135,6 +146,11 @@ class Several(Turnout):
 
     def __init__(self, parts: Sequence[Turnout]) -> None:
         self.parts = list(parts)
+
+    @property
+    def independent(self) -> bool:
+        """Whether that is so of all parts."""
+        return all(part.independent for part in self.parts)
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return the clients that come through all parts."""

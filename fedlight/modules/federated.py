@@ -40,7 +40,7 @@ from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
-from fedlight.modules.privacy import begin_privacy, least_clients, private_codec
+from fedlight.modules.privacy import begin_privacy, counted_clients, least_clients, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
 from fedlight.modules.task import Task, task_of
@@ -373,7 +373,7 @@ class FederatedModule(LightningModule):
         if self.codec.client_state or self.batch_norm == "local" or self.algorithm.client_state:
             states = gather_states(states)
         self.store.commit(states)
-        update = self.algorithm.step(round.aggregate, round.codes.count / self.data.num_population, self.server_state)
+        update = self.algorithm.step(round.aggregate, counted_clients(self, round) / self.data.num_population, self.server_state)
         for parameter, piece in zip(self.trainable(), self.layout.split(update), strict=True):
             parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()

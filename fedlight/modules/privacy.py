@@ -121,6 +121,11 @@ def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -
             f"Expected `data.client_holdout` 0 under {name} but got {data.client_holdout}: accuracies on clients' data would be published "
             "without noise"
         )
+    if privacy.needs_rate and not module.turnout.independent:
+        raise ConfigurationError(
+            f"Expected a `turnout` in which no client takes another's place under {name}, whose sampling it could not account for, but got "
+            f"{type(module.turnout).__name__}: use DropOut or Deadline, without FirstToAnswer"
+        )
     if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
         raise ConfigurationError(
             f"Expected `min_clients` 1 under {name} but got {module.min_clients}: skipping small cohorts would tell who is in them"
@@ -134,6 +139,11 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
         raise ConfigurationError(
             f"Expected an aggregator that sums codes under {name} but {type(aggregator).__name__} does not, so that clipping bounds "
             "nothing: leave it out"
+        )
+    if privacy.needs_rate and aggregator.conceals:
+        raise ConfigurationError(
+            f"Expected an aggregator that takes cohorts of any size under {name} but {type(aggregator).__name__} redraws those that are "
+            "too small or too large, so that sampling could not be accounted for: set `privacy` to DistributedDP, or leave `aggregator` out"
         )
     if privacy.sends_bits and aggregator.conceals:
         raise ConfigurationError(
@@ -157,6 +167,11 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
 def least_clients(module: FederatedModule) -> int:
     """Return how many codes a sum must have to be used."""
     return module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+
+
+def counted_clients(module: FederatedModule, round: Round) -> int:
+    """Return how many clients' codes the mean stands for; under privacy the fixed denominator, because the exact number is not noisy."""
+    return round.codes.count if module.privacy is None else module.privacy.setting.cohort
 
 
 def release(module: FederatedModule, round: Round) -> None:
@@ -188,7 +203,7 @@ def shared(module: FederatedModule, noise: Tensor) -> Tensor:
     return reduce_sum(mine.to(module.device)).cpu()
 
 
-SEEN_BY_SERVER_ALONE = ("round/clients", "round/dropped", "bytes/uplink_round")
+SEEN_BY_SERVER_ALONE = ("round/clients", "round/absent", "round/dropped", "bytes/uplink_round", "bytes/handshake")
 """Exact counts of who took part, which nothing that is published under differential privacy may hold."""
 
 

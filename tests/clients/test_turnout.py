@@ -14,6 +14,7 @@ TURNOUTS = {
     "drop-out": lambda: DropOut(0.3),
     "deadline": lambda: Deadline(2.0),
     "first": lambda: FirstToAnswer(50),
+    "several, each on its own": lambda: Several([DropOut(0.3), Deadline(2.0)]),
     "several": lambda: Several([DropOut(0.3), FirstToAnswer(50)]),
 }
 NOW = Attempt(1, 2, 0)
@@ -37,11 +38,10 @@ def test_the_draw_is_named_by_seed_round_and_attempt(turnout):
         assert (turnout.present(CLIENTS, WORK, other).tolist() == first) == isinstance(turnout, Full)
 
 
-@pytest.mark.parametrize("make", [Full, lambda: DropOut(0.3), lambda: Deadline(2.0)])
-def test_whether_a_client_answers_does_not_depend_on_who_else_is_invited(make):
-    whole = make().present(CLIENTS, WORK, NOW)
-    half = make().present(CLIENTS[::2], WORK[::2], NOW)
-    assert half.tolist() == [client for client in whole.tolist() if client % 2 == 0]
+def test_whether_a_client_answers_depends_on_who_else_is_invited_just_where_it_says_so(turnout):
+    whole = turnout.present(CLIENTS, WORK, NOW)
+    half = turnout.present(CLIENTS[::2], WORK[::2], NOW)
+    assert (half.tolist() == [client for client in whole.tolist() if client % 2 == 0]) == turnout.independent
 
 
 def test_the_share_that_drops_out_is_the_probability():

@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
+from fedlight.clients.feddyn import FedDyn
+from fedlight.clients.turnout import DropOut, FirstToAnswer, Several
 from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
@@ -115,6 +117,14 @@ def test_the_denominator_is_the_expected_cohort_whoever_comes():
     for number, total in reads.totals.items():
         assert torch.allclose(reads.means[number], (total / (CLIENTS // 2)).float())
         assert torch.allclose(reads.aggregates[number], reads.means[number])
+
+
+def test_what_the_server_adds_up_by_shares_does_not_tell_the_exact_number_of_clients():
+    """The expected cohort is half of all clients: FedDyn's sum over rounds takes half of every mean, whoever came."""
+    module = federated(privacy=central(), algorithm=FedDyn(lr=0.1, steps=3, batch_size=8))
+    reads, _ = fit(module, 6)
+    assert len(set(reads.counts.values())) > 1
+    assert torch.allclose(module.server_state["drift"], sum(reads.aggregates.values()) / 2, atol=1e-6)
 
 
 class Breaks(FedAvg):
@@ -339,16 +349,11 @@ def shares(**changes: Any) -> DistributedDP:
     return DistributedDP(**settings | changes)
 
 
-@pytest.mark.parametrize(
-    ("codec", "privacy"),
-    [(lambda: TwoSidedCodec(2), shares), (lambda: TransformCodec(4, encoder_share=1.0), central)],
-    ids=["distributed", "central"],
-)
-def test_behind_secure_aggregation_the_same_noisy_sums_come_out(codec, privacy):
-    """The masks cancel; what is left is the clipped codes, and the noise of those who add it."""
+def test_behind_secure_aggregation_the_same_noisy_sums_come_out():
+    """The masks cancel; what is left is the clipped codes, with their shares of the noise."""
     runs = []
     for aggregator in (None, SecureAggregator(cohort=CLIENTS, threshold=6)):
-        module, spy = federated(codec=codec(), privacy=privacy(), aggregator=aggregator), Spy()
+        module, spy = federated(codec=TwoSidedCodec(2), privacy=shares(), aggregator=aggregator), Spy()
         runner = trainer(3, callbacks=[pretraining(), spy])
         runner.fit(module, datamodule=data(sampler=Everyone()))
         runs.append((module, spy))
@@ -356,6 +361,12 @@ def test_behind_secure_aggregation_the_same_noisy_sums_come_out(codec, privacy):
     assert all(torch.equal(seen.totals[number], unseen.totals[number]) for number in range(3))
     assert torch.equal(weights_of(plain), weights_of(secure))
     assert plain.privacy.report() == secure.privacy.report()
+
+
+class SharesAndBits(DistributedDP):
+    """Has clients send a bit beside the code."""
+
+    sends_bits = True
 
 
 def test_shares_without_secure_aggregation_are_said_to_protect_nobody_from_the_server(caplog):
@@ -417,21 +428,24 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({}, {"sampler": Uniform(4)}, "`data.sampler` to Poisson or Everyone"),
         ({}, {"normalize": True}, "`data.normalize` false under CentralDP"),
         ({}, {"client_holdout": 0.2}, "`data.client_holdout` 0 under CentralDP"),
+        ({"turnout": FirstToAnswer(3)}, {}, "no client takes another's place under CentralDP.*got FirstToAnswer"),
+        ({"turnout": Several([DropOut(0.1), FirstToAnswer(3)])}, {}, "no client takes another's place under CentralDP.*got Several"),
         ({"privacy": central(delta=0.2)}, {}, "`delta` below 1 / 8 clients"),
         ({"privacy": central(target_epsilon=0.1)}, {}, "allows one round but one costs"),
         ({"codec": TransformCodec(4, encoder_share=1.0), "privacy": central(accountant="pld")}, {}, "for integer codes but got pld"),
         (
-            {
-                "codec": TransformCodec(4, encoder_share=1.0),
-                "privacy": central(adaptive=AdaptiveClipping(bit_noise=1.0)),
-                "aggregator": SecureAggregator(8),
-            },
+            {"codec": TransformCodec(4, encoder_share=1.0), "aggregator": SecureAggregator(8, threshold=6)},
             {},
-            "fixed `clip` with SecureAggregator but got `adaptive`",
+            "cohorts of any size under CentralDP but SecureAggregator.*DistributedDP",
+        ),
+        (
+            {"privacy": SharesAndBits(0.5, 6, noise_multiplier=1.0, delta=DELTA), "aggregator": SecureAggregator(8)},
+            {},
+            "but got `adaptive`",
         ),
         ({"privacy": shares(threshold=7), "aggregator": SecureAggregator(8, threshold=6)}, {}, r"at least that of DistributedDP \(7\)"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federation, message):
     module = federated(**{"privacy": central()} | changes)
@@ -455,9 +469,17 @@ def test_exact_counts_of_clients_are_marked_as_the_simulations():
     _, without = fit(federated(sim_every=1), 2)
     names = {name for figures in with_privacy.steps.values() for name in figures}
     assert {"round/clients", "round/dropped", "bytes/uplink_round"} <= {name for figures in without.steps.values() for name in figures}
-    assert not {"round/clients", "round/dropped", "bytes/uplink_round"} & names
-    assert {"sim/clients", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_unamplified"} <= names
+    assert not {"round/clients", "round/absent", "round/dropped", "bytes/uplink_round"} & names
+    assert {"sim/clients", "sim/absent", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_unamplified"} <= names
     assert not any(name.startswith("privacy/") for figures in without.steps.values() for name in figures)
+
+
+def test_the_bytes_of_handshakes_tell_how_many_shook_hands():
+    secure = SecureAggregator(cohort=CLIENTS, threshold=6)
+    history = History()
+    runner = trainer(1, callbacks=[pretraining()], logger=history)
+    runner.fit(federated(privacy=shares(), aggregator=secure), datamodule=data(sampler=Everyone()))
+    assert "sim/handshake" in history.steps[0] and "bytes/handshake" not in history.steps[0]
 
 
 def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
