@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,7 @@ class SecureAggregator(Aggregator):
 
         self._running, self._codec = None, codec
         public, encoder = round.public, codec.encoder
+        told = replace(public, announced={**public.announced, "server": round.server})  # by the codec's server and the algorithm's
         session = secure.Session(
             secrets.token_bytes(secure.SESSION_BYTES),
             public.round,
@@ -141,7 +143,7 @@ class SecureAggregator(Aggregator):
             encoder.fingerprint,
             encoder_digest(encoder),
             digest_tensors({"weights": weights}),
-            digest_public(public),
+            digest_public(told),
             digest_tensors({}, self._training),
         )
         clients = [int(client) for client in round.cohort]

@@ -451,7 +451,25 @@ def test_every_session_is_bound_to_what_was_announced():
     seen = sessions_of()
     for session, public in seen.values():
         assert "gain" in str(public.announced)
-        assert session.announced == digest_public(public) != digest_public(replace(public, announced={"1": {"gain": 1e30}}))
+        told = replace(public, announced={**public.announced, "server": {}})
+        assert session.announced == digest_public(told) != digest_public(replace(told, announced={"1": {"gain": 1e30}, "server": {}}))
+
+
+class Announces(FedAvg):
+    """An algorithm whose server tells clients a number before every round."""
+
+    def __init__(self, told: float) -> None:
+        super().__init__(lr=0.1, steps=3, batch_size=8)
+        self._told = told
+
+    def announce(self, state):
+        return {"level": torch.tensor(self._told)}
+
+
+def test_every_session_is_bound_to_what_the_algorithms_server_announced():
+    for session, public in sessions_of(algorithm=Announces(2.0)).values():
+        digests = [digest_public(replace(public, announced={**public.announced, "server": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)]
+        assert session.announced == digests[0] != digests[1]
 
 
 def test_every_session_is_bound_to_how_clients_train():
