@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator, Setting
 from fedlight.aggregation.drop_outs import DropOuts
+from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Decoder, require_additive
 from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
@@ -83,6 +84,12 @@ class SecureAggregator(Aggregator):
 
         self._training = setting.training
         codec, name = setting.codec, type(setting.codec).__name__
+        if isinstance(codec, StackedCodec) and codec.scalars:
+            raise ConfigurationError(
+                f"Expected an algorithm whose clients upload vectors alone, but those of {setting.algorithm} upload "
+                "numbers of 32 bits beside them, whose sum takes more than the 32 bits that masked sums have: set `model.algorithm` to "
+                "FedAvg or FedProx, or leave `model.aggregator` out"
+            )
         require_additive(codec, "secure aggregation")
         if not codec.integer:
             raise ConfigurationError(

@@ -117,8 +117,8 @@ class StackedCodec(Codec):
     """Encodes every vector that an algorithm's clients upload by one codec, and a few numbers beside them, into one message.
 
     All vectors share the codec's tensors and are decoded with states of their own; the codec is fitted to the first, the update. A
-    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767): it is summed as codes are, and no client's is seen where only
-    the sum is. `FederatedModule` makes one where the algorithm asks for it.
+    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767), summed as codes are, in the clear: SecureAggregator refuses
+    numbers, whose sums do not fit its 32 bits. `FederatedModule` makes a stack where the algorithm asks for it.
 
     Args:
         codec: the codec of one vector.

@@ -245,8 +245,8 @@ class FederatedModule(LightningModule):
         clients = range(self.data.num_population)
         largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        processes, least = self.trainer.world_size, least_clients(self)
-        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least)
+        processes, least, name = self.trainer.world_size, least_clients(self), type(self.algorithm).__name__
+        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least, name)
 
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""

@@ -25,6 +25,7 @@ from fedlight.codecs import (
     PowerSGDCodec,
     QSGDCodec,
     QuantizeCodec,
+    StackedCodec,
     TopKCodec,
     TransformCodec,
 )
@@ -342,6 +343,10 @@ class TwoPasses(QuantizeCodec):
     ("changes", "said"),
     [
         ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
+        (
+            {"codec": StackedCodec(QuantizeCodec(4), 2, 1), "algorithm": "Scaffold"},
+            "those of Scaffold upload numbers.*set `model.algorithm` to FedAvg",
+        ),
         ({"processes": 2}, "Set `trainer.devices` to 1"),
         ({"buffers": True}, "`model.batch_norm` to local"),
         ({"min_clients": 7}, "at most the threshold of 6 but got 7.*Raise `model.aggregator.init_args.threshold`"),
