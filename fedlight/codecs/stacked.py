@@ -107,6 +107,15 @@ class StackedDecoder(Decoder):
         numbers = float((mean_code[..., count * length :].double() / _ONE).norm())
         return 1.000001 * math.hypot(*lengths, numbers)
 
+    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+        """Return what the server knows of each mean vector, then the mean numbers ``[vectors * dim + scalars]``."""
+        count, length, dim = self.shape.vectors, self.inner.sum_length(public.step), self.inner.dim
+        seen = [
+            self.inner.observe(mean_code[i * length : (i + 1) * length], _part(public, i, count), aggregate[i * dim : (i + 1) * dim])
+            for i in range(count)
+        ]
+        return torch.cat([*seen, aggregate[count * dim :]])
+
     def announce(self, state: State) -> State:
         """Return each vector's announcement under its number."""
         announced = {str(i): self.inner.announce(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
