@@ -53,6 +53,10 @@ class StackedEncoder(Encoder):
         """Return the inner format once a vector, and 32 bits a number in the last pass."""
         return self.shape.format(self.inner, step)
 
+    def common_step(self, public: Public) -> float | None:
+        """Return None: vectors have gains of their own, and numbers a step of their own."""
+        return None
+
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the codes of all vectors one behind the other, then the numbers."""
         count, dim, codes = self.shape.vectors, self.inner.dim, []
