@@ -25,6 +25,7 @@ class Setting:
         processes: how many processes share the cohort.
         training: what a client's local training goes by, as text.
         min_clients: codes that a sum must have to be used.
+        algorithm: name of the algorithm of local training.
     """
 
     codec: Codec
@@ -34,6 +35,7 @@ class Setting:
     processes: int
     training: str = ""
     min_clients: int = 1
+    algorithm: str = "the algorithm"
 
 
 class Aggregator(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator, Setting
 from fedlight.aggregation.drop_outs import DropOuts
+from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Decoder, require_additive
 from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
@@ -82,6 +84,12 @@ class SecureAggregator(Aggregator):
 
         self._training = setting.training
         codec, name = setting.codec, type(setting.codec).__name__
+        if isinstance(codec, StackedCodec) and codec.scalars:
+            raise ConfigurationError(
+                f"Expected an algorithm whose clients upload vectors alone, but those of {setting.algorithm} upload "
+                "numbers of 32 bits beside them, whose sum takes more than the 32 bits that masked sums have: set `model.algorithm` to "
+                "FedAvg or FedProx, or leave `model.aggregator` out"
+            )
         require_additive(codec, "secure aggregation")
         if not codec.integer:
             raise ConfigurationError(
@@ -133,6 +141,7 @@ class SecureAggregator(Aggregator):
 
         self._running, self._codec = None, codec
         public, encoder = round.public, codec.encoder
+        told = replace(public, announced={**public.announced, "server": round.server})  # by the codec's server and the algorithm's
         session = secure.Session(
             secrets.token_bytes(secure.SESSION_BYTES),
             public.round,
@@ -141,7 +150,7 @@ class SecureAggregator(Aggregator):
             encoder.fingerprint,
             encoder_digest(encoder),
             digest_tensors({"weights": weights}),
-            digest_public(public),
+            digest_public(told),
             digest_tensors({}, self._training),
         )
         clients = [int(client) for client in round.cohort]

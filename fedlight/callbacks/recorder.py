@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,6 +14,9 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.rounds import Round, Upload
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
 
 
 class UpdateRecorder(FederatedCallback):
@@ -67,4 +71,4 @@ class UpdateRecorder(FederatedCallback):
         if self._rounds:
             path = Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "updates.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.bank(Layout.of(pl_module.network)).save(path)  # type: ignore[arg-type]
+            self.bank(cast("FederatedModule", pl_module).upload_layout).save(path)

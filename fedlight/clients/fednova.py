@@ -14,7 +14,7 @@ class FedNova(FedAvg):
     """FedAvg in which clients that take more local steps do not count more: updates are averaged by step (Eq. 5).
 
     A client uploads its update divided by its effective number of steps ``a_i``, and ``a_i``; the server multiplies the two
-    means. Both are summed with the codes: the server needs no single client's number of steps.
+    means. It needs no single client's number of steps but is sent each in the clear: SecureAggregator refuses this algorithm.
 
     Args:
         lr: client learning rate.

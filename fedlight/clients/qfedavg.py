@@ -18,8 +18,9 @@ class QFedAvg(FedAvg):
     """FedAvg in which clients of higher loss ``F_i`` at the global model count more, by ``F_i ** q`` (Algorithm 2).
 
     With ``L = 1 / lr`` a client uploads ``F_i^q u_i``, its part ``q F_i^(q-1) L ||u_i||^2 + F_i^q`` of the step's denominator and ``F_i``;
-    the server divides the means of the first two. So it sees none of these of a single client where it sees sums only. Losses are taken
-    relative to the mean of the last round, which the server announces: the step is the same, and the numbers keep their size.
+    the server divides the means of the first two. It needs sums only but is sent each client's in the clear: SecureAggregator refuses
+    this algorithm. Losses are taken relative to the mean of the last round, which the server announces: the step is the same, and the
+    numbers keep their size.
 
     Args:
         q: how much more clients of high loss count; 0 is FedAvg.

@@ -53,6 +53,10 @@ class StackedEncoder(Encoder):
         """Return the inner format once a vector, and 32 bits a number in the last pass."""
         return self.shape.format(self.inner, step)
 
+    def common_step(self, public: Public) -> float | None:
+        """Return None: vectors have gains of their own, and numbers a step of their own."""
+        return None
+
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the codes of all vectors one behind the other, then the numbers."""
         count, dim, codes = self.shape.vectors, self.inner.dim, []
@@ -107,6 +111,15 @@ class StackedDecoder(Decoder):
         numbers = float((mean_code[..., count * length :].double() / _ONE).norm())
         return 1.000001 * math.hypot(*lengths, numbers)
 
+    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+        """Return what the server knows of each mean vector, then the mean numbers ``[vectors * dim + scalars]``."""
+        count, length, dim = self.shape.vectors, self.inner.sum_length(public.step), self.inner.dim
+        seen = [
+            self.inner.observe(mean_code[i * length : (i + 1) * length], _part(public, i, count), aggregate[i * dim : (i + 1) * dim])
+            for i in range(count)
+        ]
+        return torch.cat([*seen, aggregate[count * dim :]])
+
     def announce(self, state: State) -> State:
         """Return each vector's announcement under its number."""
         announced = {str(i): self.inner.announce(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
@@ -117,8 +130,8 @@ class StackedCodec(Codec):
     """Encodes every vector that an algorithm's clients upload by one codec, and a few numbers beside them, into one message.
 
     All vectors share the codec's tensors and are decoded with states of their own; the codec is fitted to the first, the update. A
-    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767): it is summed as codes are, and no client's is seen where only
-    the sum is. `FederatedModule` makes one where the algorithm asks for it.
+    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767), summed as codes are, in the clear: SecureAggregator refuses
+    numbers, whose sums do not fit its 32 bits. `FederatedModule` makes a stack where the algorithm asks for it.
 
     Args:
         codec: the codec of one vector.

@@ -96,6 +96,15 @@ def untrusted(codec: Codec, round: Round) -> str | None:
     return None
 
 
+def way_out(refused: str | None, unsummed: bool) -> str:
+    """Return what to do about a round that failed: its last aggregate was refused, or none of its attempts came to a sum."""
+    if refused:
+        return "refresh the codec or choose another"
+    if unsummed:
+        return "declare cohorts in `model.aggregator` as `data.sampler` draws them, and a threshold that they reach"
+    return "lower the client learning rate, or sample more clients"
+
+
 def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
     upload.message = b""

@@ -34,7 +34,7 @@ from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
 from fedlight.data import FederatedDataModule
 from fedlight.metrics import TrafficCounter
-from fedlight.modules.attempt import attempt_round
+from fedlight.modules.attempt import attempt_round, way_out
 from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
@@ -245,8 +245,8 @@ class FederatedModule(LightningModule):
         clients = range(self.data.num_population)
         largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        processes, least = self.trainer.world_size, least_clients(self)
-        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least)
+        processes, least, name = self.trainer.world_size, least_clients(self), type(self.algorithm).__name__
+        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least, name)
 
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""
@@ -342,6 +342,7 @@ class FederatedModule(LightningModule):
         weights = flatten(self.trainable())
         buffers = flatten(float_buffers(self.network)).to(weights)
         reasons: list[str] = []
+        unsummed = 0
         for attempt in range(self.max_attempts):
             if self.privacy is not None and not self.privacy.affordable():
                 break
@@ -352,15 +353,15 @@ class FederatedModule(LightningModule):
             refused = round.refused
             reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
             reasons += [round.failed] if round.failed else []
+            unsummed += bool(round.failed)
             reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
             self.store.discard()
         if self.privacy is not None and not self.privacy.affordable():
             self.trainer.should_stop = True
             return
-        way_out = "refresh the codec or choose another" if refused else "lower the client learning rate, or sample more clients"
         raise RoundFailedError(
             f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
-            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out}"
+            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(refused, unsummed == self.max_attempts)}"
         )
 
     def trainable(self) -> list[nn.Parameter]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
@@ -67,7 +71,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "client sampler": settings_of(module.data.sampler),
         "augmentation": settings_of(module.data.augmentation),
         "loss": repr(module.loss),
-        "network": repr(module.network),
+        "network": network_settings(module.network),
         "algorithm": settings_of(module.algorithm),
         "turnout": settings_of(module.turnout),
         "weighting": module.weighting,
@@ -90,10 +94,35 @@ def local_settings(module: FederatedModule) -> str:
 
 
 def settings_of(part: object) -> str:
-    """Return class and settings of a part of a run as text; parts within it by their own settings."""
+    """Return class and settings of a part of a run as text; parts within it by their own settings, functions by their names.
+
+    A partial, which the command line makes of an optimizer, is spelled out: what it calls, and with what.
+    """
+    if isinstance(part, partial):
+        arguments = [*map(settings_of, part.args), *(f"{name}={settings_of(value)}" for name, value in part.keywords.items())]
+        return f"partial({', '.join([_name(part.func), *arguments])})"
+    if inspect.isroutine(part):
+        return _name(part)
+    if isinstance(part, dict):
+        return f"{{{', '.join(f'{name!r}: {settings_of(value)}' for name, value in part.items())}}}"
+    if isinstance(part, (list, tuple)):
+        return f"[{', '.join(map(settings_of, part))}]"
     if not hasattr(part, "__dict__") or isinstance(part, type):
         return repr(part)
     return f"{type(part).__name__}({', '.join(f'{name}={settings_of(value)}' for name, value in vars(part).items())})"
+
+
+def network_settings(network: nn.Module) -> str:
+    """Return a network as text, and the hyperparameters that it saved, such as its learning rate, which its layers do not show."""
+    # Parts of the network that were saved along with them are in its text already, and have weights.
+    saved = {name: value for name, value in getattr(network, "hparams", {}).items() if not isinstance(value, nn.Module)}
+    return f"{network!r}{settings_of(saved) if saved else ''}"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    # A callable object goes by its class: the command line's holds the whole command line.
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def run_state(module: FederatedModule) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fedlight.aggregation import Aggregator, Median, NormBound, PlainAggregator, SecureAggregator, TrimmedMean
 from fedlight.aggregation.robust import bound_norm, median, trimmed_mean
 from fedlight.callbacks import FederatedCallback
-from fedlight.codecs import ChainCodec, LinearCodec, QuantizeCodec, TransformCodec
+from fedlight.clients import FedNova, Scaffold
+from fedlight.codecs import ChainCodec, LinearCodec, QuantizeCodec, TopKCodec, TransformCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import Everyone
 from fedlight.privacy import CentralDP
@@ -100,8 +101,10 @@ def test_rules_that_cut_nothing_are_the_mean(rule, make):
             {"aggregator": NormBound(1.0), "codec": ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(6)])},
             "one common step for NormBound",
         ),
+        ({"aggregator": NormBound(1.0), "algorithm": Scaffold()}, "those of Scaffold upload more"),
+        ({"aggregator": NormBound(1.0), "algorithm": FedNova(steps=1), "codec": TopKCodec(4)}, "those of FedNova upload more"),
     ],
-    ids=range(3),
+    ids=range(5),
 )
 def test_what_a_rule_cannot_do_is_refused_before_training(changes, message):
     module = federated(**changes)

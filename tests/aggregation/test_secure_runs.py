@@ -25,6 +25,7 @@ from fedlight.codecs import (
     PowerSGDCodec,
     QSGDCodec,
     QuantizeCodec,
+    StackedCodec,
     TopKCodec,
     TransformCodec,
 )
@@ -169,7 +170,7 @@ def test_a_cohort_below_the_threshold_fails_and_the_run_says_why(caplog):
     start = weights_of(module)
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(RoundFailedError, match=r"in 3 attempts .*it fell silent before it had sent its code"),
+        pytest.raises(RoundFailedError, match=r"in 3 attempts .*it fell silent before it had sent its code.*: declare cohorts"),
     ):
         run(module, 1)
     assert "Round 0: attempt 2 ended without a sum. Expected at least 6 clients that sent a masked code but got 0" in caplog.text
@@ -342,6 +343,10 @@ class TwoPasses(QuantizeCodec):
     ("changes", "said"),
     [
         ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
+        (
+            {"codec": StackedCodec(QuantizeCodec(4), 2, 1), "algorithm": "Scaffold"},
+            "those of Scaffold upload numbers.*set `model.algorithm` to FedAvg",
+        ),
         ({"processes": 2}, "Set `trainer.devices` to 1"),
         ({"buffers": True}, "`model.batch_norm` to local"),
         ({"min_clients": 7}, "at most the threshold of 6 but got 7.*Raise `model.aggregator.init_args.threshold`"),
@@ -451,7 +456,25 @@ def test_every_session_is_bound_to_what_was_announced():
     seen = sessions_of()
     for session, public in seen.values():
         assert "gain" in str(public.announced)
-        assert session.announced == digest_public(public) != digest_public(replace(public, announced={"1": {"gain": 1e30}}))
+        told = replace(public, announced={**public.announced, "server": {}})
+        assert session.announced == digest_public(told) != digest_public(replace(told, announced={"1": {"gain": 1e30}, "server": {}}))
+
+
+class Announces(FedAvg):
+    """An algorithm whose server tells clients a number before every round."""
+
+    def __init__(self, told: float) -> None:
+        super().__init__(lr=0.1, steps=3, batch_size=8)
+        self._told = told
+
+    def announce(self, state):
+        return {"level": torch.tensor(self._told)}
+
+
+def test_every_session_is_bound_to_what_the_algorithms_server_announced():
+    for session, public in sessions_of(algorithm=Announces(2.0)).values():
+        digests = [digest_public(replace(public, announced={**public.announced, "server": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)]
+        assert session.announced == digests[0] != digests[1]
 
 
 def test_every_session_is_bound_to_how_clients_train():

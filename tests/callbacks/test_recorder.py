@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedlight.callbacks import UpdateRecorder
+from fedlight.clients import Scaffold
 from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import ConfigurationError
 from tests.federation import federated, run
@@ -39,6 +40,16 @@ def test_recording_changes_nothing(tmp_path):
     run(plain, 2)
     run(recorded, 2, callbacks=[UpdateRecorder(clients=2, path=str(tmp_path / "bank.safetensors"))])
     assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), recorded.network.parameters(), strict=True))
+
+
+def test_uploads_of_several_vectors_are_written_whole(tmp_path):
+    module, recorder = federated(algorithm=Scaffold()), UpdateRecorder(clients=1, path=str(tmp_path / "bank.safetensors"))
+    upload = SimpleNamespace(update=torch.arange(float(2 * module.layout.dim + 1)))
+    for hook in (recorder.on_round_start, lambda *given: recorder.on_client_update(*given, upload), recorder.on_round_end):
+        hook(None, module, SimpleNamespace(public=SimpleNamespace(round=0)))
+    recorder.on_train_end(SimpleNamespace(), module)
+    bank = UpdateBank.load(tmp_path / "bank.safetensors")
+    assert torch.equal(bank.updates[0, 0], upload.update) and bank.layout == module.upload_layout
 
 
 def test_several_processes_are_refused():

@@ -61,6 +61,22 @@ def test_each_vector_is_decoded_as_its_codec_alone_would(make, banks):
     assert float(decoded[-1]) == 0.5
 
 
+def test_what_is_seen_of_a_vector_is_what_its_codec_alone_would_see(banks):
+    codec, alone = stacked(lambda: TransformCodec(4, cohort=5, encoder_share=4.0, probes=1), banks)
+    code, generator = alone.decoder.sum_length(), torch.Generator().manual_seed(0)
+    means, dim = torch.randn(2 * code + 1, generator=generator), banks[0].layout.dim
+    public = Public(announced=codec.decoder.announce({}))
+    aggregate = codec.decoder.decode(means, public, {})
+    seen = codec.decoder.observe(means, public, aggregate)
+    for i in range(2):
+        own = Public(announced=alone.decoder.announce({}))
+        part, piece = means[i * code : (i + 1) * code], aggregate[i * dim : (i + 1) * dim]
+        expected = alone.decoder.observe(part, own, piece)
+        torch.testing.assert_close(seen[i * dim : (i + 1) * dim], expected)
+        assert not torch.equal(expected, piece)
+    assert torch.equal(seen[2 * dim :], aggregate[2 * dim :])
+
+
 def test_numbers_are_summed_with_their_weights(make, banks):
     codec, _ = stacked(make, banks, 1, 2)
     numbers = torch.tensor([[1.0, -2.0], [300.25, 0.125]])

@@ -30,7 +30,7 @@ from fedlight.core.rounds import Round
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import Digits, FederatedDataModule, Uniform
 from fedlight.modules import MLP
-from fedlight.modules.attempt import untrusted
+from fedlight.modules.attempt import untrusted, way_out
 from tests.federation import History, federated, mlp, run, trainer, weights_of
 
 
@@ -278,3 +278,9 @@ def test_a_chain_that_ends_in_a_codec_with_memory_is_never_refused():
     codec = ChainCodec([LinearCodec(2, "random", block_size=16), CountSketchCodec(2, 1)])
     run(federated(codec=codec), 6)
     assert codec.decoder.longest(torch.ones(codec.decoder.code_dim), Public()) == math.inf
+
+
+def test_the_way_out_of_a_failed_round_goes_by_why_it_failed():
+    assert "learning rate" in way_out(None, unsummed=False)
+    assert "refresh the codec" in way_out("it is not finite", unsummed=False)
+    assert "`model.aggregator`" in way_out(None, unsummed=True) and "sample more" not in way_out(None, unsummed=True)

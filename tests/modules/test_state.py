@@ -1,0 +1,69 @@
+"""What a run is told by: settings that look alike are alike."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from fedlight.clients import ClientOptimizer
+from fedlight.clients.algorithms import Algorithm
+from fedlight.modules.state import network_settings, settings_of
+from tests.own import LitClassifier
+
+
+def parsed(optimizer: str, lr: float) -> Algorithm:
+    """Return local training as the command line makes it of text."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Algorithm, "algorithm")
+    local = {"optimizer": {"class_path": f"torch.optim.{optimizer}", "init_args": {"lr": lr}}, "steps": 1}
+    given = parser.parse_object({"algorithm": {"class_path": "fedlight.clients.ClientOptimizer", "init_args": local}})
+    return parser.instantiate(given).algorithm
+
+
+class Maker:
+    """Makes objects, as the command line's instantiator does, and holds what must not be in a text."""
+
+    def __init__(self) -> None:
+        self.owner = [object()]
+
+    def __call__(self, made, *args, **kwargs):
+        return made(*args, **kwargs)
+
+
+def one(parameters):
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def other(parameters):
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+MAKERS = [
+    lambda: ClientOptimizer(one, steps=1),
+    lambda: ClientOptimizer(other, steps=1),
+    lambda: ClientOptimizer(partial(torch.optim.SGD, lr=1.0), steps=1),
+    lambda: ClientOptimizer(partial(torch.optim.SGD, lr=0.5), steps=1),
+    lambda: ClientOptimizer(partial(torch.optim.Adam, lr=0.5, betas=(0.8, 0.9)), steps=1),
+    lambda: parsed("SGD", 1.0),
+    lambda: parsed("SGD", 0.5),
+    lambda: parsed("Adam", 0.5),
+]
+
+
+def test_optimizers_of_clients_are_told_apart_and_nothing_else_is():
+    texts = [settings_of(make()) for make in MAKERS]
+    assert texts == [settings_of(make()) for make in MAKERS] and len(set(texts)) == len(texts)
+    assert not any(" at 0x" in text for text in texts)
+
+
+@pytest.mark.parametrize("part", [{"a": [one, 1]}, ("x", partial(one)), partial(Maker(), one), len, torch.optim.SGD])
+def test_functions_within_lists_and_mappings_go_by_their_names(part):
+    assert " at 0x" not in settings_of(part)
+
+
+def test_a_networks_hyperparameters_are_settings():
+    assert network_settings(LitClassifier(lr=0.1)) != network_settings(LitClassifier(lr=0.2))
+    assert network_settings(LitClassifier(lr=0.1)) == network_settings(LitClassifier(lr=0.1))
