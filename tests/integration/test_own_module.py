@@ -91,6 +91,12 @@ def test_its_codec_is_refreshed_and_without_proxy_samples_that_is_refused_before
         refreshed(codec_path=str(tmp_path))
 
 
+@pytest.mark.parametrize("ignored", [{"num_clients": 4}, {"cohort_size": 3}, {"sampler": Everyone()}, {"proxy_samples": 0}])
+def test_what_federated_data_say_themselves_is_refused_beside_them(ignored):
+    with pytest.raises(ConfigurationError, match=f"(?s){next(iter(ignored))}.*FederatedDataModule.*set them there"):
+        fedlight.federate(LitClassifier(), federated_data(), **ignored)
+
+
 def test_one_client_with_the_whole_set_trains_as_the_trainer_does():
     """A federation of one client whose local optimizer is the module's own is plain training: the same weights, step by step."""
 
