@@ -22,6 +22,8 @@ from rich.console import Console
 from fedlight.audit.command import audit, audit_parser
 from fedlight.audit.plan import Parts
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
+from fedlight.clients import FedSGD
+from fedlight.codecs import StackedCodec
 from fedlight.compare import compare, compare_parser
 from fedlight.compare.plan import merge, read_base, without_codec_callbacks
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
@@ -250,11 +252,13 @@ def rehearse(args: list[str]) -> dict[str, Any]:
     return cli.config_dump  # type: ignore[no-any-return]
 
 
-def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any]) -> Parts:
-    """Return model, data and codec of a configuration of `fedlight fit`, looked for beside a folder, for `fedlight audit`."""
+def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any], lr: float | None = None) -> Parts:
+    """Return model, data and codec of a configuration of `fedlight fit`, looked for beside a folder, to audit at rate ``lr``."""
     cli = _rehearsed(["fit", "--config", json.dumps(merge(read_base(base, beside), overrides))])
     module, data = cli.model, cli.datamodule
     training = cli._get(cli.config_init, "pretraining").training
+    rate = audited_lr(module, lr)
+    codec = module.codec.codec if isinstance(module.codec, StackedCodec) else module.codec  # updates are attacked, not what goes with them
     data.prepare_data()
     data.setup()
 
@@ -264,7 +268,27 @@ def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any]) -> Pa
                 warnings.filterwarnings("ignore", message)
             return fit_codec(codec, bank, training, torch.device("cpu"), None, False, module.seed)
 
-    return Parts(module.network, module.loss, module.codec, float(getattr(module.algorithm, "lr", 1.0)), data, module.seed, fit)
+    return Parts(module.network, module.loss, codec, rate, data, module.seed, fit)
+
+
+def audited_lr(module: FederatedModule, given: float | None) -> float:
+    """Return the clients' learning rate, `given` or their algorithm's own; FedSGD's update is the gradient, at rate 1.
+
+    Raises:
+        ConfigurationError: if there is none, or the network is a LightningModule, whose own steps attacks cannot take.
+    """
+    if isinstance(module.network, LightningModule):
+        raise ConfigurationError(
+            f"Expected a `network` of logits to audit but got the LightningModule {type(module.network).__name__}: name the network inside "
+            "it and a `loss`"
+        )
+    own = 1.0 if isinstance(module.algorithm, FedSGD) else getattr(module.algorithm, "lr", None)
+    rate = own if given is None else given
+    if rate is None:
+        raise ConfigurationError(
+            f"Expected `lr` to audit updates of {type(module.algorithm).__name__}, which has none, but got None: set it"
+        )
+    return float(rate)
 
 
 def _rehearsed(args: list[str]) -> FederatedCLI:

@@ -24,8 +24,8 @@ DESCRIPTION = "Attack what clients send and report what comes back, beside the s
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
 FAST_TRIALS = 5  # of membership inference
 
-Build = Callable[[str, Path | None, dict[str, Any]], Parts]
-"""Makes the parts that a configuration of `fit` names, looked for beside a folder, with overrides."""
+Build = Callable[[str, Path | None, dict[str, Any], float | None], Parts]
+"""Makes the parts that a configuration of `fit` names, looked for beside a folder, with overrides and clients' learning rate."""
 
 
 def audit_parser() -> ArgumentParser:
@@ -45,13 +45,12 @@ def audit(args: list[str], build: Build) -> None:
         ConfigurationError: if a setting or the base configuration cannot work; nothing has been attacked then.
     """
     settings, beside, output, name = read_settings(args)
-    parts = build(settings.base, beside, settings.overrides)
+    parts = build(settings.base, beside, settings.overrides, settings.lr)
     networks = {"initial": parts.network}
     if settings.ckpt_path:
         networks["trained"] = trained_network(parts.network, settings.ckpt_path)
     codecs = {"base": parts.codec} if settings.codecs is None else settings.codecs
-    lr = settings.lr or parts.lr
-    subjects = {model: Subject(parts, network, codecs, lr, settings.proxy_rounds) for model, network in networks.items()}
+    subjects = {model: Subject(parts, network, codecs, parts.lr, settings.proxy_rounds) for model, network in networks.items()}
     trials = min(settings.membership.trials, FAST_TRIALS) if settings.fast else settings.membership.trials
     with _progress(number_of_cohorts(settings, len(networks)), settings) as advance:
         session = Session(settings, parts, advance)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
@@ -58,6 +59,11 @@ class GradientCodes(Callback):
                 f"{warmup_steps}, {refit_every}, {window} and {min_size}"
             )
         require_additive(codec, "all-reducing gradients")
+        if codec.trained:
+            raise ConfigurationError(
+                f"Expected a codec that is fitted in closed form but {type(codec).__name__} is trained step by step, for which there is no "
+                "time between steps of the model: choose another, such as TwoSidedCodec"
+            )
         self.codec = codec
         self.warmup_steps = warmup_steps
         self.feedback = feedback
@@ -112,6 +118,11 @@ class GradientCodes(Callback):
         named = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
         self._names = {id(p): name for name, p in named.items()}
         self._channels = {name: self._channel(name, p) for name, p in named.items()}
+        if all(channel.codec is None for channel in self._channels.values()):
+            rank_zero_warn(
+                f"GradientCodes encodes nothing: no parameter tensor has `min_size` ({self.min_size}) numbers and a code that is shorter, "
+                "so that gradients travel in full. Lower `min_size`, or remove GradientCodes"
+            )
         self._step_bytes = 0
         if self._resumed is not None:
             self._restore(self._resumed, trainer)

@@ -66,7 +66,7 @@ class CodecRefresh(FederatedCallback):
         self._aggregates: deque[Tensor] = deque(maxlen=history)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a codec that has nothing to fit, and data that it could not be fitted on."""
+        """Refuse a codec that has nothing to fit."""
         if stage != "fit":
             return
         if not hasattr(pl_module, "pretrain"):
@@ -80,7 +80,10 @@ class CodecRefresh(FederatedCallback):
                 f"Expected a codec that learns from updates but {type(module.codec).__name__} does not: "
                 "remove CodecRefresh from `trainer.callbacks`"
             )
-        if module.data.proxy is None:
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse data that the codec could not be fitted on: a module's own are there only after its set-up, which follows callbacks'."""
+        if cast("FederatedModule", pl_module).data.proxy is None:
             raise ConfigurationError(
                 "Expected proxy data to refresh the codec on but there is none: raise `data.proxy_samples`, set `data.proxy_source`, or "
                 "remove CodecRefresh from `trainer.callbacks`"

@@ -51,7 +51,8 @@ def record_bank(
     recorded to a temporary file (in the folder that ``TMPDIR`` names) that is gone when the bank is.
 
     ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank as well, before the recorded
-    ones: their clients differ as those of a recorded round do, at the aggregate's scale, for nobody knows how the real ones did.
+    ones: their clients differ as those of a recorded round do, at the scale of the aggregate's first vector:
+    nobody knows how the real ones did.
 
     Raises:
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
@@ -62,6 +63,7 @@ def record_bank(
             "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
         )
     labels, simulated = y.cpu().numpy(), rounds
+    dim = len(weights)
     past = torch.empty(0, len(weights)) if history is None else history
 
     def trajectory(weights: Tensor) -> Iterator[Tensor]:
@@ -81,7 +83,7 @@ def record_bank(
                 raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
             weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # strangers: no share, no memory
             for aggregate in past[step::simulated]:
-                yield aggregate + (updates - mean) * (aggregate.norm() / mean.norm().clamp(min=1e-30))
+                yield aggregate + (updates - mean) * (aggregate[:dim].norm() / mean[:dim].norm().clamp(min=1e-30))
             yield updates
             if on_round is not None:
                 on_round(step)

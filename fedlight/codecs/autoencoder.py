@@ -135,6 +135,7 @@ class AutoencoderCodec(Codec):
     """
 
     needs_fit = True
+    trained = True
 
     def __init__(
         self,

@@ -136,6 +136,7 @@ class ChainCodec(Codec):
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
         self.needs_fit = any(codec.needs_fit for codec in codecs)
+        self.trained = any(codec.trained for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return the stages' plans and versions; with a bank they are known only once each stage is fitted."""

@@ -146,7 +146,7 @@ class StackedCodec(Codec):
         self.additive, self.unbiased, self.passes = codec.additive, codec.unbiased and not scalars, codec.passes
         self.linear = codec.linear and not scalars
         self.integer, self.client_state, self.needs_fit = codec.integer, codec.client_state, codec.needs_fit
-        self.version = codec.version
+        self.trained, self.version = codec.trained, codec.version
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return the inner codec's layout, plan and version."""

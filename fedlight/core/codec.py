@@ -209,6 +209,7 @@ class Codec(ABC):
         unbiased: whether law 6 holds.
         passes: how often a client sends in a round.
         needs_fit: whether the halves have to be adapted to recorded updates.
+        trained: whether fitting takes ``train``, which a closed form does without.
         client_state: whether clients remember something from one of their rounds to the next.
         integer: whether codes are integers.
     """
@@ -218,6 +219,7 @@ class Codec(ABC):
     unbiased: bool = False
     passes: int = 1
     needs_fit: bool = False
+    trained: bool = False
     client_state: bool = False
     integer: bool = False
 

@@ -35,10 +35,16 @@ def federate(
         **settings: Other arguments of FederatedModule, such as `codec`, `algorithm`, `loss` and `seed`.
 
     Raises:
-        ConfigurationError: if there is no data, or an argument is out of range.
+        ConfigurationError: if there is no data, or an argument is out of range, or one that a FederatedDataModule has itself.
     """
     module = FederatedModule(network, **settings)
     if isinstance(data, FederatedDataModule):
+        asked = (num_clients, cohort_size) != (20, 10) or any(part is not None for part in (partitioner, sampler, proxy_samples))
+        if asked:
+            raise ConfigurationError(
+                "Expected none of `num_clients`, `cohort_size`, `partitioner`, `sampler` and `proxy_samples` with a FederatedDataModule, "
+                "which has its own, but got at least one: set them there"
+            )
         module.own_data = data
         return module
     if data is None and not isinstance(network, LightningModule):

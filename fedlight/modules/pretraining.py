@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fedlight.clients.proxy import record_bank
+from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Private, Public, State
 from fedlight.core.errors import ConfigurationError
@@ -229,13 +230,15 @@ def fit_codec(
 def reconstruction_error(codec: Codec, bank: UpdateBank, cohort: int | None = None, server_state: State | None = None) -> float:
     """Return the relative error of ``decode(mean_i encode(u_i))`` over the bank's rounds (over their first ``cohort`` clients).
 
-    The rounds follow one another from ``server_state``, which is left as it is (from a new server's if not given).
+    The rounds follow one another from ``server_state``, which is left as it is (from a new server's if not given). Of uploads of several
+    vectors the first is measured, the update: what goes with it may be many times as long.
     """
+    dim = codec.codec.encoder.dim if isinstance(codec, StackedCodec) else bank.layout.dim
     metric = ReconstructionError(sync_on_compute=False)
     state = copy.deepcopy(server_state) or {}
     with torch.no_grad():
         for updates in bank:
-            metric.update(codec.reconstruct(updates[:cohort], state), updates[:cohort].mean(0))
+            metric.update(codec.reconstruct(updates[:cohort], state)[..., :dim], updates[:cohort].mean(0)[..., :dim])
     return float(metric.compute())
 
 

@@ -71,6 +71,12 @@ def begin_privacy(module: FederatedModule) -> None:
     privacy, codec = module.privacy, module.codec
     if privacy is None:
         return
+    if private_codec(codec, privacy) is not codec:  # one that was loaded is taken as it is
+        raise ConfigurationError(
+            f"Expected the {type(codec).__name__} at `codec_path` to end in the grid of {type(privacy).__name__} (`clip` {privacy.clip}, "
+            f"`grid` {privacy.grid}, `bits` {privacy.bits}) but its codes are floats: export one from a run with this privacy, or leave "
+            "`codec_path` out"
+        )
     _check_codec(codec, type(privacy).__name__)
     _check_beside_the_code(module, privacy)
     _check_aggregator(module, privacy)

@@ -12,7 +12,17 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from fedlight.callbacks import GradientCodes
-from fedlight.codecs import HalfCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TopKCodec, TwoSidedCodec
+from fedlight.codecs import (
+    AutoencoderCodec,
+    ChainCodec,
+    HalfCodec,
+    IdentityCodec,
+    LinearCodec,
+    PowerSGDCodec,
+    QuantizeCodec,
+    TopKCodec,
+    TwoSidedCodec,
+)
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.gradients import Channel, exchange, pack_codec, unpack_codec
 from tests.data_parallel import SmallResNet, SmallTransformer
@@ -179,6 +189,15 @@ class SparseModel(BoringModel):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(3, 2, sparse=True)
+
+
+def test_codecs_that_must_be_trained_are_refused_and_a_run_without_codes_is_told():
+    learned = AutoencoderCodec(ratio=2, block_size=16, width=4)
+    for codec in (learned, ChainCodec([learned, QuantizeCodec(6)])):
+        with pytest.raises(ConfigurationError, match="closed form.*TwoSidedCodec"):
+            GradientCodes(codec)
+    with pytest.warns(UserWarning, match="GradientCodes encodes nothing.*`min_size`"):
+        fit(boring(), [GradientCodes(IdentityCodec())], steps=1)
 
 
 def test_what_cannot_work_is_refused():

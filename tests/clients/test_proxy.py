@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import FedAvg, FedSGD, LocalModel, proxy, record_bank
+from fedlight.clients import FedAvg, FedNova, FedSGD, LocalModel, proxy, record_bank
 from fedlight.clients.proxy import draw_client
 from fedlight.core.bank import UpdateBank, write_bank
 from fedlight.core.errors import ConfigurationError
@@ -105,6 +105,16 @@ def test_recorded_updates_are_the_algorithms(model: LocalModel, data: Data) -> N
     gradient = flatten(model.gradients(x, y)[1])
     bank = record(model, (x, y), num_classes=1, samples=len(y))
     torch.testing.assert_close(bank.updates[0], gradient.expand(2, -1), atol=1e-6, rtol=1e-4)
+
+
+def test_clients_of_past_aggregates_differ_at_the_scale_of_the_update_alone(model: LocalModel, data: Data) -> None:
+    """Whatever number goes with an update, such as FedNova's of local steps."""
+    dim = len(model.weights)
+    aggregate = torch.ones(dim + 1)
+    past, recorded = record(model, data, algorithm=FedNova(lr=0.1, steps=3), rounds=1, history=aggregate[None]).updates
+    mean = recorded.mean(0)
+    expected = (recorded - mean)[:, :dim] * dim**0.5 / mean[:dim].norm()
+    torch.testing.assert_close((past - aggregate)[:, :dim], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_progress_is_reported_after_every_round(model: LocalModel, data: Data) -> None:

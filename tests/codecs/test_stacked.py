@@ -11,6 +11,7 @@ from fedlight.core.codec import Private, Public
 from fedlight.core.export import load_codec, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
+from fedlight.modules.pretraining import reconstruction_error
 
 INNER = {
     "identity": IdentityCodec,
@@ -45,6 +46,13 @@ def test_the_layout_comes_back(banks):
         assert whole.dim == vectors * layout.dim + scalars and whole.unstacked(vectors, scalars) == layout
         assert Layout.from_json(whole.to_json()) == whole
     assert layout.stacked(1) == layout
+
+
+def test_its_error_is_that_of_the_update_whatever_the_numbers_beside_it(banks):
+    codec, alone = stacked(INNER["linear"], banks, vectors=1)
+    numbers = torch.full((banks[1].rounds, banks[1].clients, 1), 1000.0)
+    beside = UpdateBank(torch.cat([banks[1].updates, numbers], -1), codec.layout)
+    assert reconstruction_error(codec, beside) == pytest.approx(reconstruction_error(alone, banks[1]), rel=1e-4)
 
 
 def test_each_vector_is_decoded_as_its_codec_alone_would(make, banks):

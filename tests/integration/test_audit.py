@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedlight.audit.command import read_settings
 from fedlight.cli import audit_parts, main
+from fedlight.core.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUDITS = sorted(CONFIGS.glob("audit_*.yaml"))
@@ -133,6 +134,21 @@ def test_a_mistake_ends_with_one_sentence_before_anything_is_attacked(changes, t
     error = capsys.readouterr().err
     assert told in error and error.startswith("fedlight: error:")
     assert not (tmp_path / "out").exists()
+
+
+def test_algorithms_with_numbers_beside_the_update_and_without_a_learning_rate():
+    base, linear = str(CONFIGS / "digits.yaml"), {"network": LENET, "codec": LINEAR}
+    nova = {"class_path": "FedNova", "init_args": {"lr": 0.2, "steps": 2}}
+    parts = audit_parts(base, None, {"model": {**linear, "algorithm": nova}})
+    assert type(parts.codec).__name__ == "LinearCodec" and parts.lr == 0.2
+    assert audit_parts(base, None, {"model": {**linear, "algorithm": {"class_path": "FedSGD"}}}).lr == 1
+    own = {"model": {**linear, "algorithm": {"class_path": "ClientOptimizer", "init_args": {"steps": 2}}}}
+    with pytest.raises(ConfigurationError, match="`lr` to audit updates of ClientOptimizer"):
+        audit_parts(base, None, own)
+    assert audit_parts(base, None, own, 0.3).lr == 0.3
+    module = {"network": {"class_path": "tests.own.LitClassifier"}, "codec": LINEAR}
+    with pytest.raises(ConfigurationError, match="to audit but got the LightningModule LitClassifier"):
+        audit_parts(base, None, {"model": module})
 
 
 @pytest.mark.parametrize("path", AUDITS, ids=lambda path: path.stem)

@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import fedlight
+from fedlight.callbacks import CodecRefresh
 from fedlight.clients import ClientOptimizer, FedAvg, FedSGD
 from fedlight.codecs import TwoSidedCodec
 from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.export import save_codec
 from fedlight.core.layout import flatten
+from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from tests.federation import federated_data, weights_of
@@ -73,6 +76,25 @@ def test_a_codec_is_pretrained_on_samples_kept_from_the_clients():
     assert trainer.callback_metrics["val_accuracy"] > 0.85
     assert module.data.partition.sizes.sum() == 200
     assert module.traffic.mean_message < 4 * module.layout.dim / 3
+
+
+def test_its_codec_is_refreshed_and_without_proxy_samples_that_is_refused_before_training(tmp_path):
+    def refreshed(**settings) -> FederatedModule:
+        module = fedlight.federate(LitClassifier(norm=False), Points(), num_clients=6, **settings)
+        fit(module, rounds=3, callbacks=[CodecRefresh(2, ProxyFederation(rounds=6, clients=3, samples=10))])
+        return module
+
+    trained = refreshed(proxy_samples=40, codec=TwoSidedCodec(ratio=4))
+    assert trained.codec.version == 2
+    save_codec(trained.codec, tmp_path)
+    with pytest.raises(ConfigurationError, match="Expected proxy data to refresh the codec on.*`data.proxy_samples`"):
+        refreshed(codec_path=str(tmp_path))
+
+
+@pytest.mark.parametrize("ignored", [{"num_clients": 4}, {"cohort_size": 3}, {"sampler": Everyone()}, {"proxy_samples": 0}])
+def test_what_federated_data_say_themselves_is_refused_beside_them(ignored):
+    with pytest.raises(ConfigurationError, match=f"(?s){next(iter(ignored))}.*FederatedDataModule.*set them there"):
+        fedlight.federate(LitClassifier(), federated_data(), **ignored)
 
 
 def test_one_client_with_the_whole_set_trains_as_the_trainer_does():

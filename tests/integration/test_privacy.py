@@ -29,6 +29,7 @@ from fedlight.codecs import (
 )
 from fedlight.codecs.identity import IdentityDecoder
 from fedlight.core.errors import ConfigurationError, MessageError, RoundFailedError
+from fedlight.core.export import save_codec
 from fedlight.core.wire import CodeFormat
 from fedlight.data import Everyone, Poisson, Uniform
 from fedlight.modules import CatchUp, FederatedModule
@@ -453,6 +454,15 @@ def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federa
     with pytest.raises(ConfigurationError, match=message):
         fit(module, 2, data(**federation))
     assert torch.equal(weights_of(module), before)
+
+
+def test_a_loaded_codec_without_the_grid_of_distributed_noise_is_refused(tmp_path):
+    layout = federated().layout
+    save_codec(LinearCodec(2, "random", block_size=16).bind(layout), tmp_path / "floats")
+    with pytest.raises(ConfigurationError, match="LinearCodec at `codec_path` to end in the grid of DistributedDP"):
+        fit(federated(privacy=shares(), codec_path=str(tmp_path / "floats")), 1, data())
+    save_codec(federated(privacy=shares(), codec=LinearCodec(2, "random", block_size=16)).codec.bind(layout), tmp_path / "grid")
+    fit(federated(privacy=shares(), codec_path=str(tmp_path / "grid")), 1, federated_data(normalize=False))
 
 
 def test_batch_norm_that_stays_with_the_clients_is_allowed():
