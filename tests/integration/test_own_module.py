@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,10 +14,12 @@ import fedlight
 from fedlight.callbacks import CodecRefresh
 from fedlight.clients import ClientOptimizer, FedAvg, FedSGD
 from fedlight.codecs import TwoSidedCodec
+from fedlight.core.codec import Public
 from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.core.export import save_codec
 from fedlight.core.layout import flatten
 from fedlight.core.pretraining import ProxyFederation
+from fedlight.core.rounds import Round
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from tests.federation import federated_data, weights_of
@@ -136,8 +139,9 @@ def test_a_clients_result_does_not_depend_on_who_came_before():
         weights = flatten(module.trainable())
         buffers = module.runner.model.buffers.clone()
         updates = {}
-        for client in clients:
-            updates[client] = module.runner._train(client, 0, 1, 0, weights, buffers).update
+        cohort = np.array(clients)
+        for upload in module.runner.run(Round(Public(round=1), cohort, cohort), weights, buffers):
+            updates[upload.client] = upload.update
         results.append(updates)
     for client in range(3):
         assert torch.equal(results[0][client], results[1][client])

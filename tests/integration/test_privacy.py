@@ -135,8 +135,8 @@ class Breaks(FedAvg):
         super().__init__(lr=0.1, steps=3, batch_size=8)
         self.bad, self.only_loss, self.calls, self.armed = bad, only_loss, 0, False
 
-    def run(self, model, x, y, round, generator):
-        result = super().run(model, x, y, round, generator)
+    def run(self, model, x, y, round, generator, memory=None):
+        result = super().run(model, x, y, round, generator, memory)
         self.calls += self.armed
         if self.armed and self.calls % 3 == 0:
             update = result.update if self.only_loss else torch.full_like(result.update, self.bad)
