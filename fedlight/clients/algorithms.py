@@ -91,6 +91,20 @@ class Algorithm(ABC):
         """Raise ``ConfigurationError``, before training starts, if the model cannot be trained this way."""
 
 
+def check_local_steps(epochs: int | None, steps: int | None, batch_size: int) -> None:
+    """Raise ``ConfigurationError`` unless one of ``epochs`` and ``steps`` is given and every count is at least 1."""
+    if (epochs is None) == (steps is None):
+        raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
+    for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+        if count is not None and count < 1:
+            raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+
+
+def local_samples(samples: int, epochs: int | None, steps: int | None, batch_size: int) -> int:
+    """Return how many samples a client with so many goes through in a round of local epochs or steps."""
+    return samples * epochs if epochs else min(samples, batch_size) * (steps or 1)
+
+
 class FedAvg(Algorithm):
     """Local SGD; the update is the way from the end back to the start (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
 
@@ -119,11 +133,7 @@ class FedAvg(Algorithm):
         max_grad_norm: float | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        if (epochs is None) == (steps is None):
-            raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
-        for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+        check_local_steps(epochs, steps, batch_size)
         if lr <= 0 or not 0 <= momentum < 1 or weight_decay < 0 or (max_grad_norm is not None and max_grad_norm <= 0):
             raise ConfigurationError(
                 "Expected `lr` > 0, `momentum` in [0, 1), `weight_decay` >= 0 and `max_grad_norm` > 0 but got "
@@ -140,7 +150,7 @@ class FedAvg(Algorithm):
 
     def work(self, samples: int) -> int:
         """Return how many samples a client with so many goes through in a round."""
-        return samples * self.epochs if self.epochs else min(samples, self.batch_size) * (self.steps or 1)
+        return local_samples(samples, self.epochs, self.steps, self.batch_size)
 
     @property
     def plain(self) -> bool:
@@ -226,8 +236,12 @@ class FedProx(FedAvg):
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
         """Return the gradient of the loss plus ``mu (w - w_t)``, ``[dim]``."""
-        gradient = super().direction(gradient, model)
-        return gradient.add_(model.weights, alpha=self.mu).sub_(model.start, alpha=self.mu)
+        return pulled_back(super().direction(gradient, model), model, self.mu)
+
+
+def pulled_back(gradient: Tensor, model: LocalModel, weight: float) -> Tensor:
+    """Add ``weight (w - w_t)`` to a gradient ``[dim]`` in place and return it: that of ``weight / 2 ||w - w_t||^2``."""
+    return gradient.add_(model.weights, alpha=weight).sub_(model.start, alpha=weight)
 
 
 class FedSGD(Algorithm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlight.clients.algorithms import FedAvg, LocalResult, Memory
+from fedlight.clients.algorithms import FedAvg, LocalResult, Memory, pulled_back
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Schedule
 from fedlight.core.codec import State
@@ -56,8 +56,7 @@ class FedDyn(FedAvg):
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
         """Return the gradient of the loss plus ``alpha (w - w_t)``, ``[dim]``."""
-        gradient = super().direction(gradient, model)
-        return gradient.add_(model.weights, alpha=self.alpha).sub_(model.start, alpha=self.alpha)
+        return pulled_back(super().direction(gradient, model), model, self.alpha)
 
     def correction(self, memory: Memory) -> Tensor | None:
         """Return ``-g_i`` ``[dim]``, None in the client's first round."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
+from fedlight.clients.algorithms import Algorithm, LocalResult, Memory, check_local_steps, local_samples
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.errors import ConfigurationError
 
@@ -39,11 +39,7 @@ class ClientOptimizer(Algorithm):
         epochs: int | None = None,
         steps: int | None = None,
     ) -> None:
-        if (epochs is None) == (steps is None):
-            raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
-        for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+        check_local_steps(epochs, steps, batch_size)
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.epochs = epochs
@@ -51,7 +47,7 @@ class ClientOptimizer(Algorithm):
 
     def work(self, samples: int) -> int:
         """Return how many samples a client with so many goes through in a round."""
-        return samples * self.epochs if self.epochs else min(samples, self.batch_size) * (self.steps or 1)
+        return local_samples(samples, self.epochs, self.steps, self.batch_size)
 
     def check(self, model: LocalModel) -> None:
         """Refuse a network that does not name exactly one optimizer."""

@@ -32,18 +32,18 @@ from fedlight.core.export import codec_state, load_codec, restore_codec
 from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
-from fedlight.data import FederatedDataModule
 from fedlight.metrics import TrafficCounter
 from fedlight.modules.attempt import attempt_round, way_out
 from fedlight.modules.downlink import Downlink, FullModel
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
+from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.privacy import begin_privacy, counted_clients, least_clients, private_codec
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
-from fedlight.modules.task import Task, task_of
+from fedlight.modules.task import task_of
 from fedlight.privacy import PrivacyMechanism
 
 
@@ -58,7 +58,7 @@ def default_algorithm(network: nn.Module) -> Algorithm:
     return ClientOptimizer(steps=10, batch_size=32) if own else FedAvg(lr=0.05, steps=10, batch_size=32)
 
 
-class FederatedModule(LightningModule):
+class FederatedModule(Forwarding):
     """Federated training of a network: clients train locally, send codes of their updates, the server decodes the sum.
 
     Args:
@@ -163,8 +163,7 @@ class FederatedModule(LightningModule):
         self.pretrain_figures: dict[str, float] = {}
         self.codec_error: float | None = None  # of the codec on held-out updates when it was fitted, if it was fitted here
         self.stage_metrics: StageMetrics
-        self.task: Task
-        self.own_data: FederatedDataModule | None = None  # for a Trainer that is given no data module
+        self.own_data = None
         self.runner: CohortRunner
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -178,17 +177,6 @@ class FederatedModule(LightningModule):
     def upload_layout(self) -> Layout:
         """The layout of what clients upload: the update, and what else the algorithm needs the mean of."""
         return self.layout.stacked(self.algorithm.vectors, self.algorithm.scalars)
-
-    @property
-    def data(self) -> FederatedDataModule:
-        """The Trainer's data module, or what `fedlight.federate` was given."""
-        data = getattr(self.trainer, "datamodule", None) or self.own_data
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...), for a data "
-                "module of your own FederatedDataModule(source=LightningData(yours)), or use `fedlight.federate(module, yours)`"
-            )
-        return data
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the encoder and decoder of the module's codec, and a pretraining phase unless the Trainer has one."""
@@ -206,27 +194,6 @@ class FederatedModule(LightningModule):
         """Return the server optimizer, the only one that Lightning sees."""
         optimizer = self.server_optimizer(self.trainable())
         return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
-
-    def prepare_data(self) -> None:
-        """Fetch the data that no Trainer was given."""
-        if self.own_data is not None:
-            self.own_data.prepare_data()
-
-    def train_dataloader(self) -> Any:
-        """Return the rounds, of a Trainer that was given no data module."""
-        return self.data.train_dataloader()
-
-    def val_dataloader(self) -> Any:
-        """Return the validation loaders, of a Trainer that was given no data module."""
-        return self.data.val_dataloader()
-
-    def test_dataloader(self) -> Any:
-        """Return the test loaders, of a Trainer that was given no data module."""
-        return self.data.test_dataloader()
-
-    def predict_dataloader(self) -> Any:
-        """Return the loaders to predict, of a Trainer that was given no data module."""
-        return self.data.predict_dataloader()
 
     def setup(self, stage: str) -> None:
         """Set up the data that no Trainer was given, and check that network, data and protection go together."""
@@ -402,39 +369,9 @@ class FederatedModule(LightningModule):
             if isinstance(callback, FederatedCallback):
                 getattr(callback, hook)(self.trainer, self, *arguments)
 
-    # -- evaluation ------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate the global model on the server's data, and on what clients hold out."""
-        self.task.evaluate("val", batch, batch_idx, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate the global model on the test set."""
-        self.task.evaluate("test", batch, batch_idx, dataloader_idx)
-
     def personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
         return personal_forward(self.network, PersonalNorm(self.network), self.store.peek(client).get("norm", {}), x)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin a validation."""
-        self.task.epoch_start("val")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
-        self.task.epoch_end("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin a test."""
-        self.task.epoch_start("test")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test figures."""
-        self.task.epoch_end("test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the predicted labels ``[n]``, or what the network makes of the batch where it is no classification."""
-        return self.task.predict(batch, batch_idx)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
