@@ -26,6 +26,8 @@ class Setting:
         training: what a client's local training goes by, as text.
         min_clients: codes that a sum must have to be used.
         algorithm: name of the algorithm of local training.
+        vectors: vectors that its clients upload; 1 if the update is all.
+        scalars: numbers that they upload beside these.
     """
 
     codec: Codec
@@ -36,6 +38,8 @@ class Setting:
     training: str = ""
     min_clients: int = 1
     algorithm: str = "the algorithm"
+    vectors: int = 1
+    scalars: int = 0
 
 
 class Aggregator(ABC):

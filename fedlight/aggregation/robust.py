@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator, Setting
-from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Decoder, Public
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
@@ -76,7 +75,7 @@ class NormBound(_SeesCodes):
     def check(self, setting: Setting) -> None:
         """Refuse codecs whose coefficients have steps of their own, too."""
         super().check(setting)
-        if isinstance(setting.codec, StackedCodec):
+        if setting.vectors > 1 or setting.scalars:
             raise ConfigurationError(
                 f"Expected clients that upload nothing but the update for NormBound, but those of {setting.algorithm} upload more, of "
                 "which no one norm is the bound: set `model.algorithm` to FedAvg or FedProx, or `model.aggregator` to Median"

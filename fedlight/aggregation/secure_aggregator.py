@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator, Setting
 from fedlight.aggregation.drop_outs import DropOuts
-from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Decoder, require_additive
 from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
@@ -84,7 +83,7 @@ class SecureAggregator(Aggregator):
 
         self._training = setting.training
         codec, name = setting.codec, type(setting.codec).__name__
-        if isinstance(codec, StackedCodec) and codec.scalars:
+        if setting.scalars:
             raise ConfigurationError(
                 f"Expected an algorithm whose clients upload vectors alone, but those of {setting.algorithm} upload "
                 "numbers of 32 bits beside them, whose sum takes more than the 32 bits that masked sums have: set `model.algorithm` to "

@@ -212,8 +212,18 @@ class FederatedModule(Forwarding):
         clients = range(self.data.num_population)
         largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        processes, least, name = self.trainer.world_size, least_clients(self), type(self.algorithm).__name__
-        return Setting(self.codec, len(self.data.cohort(0, 0)), largest, buffers, processes, local_settings(self), least, name)
+        return Setting(
+            self.codec,
+            cohort=len(self.data.cohort(0, 0)),
+            largest_weight=largest,
+            buffers=buffers,
+            processes=self.trainer.world_size,
+            training=local_settings(self),
+            min_clients=least_clients(self),
+            algorithm=type(self.algorithm).__name__,
+            vectors=self.algorithm.vectors,
+            scalars=self.algorithm.scalars,
+        )
 
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""

@@ -344,7 +344,7 @@ class TwoPasses(QuantizeCodec):
     [
         ({"codec": TwoPasses(4)}, "codec of one pass a round but TwoPasses takes 2"),
         (
-            {"codec": StackedCodec(QuantizeCodec(4), 2, 1), "algorithm": "Scaffold"},
+            {"codec": StackedCodec(QuantizeCodec(4), 2, 1), "algorithm": "Scaffold", "vectors": 2, "scalars": 1},
             "those of Scaffold upload numbers.*set `model.algorithm` to FedAvg",
         ),
         ({"processes": 2}, "Set `trainer.devices` to 1"),
