@@ -2,38 +2,67 @@
 
 Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846), Theorem 5.2: of r guesses at m independent coins, an (epsilon, delta) mechanism
 leaves no more right than a binomial variable of probability 1 / (1 + exp(-epsilon)) allows, plus what delta allows.
-A canary is a client that sends a random code of the clip norm: the worst that the mechanism admits.
+A canary is a client that sends a random code longer than the clip norm; clipping and noise are those of ``fedlight.privacy``, so a
+mechanism that clips too little or adds less noise than its ledger says is found out.
 """
 
 from __future__ import annotations
-
-import importlib
 
 import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.codec import Public
+from fedlight.core.random import derive_seed
+from fedlight.privacy import CentralDP
+from fedlight.privacy.clipping import clip_norm
+from fedlight.privacy.mechanism import Setting
 
 CONFIDENCE = 0.95
 
 
+LOUDNESS = 10.0  # canaries' codes are so many times longer than the clip norm: clipping is audited too
+
+
+def audited_mechanism(noise: float, delta: float, clients: int, rounds: int, length: int, seed: int) -> CentralDP | None:
+    """Return the mechanism that canaries are to see through, at clip norm 1 and with everybody in every round; None without noise.
+
+    Raises:
+        ConfigurationError: if ``dp-accounting`` is not installed.
+    """
+    if not noise:
+        return None
+    mechanism = CentralDP(clip=1.0, noise_multiplier=noise, delta=delta, simulation_seed=derive_seed(seed, "audit noise"))
+    mechanism.begin(Setting(rate=1.0, cohort=clients, rounds=rounds, length=length, integer=False), clients)
+    return mechanism
+
+
 def toss_canaries(
-    length: int, canaries: int, noise: float, rounds: int, generator: torch.Generator, background: Tensor | None = None
+    length: int,
+    canaries: int,
+    rounds: int,
+    generator: torch.Generator,
+    mechanism: CentralDP | None = None,
+    background: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the scores ``[canaries]`` of canaries after ``rounds`` rounds, and whether each was in all the sums (bool).
 
-    Clip norm 1; every round adds Gaussian noise of deviation ``noise`` to the sum of the canaries that are in and of honest clients'
-    codes ``background`` ``[length]``. The score is the best linear estimate of a canary's coin.
+    Codes are clipped to norm 1; every round the mechanism adds its noise to the sum of the canaries that are in and of honest clients'
+    codes ``background`` ``[length]``, and enters it in its ledger. The score is the best linear estimate of a canary's coin.
     """
-    directions = torch.randn(canaries, length, generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=1, keepdim=True)
+    drawn = torch.randn(canaries, length, generator=generator, dtype=torch.float64)
+    loud = drawn * (LOUDNESS / drawn.norm(dim=1, keepdim=True))
+    directions = torch.stack([clip_norm(code, 1.0) for code in loud])
     inside = torch.rand(canaries, generator=generator) < 0.5
     total = rounds * (inside.double() @ directions + (0 if background is None else background.double()))
-    total = total + noise * rounds**0.5 * torch.randn(length, generator=generator, dtype=torch.float64)
+    for number in range(rounds):
+        if mechanism is not None:
+            noise = mechanism.sum_noise(length, 1.0, Public(round=number))
+            total = total + noise
+            mechanism.settle(0.0)
     expected = total / rounds - directions.sum(0) / 2
     # Coins have variance 1/4; the small term keeps the system regular without noise.
-    ridge = 4 * noise**2 / rounds + 1e-3
+    ridge = 4 * (mechanism.multiplier if mechanism else 0.0) ** 2 / rounds + 1e-3
     gram = directions @ directions.T + ridge * torch.eye(canaries, dtype=torch.float64)
     return torch.linalg.solve(gram, directions @ expected), inside
 
@@ -72,23 +101,3 @@ def epsilon_lower_bound(canaries: int, guesses: int, right: int, delta: float) -
         refuted = p_value(canaries, guesses, right, middle, delta) <= 1 - CONFIDENCE
         low, high = (middle, high) if refuted else (low, middle)
     return low
-
-
-def accountant_epsilon(noise: float, rounds: int, delta: float) -> float | None:
-    """Return the epsilon that Google's ``dp-accounting`` proves for this noise in every round, None without noise.
-
-    Raises:
-        ConfigurationError: if ``dp-accounting`` is not installed.
-    """
-    if not noise:
-        return None
-    try:
-        events = importlib.import_module("dp_accounting")
-        losses = importlib.import_module("dp_accounting.pld")
-    except ImportError as error:
-        raise ConfigurationError(
-            "Expected dp-accounting, which says what epsilon the noise proves, but it is not installed: pip install 'fedlight[privacy]'"
-        ) from error
-    accountant = losses.PLDAccountant()
-    accountant.compose(events.SelfComposedDpEvent(events.GaussianDpEvent(noise), rounds))
-    return float(accountant.get_epsilon(delta))

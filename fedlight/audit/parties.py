@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedlight.audit.canaries import accountant_epsilon, epsilon_lower_bound, right_guesses, toss_canaries
+from fedlight.audit.canaries import audited_mechanism, epsilon_lower_bound, right_guesses, toss_canaries
 from fedlight.audit.membership import auc, cosine_scores, likelihood_scores, tpr_at
 from fedlight.audit.plan import Canaries, Membership
 from fedlight.audit.rows import Row, canary_verdict, membership_verdict
@@ -81,8 +81,7 @@ def canary_rows(subject: Subject, names: list[str], settings: Canaries, seed: in
                 assert isinstance(view, CodeView)
                 background = honest_sum(subject, view, settings.honest, seed)
                 row.code_dim = len(background)
-                row.epsilon_lower = canary_bound(len(background), settings, noise, seed, background)
-                row.epsilon_accountant = accountant_epsilon(noise, settings.rounds, settings.delta)
+                row.epsilon_lower, row.epsilon_accountant = canary_bounds(len(background), settings, noise, seed, background)
                 row.conclusion = canary_verdict(row.epsilon_lower, row.epsilon_accountant)
             except ConfigurationError as error:
                 row.conclusion = f"skipped: {str(error).splitlines()[0]}"
@@ -90,12 +89,14 @@ def canary_rows(subject: Subject, names: list[str], settings: Canaries, seed: in
     return rows
 
 
-def canary_bound(length: int, settings: Canaries, noise: float, seed: int, background: Tensor | None = None) -> float:
-    """Return the epsilon that one run with canaries refutes, at half as many guesses as there are canaries."""
+def canary_bounds(length: int, settings: Canaries, noise: float, seed: int, background: Tensor | None = None) -> tuple[float, float | None]:
+    """Return the epsilon that a run refutes, at half as many guesses as there are canaries, and the one that its ledger proves."""
     generator = torch_generator(seed, "audit canaries", str(noise))
-    scores, inside = toss_canaries(length, settings.count, noise, settings.rounds, generator, background)
+    mechanism = audited_mechanism(noise, settings.delta, settings.count + settings.honest, settings.rounds, length, seed)
+    scores, inside = toss_canaries(length, settings.count, settings.rounds, generator, mechanism, background)
     guesses = max(settings.count // 2, 2)  # fixed beforehand: choosing it by the outcome would spoil the confidence
-    return epsilon_lower_bound(settings.count, guesses, right_guesses(scores, inside, guesses), settings.delta)
+    lower = epsilon_lower_bound(settings.count, guesses, right_guesses(scores, inside, guesses), settings.delta)
+    return lower, None if mechanism is None else mechanism.epsilon()
 
 
 def honest_sum(subject: Subject, view: CodeView, clients: int, seed: int) -> Tensor:

@@ -16,6 +16,8 @@ from fedlight.core.codec import Codec, Encoder, Private, Public
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
+from fedlight.privacy.clipping import clip_norm
+from fedlight.privacy.noise import SeededNoise
 
 
 @dataclass(frozen=True)
@@ -156,21 +158,19 @@ class NoisyView(View):
 
     def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
         """Return the noisy mean of clipped messages."""
-        clipped = torch.stack([self._clipped(self.view.observe(update[None], generator)) for update in updates])
-        noise = torch.randn(clipped.shape[1], generator=generator, dtype=torch.float64).to(clipped.device)
-        return clipped.mean(0) + noise * (self.noise * self.clip / len(updates))
+        clipped = torch.stack([clip_norm(self.view.observe(update[None], generator), self.clip) for update in updates])
+        source = SeededNoise("audit", int(torch.randint(1 << 62, (1,), generator=generator)))
+        noise = torch.from_numpy(source.gaussian(clipped.shape[1], self.noise * self.clip)).to(clipped.device)
+        return (clipped.sum(0) + noise) / len(updates)
 
     def predict(self, updates: Tensor) -> Tensor:
         """Return the mean of clipped predictions, without noise."""
-        return torch.stack([self._clipped(self.view.predict(update[None])) for update in updates]).mean(0)
+        messages = [self.view.predict(update[None]) for update in updates]  # scaled as `clip_norm` does, but with gradients
+        return torch.stack([message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0) for message in messages]).mean(0)
 
     def decoded(self, seen: Tensor) -> Tensor:
         """Return what the decoder makes of the noisy mean."""
         return self.view.decoded(seen)
-
-    def _clipped(self, message: Tensor) -> Tensor:
-        clipped: Tensor = message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0)
-        return clipped
 
 
 def without_rounding(encoder: Encoder, announced: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:

@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 
-from fedlight.audit.canaries import accountant_epsilon, epsilon_lower_bound, p_value, right_guesses, toss_canaries
+from fedlight.audit.canaries import audited_mechanism, epsilon_lower_bound, p_value, right_guesses, toss_canaries
 from fedlight.audit.controls import Controls
 from fedlight.audit.membership import auc, cosine_scores, likelihood_scores, tpr_at
 from fedlight.audit.metrics import CEILING, identification_rate, match, matched, psnr, ssim
-from fedlight.audit.parties import canary_bound
+from fedlight.audit.parties import canary_bounds
 from fedlight.audit.plan import Canaries
 from fedlight.audit.rows import Row, canary_verdict, inversion_verdict, label_verdict, membership_verdict, show_rows, write_rows
 from fedlight.audit.session import Result, fill
 from fedlight.core.random import torch_generator
+from fedlight.privacy import CentralDP
 
 
 def images(count: int, name: str = "images") -> torch.Tensor:
@@ -155,9 +156,10 @@ def test_the_bound_holds_for_randomised_response_which_is_exactly_epsilon_privat
 
 
 def test_guesses_are_right_without_noise_and_as_good_as_a_coin_with_much():
-    scores, inside = toss_canaries(500, 100, 0.0, 1, torch_generator("quiet"))
+    scores, inside = toss_canaries(500, 100, 1, torch_generator("quiet"))
     assert right_guesses(scores, inside, 50) == 50
-    scores, inside = toss_canaries(500, 1000, 300.0, 1, torch_generator("loud"))
+    pytest.importorskip("dp_accounting")
+    scores, inside = toss_canaries(500, 1000, 1, torch_generator("loud"), audited_mechanism(300.0, 1e-5, 1000, 1, 500, 0))
     assert abs(right_guesses(scores, inside, 500) - 250) < 60
 
 
@@ -165,22 +167,37 @@ def test_guesses_are_right_without_noise_and_as_good_as_a_coin_with_much():
 @pytest.mark.parametrize("rounds", [1, 10])
 def test_canaries_refute_no_epsilon_that_the_accountant_proves(noise, rounds):
     pytest.importorskip("dp_accounting")
-    proved = accountant_epsilon(noise, rounds, 1e-5)
-    assert proved is not None
     settings = Canaries(rounds=rounds)
     for length in (50, 800):
-        bounds = [canary_bound(length, settings, noise, seed) for seed in range(5)]
-        assert max(bounds) <= proved
-        assert canary_bound(length, settings, 0.0, 0) > 0
+        pairs = [canary_bounds(length, settings, noise, seed) for seed in range(5)]
+        assert all(proved is not None and lower <= proved for lower, proved in pairs)
+        bare, none = canary_bounds(length, settings, 0.0, 0)
+        assert bare > 0 and none is None
     if noise <= 0.5:
-        assert max(bounds) > 0.1  # and they say something
+        assert max(lower for lower, _ in pairs) > 0.1  # and they say something
 
 
-def test_the_accountant_agrees_with_the_published_figure():
+@pytest.mark.parametrize("fault", ["clip_norm", "sum_noise"])
+def test_canaries_find_out_a_mechanism_that_clips_or_adds_noise_otherwise_than_its_ledger_says(fault, monkeypatch):
     pytest.importorskip("dp_accounting")
-    assert accountant_epsilon(1.0, 1, 1e-5) == pytest.approx(4.3772, abs=2e-3)
-    assert accountant_epsilon(5.0, 100, 1e-5) == pytest.approx(9.9973, abs=2e-3)
-    assert accountant_epsilon(0.0, 1, 1e-5) is None
+    settings = Canaries(count=400, rounds=10)
+    if fault == "clip_norm":
+        monkeypatch.setattr("fedlight.audit.canaries.clip_norm", lambda code, bound: code)
+    else:
+        honest = CentralDP.sum_noise
+        monkeypatch.setattr(CentralDP, "sum_noise", lambda self, length, unit, public: honest(self, length, 50 * unit, public))
+    lower, proved = canary_bounds(2000, settings, 8.0, 0)
+    assert proved is not None and lower > proved
+
+
+def test_the_ledger_agrees_with_the_published_figure():
+    pytest.importorskip("dp_accounting")
+    for noise, rounds, epsilon in ((1.0, 1, 4.3772), (5.0, 100, 9.9973)):
+        mechanism = audited_mechanism(noise, 1e-5, 10, rounds, 4, 0)
+        assert mechanism is not None
+        toss_canaries(4, 2, rounds, torch_generator("ledger"), mechanism)
+        assert mechanism.epsilon() == pytest.approx(epsilon, abs=2e-3)
+    assert audited_mechanism(0.0, 1e-5, 10, 1, 4, 0) is None
 
 
 def test_canaries_that_refute_the_proof_are_said_to():
