@@ -1,8 +1,12 @@
-"""An update seen as matrices, one a weight tensor: what two-sided codecs project from the left and from the right."""
+"""An update seen as matrices, one a weight tensor: what two-sided codecs project from the left and from the right.
+
+Rows that are long because they read a feature map are two sides, its channels and its positions, and the matrix is a tensor of three.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,24 +14,41 @@ from torch import Tensor
 
 from fedlight.core.layout import Layout
 
+LONGEST_SIDE = 1024
+"""Rows longer than this are taken apart where the layout tells how: a basis of their own would weigh much and fit recorded rows alone."""
+
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix ``[rows, columns]``: a weight tensor, its bias as a last column; or a ``plain`` vector ``[1, columns]`` as it is."""
+    """One matrix ``[rows, columns]``: a weight tensor, its bias as a last column; or a ``plain`` vector ``[1, columns]`` as it is.
+
+    Long rows fall into ``parts``, so that ``columns`` is their product: (channels, positions) of the feature map that a weight reads.
+    """
 
     tensors: tuple[int, ...]
     rows: int
     columns: int
+    parts: tuple[int, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether this is a vector, which is left in its own coordinates."""
         return self.rows == 1
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides that are projected, one after another: rows and columns, or rows and the parts of the columns."""
+        return () if self.plain else (self.rows, *(self.parts or (self.columns,)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as a tensor of these sides."""
+        return self.sides or (1, self.columns)
+
 
 @dataclass(frozen=True)
 class Matrices:
-    """All matrices of a layout, in its order; convolutions ``[out, in, kh, kw]`` are ``[out, in * kh * kw]``."""
+    """All matrices of a layout, in its order; convolutions ``[out, in, kh, kw]`` are ``[out, in * kh * kw]``, in three sides if long."""
 
     layout: Layout
     items: tuple[Matrix, ...]
@@ -36,18 +57,20 @@ class Matrices:
     def of(cls, layout: Layout) -> Matrices:
         """Return the matrices of a layout; a bias follows its weight and has one entry for each of its rows."""
         items: list[Matrix] = []
-        index, count = 0, len(layout.shapes)
+        index, count, channels = 0, len(layout.shapes), 1
         while index < count:
             shape = layout.shapes[index]
             rows = shape[0] if len(shape) > 1 else 1
             columns = math.prod(shape) // rows if rows else 0
             owner = layout.names[index].rpartition(".")[0]
             follows = index + 1 < count and layout.names[index + 1].rpartition(".")[0] == owner
-            if rows > 1 and follows and layout.shapes[index + 1] == (rows,):
+            parts = _parts(shape, columns, channels) if rows > 1 else ()
+            channels = rows if rows > 1 else channels
+            if rows > 1 and not parts and follows and layout.shapes[index + 1] == (rows,):
                 items.append(Matrix((index, index + 1), rows, columns + 1))
                 index += 2
             else:
-                items.append(Matrix((index,), rows, columns))
+                items.append(Matrix((index,), rows, columns, parts))
                 index += 1
         return cls(layout, tuple(items))
 
@@ -71,6 +94,43 @@ class Matrices:
             else:
                 flat += [view[..., :-1].flatten(-2), view[..., -1]]
         return torch.cat(flat, dim=-1)
+
+
+def _parts(shape: tuple[int, ...], columns: int, channels: int) -> tuple[int, ...]:
+    """Return (channels, positions) that a weight's long rows fall into, () if they are short or nothing tells.
+
+    A convolution's are its input channels and its window. A linear layer behind a flattened feature map reads ``channels``, the rows of
+    the matrix before, one after another.
+    """
+    inner = shape[1] if len(shape) > 2 else channels
+    splits = columns > LONGEST_SIDE and 1 < inner < columns and columns % inner == 0
+    return (inner, columns // inner) if splits else ()
+
+
+def turn(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Return the coefficients ``[..., r1, r2, ..]`` of a tensor ``[..., n1, n2, ..]`` in bases ``[n, r]``, one a side (Tucker 1966)."""
+    if len(bases) == 2:
+        return product(bases[0].T, tensor, bases[1])
+    for side in reversed(range(len(bases))):
+        tensor = contract(tensor, bases[side], side - len(bases))
+    return tensor
+
+
+def turn_back(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Return the tensor ``[..., n1, n2, ..]`` of coefficients ``[..., r1, r2, ..]``."""
+    if len(bases) == 2:
+        return product(bases[0], tensor, bases[1].T)
+    for side in range(len(bases)):
+        tensor = contract(tensor, bases[side].T, side - len(bases))
+    return tensor
+
+
+def contract(tensor: Tensor, basis: Tensor, axis: int) -> Tensor:
+    """Return a tensor with its side ``axis`` (negative) of length ``n`` turned by a basis ``[n, r]``."""
+    if axis == -1:
+        return tensor @ basis
+    turned = basis.T @ tensor.flatten(axis + 1)
+    return turned.reshape(*turned.shape[:-1], *tensor.shape[axis + 1 :])
 
 
 def product(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import orthonormal
-from fedlight.codecs.matrices import Matrices, product
+from fedlight.codecs.matrices import Matrices, contract, turn
 from fedlight.core.bank import UpdateBank
 from fedlight.core.random import torch_generator
 
@@ -22,17 +22,16 @@ class TwoSidedMoments:
     """Bases and energies, for each matrix of a layout.
 
     Attributes:
-        left: orthonormal columns ``[rows, r1]``, most energy first; None for a vector.
-        right: orthonormal columns ``[columns, r2]``; None for a vector.
-        mean: second moment of the round means' coefficients, ``[rounds, sum r1 * r2]``.
+        bases: orthonormal columns ``[n, r]``, most energy first, of every side; none for a vector.
+        grids: numbers of columns (r1, r2, ..), (1, columns) for a vector.
+        mean: second moment of the round means' coefficients, ``[rounds, sum of r1 * r2 ..]``.
         spread: variance of the clients' coefficients around their round's mean, likewise.
         total: energy of the round means and of the spread in all directions, ``[rounds, 2]``.
         clients: mean energy of a client's matrix in all directions, ``[rounds, matrices]``.
     """
 
-    left: list[Tensor | None]
-    right: list[Tensor | None]
-    grids: list[tuple[int, int]]
+    bases: list[tuple[Tensor, ...]]
+    grids: list[tuple[int, ...]]
     mean: Tensor
     spread: Tensor
     total: Tensor
@@ -56,25 +55,34 @@ def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor
 def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relative: bool, alternations: int = 1) -> TwoSidedMoments:
     """Return bases of at most ``rank`` columns a side and the energies of the coefficients ``left.T @ G @ right``.
 
-    Starts from the leading eigenvectors of ``sum G G^T`` and ``sum G^T G`` and then alternates: one side's again with the other side
-    projected (De Lathauwer et al. 2000, SIAM J. Matrix Anal. 21(4), "higher-order orthogonal iteration", for two modes). Every
-    step is one pass over the bank.
+    Starts from the leading eigenvectors of ``sum G G^T`` and ``sum G^T G`` and then alternates: one side's again with the others
+    projected (De Lathauwer et al. 2000, SIAM J. Matrix Anal. 21(4), "higher-order orthogonal iteration"). Every step is one pass over
+    the bank.
     """
-    left: list[Tensor | None] = [None] * len(matrices.items)
-    right: list[Tensor | None] = [None] * len(matrices.items)
-    sides = [k for k, item in enumerate(matrices.items) if not item.plain]
-    grams = {k: (_Gram(matrices.items[k].rows, rank, 2 * k), _Gram(matrices.items[k].columns, rank, 2 * k + 1)) for k in sides}
+    bases: list[tuple[Tensor, ...]] = [() for _ in matrices.items]
+    grams: dict[int, list[_Gram]] = {}
+    for k, item in enumerate(matrices.items):
+        if not item.plain:
+            grams[k] = [_Gram(n, rank, len(item.sides) * k + side) for side, n in enumerate(item.sides)]
     for _ in range(1 + alternations):
         for rows in round_rows(bank, cohort, relative):
             for row in rows:  # one at a time: matrices of several would have to be copied to lie together
                 views = matrices.view(row)
-                for k in sides:
-                    g, (a, b) = views[k], (left[k], right[k])
-                    grams[k][0].add(g if b is None or _square(b) else g @ b)
-                    grams[k][1].add((g if a is None or _square(a) else a.T @ g).T)
-        for k in sides:
-            left[k], right[k] = grams[k][0].basis(), grams[k][1].basis()
-    return _energies(bank, matrices, left, right)
+                for k, gram in grams.items():
+                    tensor = views[k].reshape(matrices.items[k].shape)
+                    for side, each in enumerate(gram):
+                        each.add(_unfold(tensor, bases[k], side))
+        for k, gram in grams.items():
+            bases[k] = tuple(each.basis() for each in gram)
+    return _energies(bank, matrices, bases)
+
+
+def _unfold(tensor: Tensor, bases: tuple[Tensor, ...], side: int) -> Tensor:
+    """Return a tensor as a matrix ``[n, others]`` of one side, with the others projected on their bases if there are any yet."""
+    for other, basis in enumerate(bases):
+        if other != side and not _square(basis):
+            tensor = contract(tensor, basis, other - len(bases))
+    return tensor.movedim(side, 0).flatten(1)
 
 
 def _square(basis: Tensor) -> bool:
@@ -82,25 +90,27 @@ def _square(basis: Tensor) -> bool:
     return basis.shape[0] == basis.shape[1]
 
 
-def _energies(bank: UpdateBank, matrices: Matrices, left: list[Tensor | None], right: list[Tensor | None]) -> TwoSidedMoments:
+def _energies(bank: UpdateBank, matrices: Matrices, bases: list[tuple[Tensor, ...]]) -> TwoSidedMoments:
     means, spreads, totals, sizes = [], [], [], []
-    grids: list[tuple[int, int]] = []
+    grids = [tuple(basis.shape[1] for basis in each) or item.shape for each, item in zip(bases, matrices.items, strict=True)]
     for updates in bank:
-        views = [project(matrices, update, left, right) for update in updates]
+        coefficients = torch.stack([project(matrices, update, bases) for update in updates])
         sizes.append(torch.stack([view.square().sum((-2, -1)).mean() for view in matrices.view(updates)]))
-        grids = [(view.shape[-2], view.shape[-1]) for view in views[0]]
-        coefficients = torch.stack([torch.cat([view.flatten() for view in client]) for client in views])
         mean = coefficients.mean(0)
         means.append(mean.square())
         spreads.append((coefficients - mean).square().mean(0))
         energy, between = updates.norm().square() / len(updates), updates.mean(0).norm().square()
         totals.append(torch.stack([between, (energy - between).clamp(min=0)]))
-    return TwoSidedMoments(left, right, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals), torch.stack(sizes))
+    return TwoSidedMoments(bases, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals), torch.stack(sizes))
 
 
-def project(matrices: Matrices, update: Tensor, left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor]:
-    """Return ``left.T @ G @ right`` ``[..., r1, r2]`` a matrix of updates ``[..., dim]``; vectors come back as they are."""
-    return [g if a is None or b is None else product(a.T, g, b) for g, a, b in zip(matrices.view(update), left, right, strict=True)]
+def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]]) -> Tensor:
+    """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors come back as they are."""
+    parts = []
+    for view, item, each in zip(matrices.view(update), matrices.items, bases, strict=True):
+        tensor = view.reshape(*view.shape[:-2], *item.shape)
+        parts.append((turn(tensor, each) if each else tensor).flatten(-len(item.shape)))
+    return torch.cat(parts, dim=-1)
 
 
 class _Gram:

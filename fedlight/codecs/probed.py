@@ -30,11 +30,10 @@ class ProbedEncoder(TwoSidedEncoder):
         signs = iter(draw_signs(self.matrices, self.count, public, update.device))
         units = iter(self.unit)
         parts = [code]
-        left, right = self.sides()
-        for g, a, m, b in zip(self.matrices.view(update), left, self.middle(code), right, strict=True):
-            if a is not None and b is not None:
+        for item, true, coded in zip(self.matrices.items, self.matrices.view(update), self.expand(code), strict=True):
+            if not item.plain:
                 unit = next(units)
-                parts += [each.flatten(-2) / unit for each in probe((g, a, m, b), next(signs))]
+                parts += [each.flatten(-2) / unit for each in probe(true - coded, next(signs))]
         return torch.cat(parts, dim=-1)
 
 

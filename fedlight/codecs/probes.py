@@ -40,11 +40,10 @@ def draw_signs(matrices: Matrices, count: int, public: Public, device: torch.dev
     return signs
 
 
-def probe(left_out: tuple[Tensor, Tensor, Tensor, Tensor], signs: Signs) -> tuple[Tensor, Tensor]:
-    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of ``R = G - A M B^T``, given as (G, A, M, B)."""
-    g, a, m, b = left_out
+def probe(left_out: Tensor, signs: Signs) -> tuple[Tensor, Tensor]:
+    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of a part left out, ``R`` ``[.., rows, columns]``."""
     across, along = signs
-    return across @ g - ((across @ a) @ m) @ b.T, g @ along - a @ (m @ (b.T @ along))
+    return across @ left_out, left_out @ along
 
 
 def add_probes(decoded: Tensor, across: Tensor, along: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,9 @@ Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Selection:
-    """The bits of every coefficient of every matrix's grid ``[r1, r2]``; 0 leaves it out. Plain data, the same at both halves."""
+    """The bits of every coefficient of every matrix's grid ``[r1, r2, ..]``; 0 leaves it out. Plain data, the same at both halves."""
 
-    grids: tuple[tuple[int, int], ...]
+    grids: tuple[tuple[int, ...], ...]
     bits: Tensor
 
     @property
@@ -40,12 +41,8 @@ class Selection:
         return [(width, count) for width, count in reversed(list(enumerate(counts))) if width and count]
 
     def factor_shapes(self, matrices: Matrices) -> list[tuple[int, int]]:
-        """Return the shapes ``[n, r]`` of the factors: left and right of every matrix that is not a plain vector."""
-        shapes = []
-        for item, (r1, r2) in zip(matrices.items, self.grids, strict=True):
-            if not item.plain:
-                shapes += [(item.rows, r1), (item.columns, r2)]
-        return shapes
+        """Return the shapes ``[n, r]`` of the factors: of every side of every matrix that is not a plain vector."""
+        return [shape for item, grid in zip(matrices.items, self.grids, strict=True) for shape in zip(item.sides, grid, strict=False)]
 
     def to_plan(self) -> Plan:
         """Return the selection as plain data; the bits are packed, for they are part of what a client downloads."""
@@ -55,8 +52,8 @@ class Selection:
     @classmethod
     def from_plan(cls, plan: Plan) -> Selection:
         """Return the selection that ``to_plan`` described."""
-        grids = tuple((r1, r2) for r1, r2 in plan["grids"])
-        size = sum(r1 * r2 for r1, r2 in grids)
+        grids = tuple(tuple(grid) for grid in plan["grids"])
+        size = sum(map(math.prod, grids))
         raw = zlib.decompressobj().decompress(base64.b85decode(plan["bits"]), size)
         return cls(grids, torch.frombuffer(bytearray(raw), dtype=torch.uint8).long())
 
@@ -68,10 +65,11 @@ class Selection:
             size = item.rows * item.columns
             take = max(1, min(size, round(count * size / matrices.layout.dim), left))
             left = max(left - take, 0)
-            r2 = min(item.columns, take)
-            r1 = 1 if item.plain else min(item.rows, -(-take // r2))
-            grids.append((r1, r2))
-            part = torch.zeros(r1 * r2, dtype=torch.long)
+            grid: tuple[int, ...] = ()
+            for n in reversed(item.shape):
+                grid = (min(n, -(-take // math.prod(grid))), *grid)
+            grids.append(grid)
+            part = torch.zeros(math.prod(grid), dtype=torch.long)
             part[:take] = bits
             parts.append(part)
         return cls(tuple(grids), torch.cat(parts))
@@ -88,19 +86,16 @@ def select(
     Raises:
         ConfigurationError: if not even one column a side fits the bytes, or there is nothing to choose from.
     """
-    rows = [torch.ones(r1, dtype=torch.bool) for r1, _ in moments.grids]
-    columns = [torch.ones(r2, dtype=torch.bool) for _, r2 in moments.grids]
+    alive = [[torch.ones(r, dtype=torch.bool) for r in grid] for grid in moments.grids]
     while True:
-        allowed = torch.cat([(a[:, None] & b).flatten() for a, b in zip(rows, columns, strict=True)])
+        allowed = torch.cat([_outer(masks).flatten() for masks in alive])
         bits, saved = choose(allowed)
-        grids = [part.view(grid) for part, grid in zip(_split(bits, moments.grids), moments.grids, strict=True)]
-        savings = [part.view(grid) for part, grid in zip(_split(saved, moments.grids), moments.grids, strict=True)]
-        used = [((grid > 0).any(1), (grid > 0).any(0)) for grid in grids]
+        grids, savings = split_grids(bits, moments.grids), split_grids(saved, moments.grids)
+        used = [[(grid > 0).any(others) for others in _others(grid)] for grid in grids]
         shapes = [
             (n, int(mask.sum()))
             for item, masks in zip(matrices.items, used, strict=True)
-            if not item.plain
-            for n, mask in zip((item.rows, item.columns), masks, strict=True)
+            for n, mask in zip(item.sides, masks, strict=False)
         ]
         excess = factor_bytes(shapes, factor_bits) - most_bytes
         if excess <= 0:
@@ -112,35 +107,46 @@ def select(
                 raise ConfigurationError("Expected recorded updates to choose a code for but all are zero: raise the client learning rate")
             return _keep(moments, grids, used)
         worth: list[tuple[float, float, Tensor, int]] = []  # saving for its bytes, bytes, mask, position
-        for item, masks, saving, a, b in zip(matrices.items, used, savings, rows, columns, strict=True):
-            if item.plain:
-                continue
-            for axis, n, mask, alive in ((1, item.rows, masks[0], a), (0, item.columns, masks[1], b)):
+        for item, masks, saving, living in zip(matrices.items, used, savings, alive, strict=True):
+            for n, mask, others, left in zip(item.sides, masks, _others(saving), living, strict=False):
                 size = n * factor_bits / 8
-                savings_of = saving.sum(axis).tolist()
-                worth += [(savings_of[i] / size, size, alive, i) for i in torch.nonzero(mask).flatten().tolist()]
+                savings_of = saving.sum(others).tolist()
+                worth += [(savings_of[i] / size, size, left, i) for i in torch.nonzero(mask).flatten().tolist()]
         worth.sort(key=lambda entry: entry[0])
         goal = min(excess, max(excess / 3, most_bytes / 25))
-        for _, size, alive, position in worth:
-            alive[position] = False
+        for _, size, left, position in worth:
+            left[position] = False
             goal -= size
             if goal <= 0:
                 break
 
 
-def _split(flat: Tensor, grids: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-    return torch.split(flat, [r1 * r2 for r1, r2 in grids])
+def split_grids(flat: Tensor, grids: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return one grid ``[..., r1, r2, ..]`` a matrix of coefficients ``[..., n]``."""
+    parts = torch.split(flat, [math.prod(grid) for grid in grids], dim=-1)
+    return [part.reshape(*part.shape[:-1], *grid) for part, grid in zip(parts, grids, strict=True)]
 
 
-def _keep(moments: TwoSidedMoments, grids: list[Tensor], used: list[tuple[Tensor, Tensor]]) -> tuple[Selection, list[Tensor]]:
+def _others(grid: Tensor) -> list[tuple[int, ...]]:
+    """Return for each side of a grid all the others."""
+    return [tuple(other for other in range(grid.ndim) if other != side) for side in range(grid.ndim)]
+
+
+def _outer(masks: list[Tensor]) -> Tensor:
+    """Return where all of the sides' masks hold, ``[r1, r2, ..]``."""
+    whole = masks[0]
+    for mask in masks[1:]:
+        whole = whole.unsqueeze(-1) & mask
+    return whole
+
+
+def _keep(moments: TwoSidedMoments, grids: list[Tensor], used: list[list[Tensor]]) -> tuple[Selection, list[Tensor]]:
     """Cut grids and factors down to the columns in use."""
     factors: list[Tensor] = []
     kept: list[Tensor] = []
-    for k, (grid, (a, b)) in enumerate(zip(grids, used, strict=True)):
-        left, right = moments.left[k], moments.right[k]
-        if left is None or right is None:
-            kept.append(grid)
-        else:
-            kept.append(grid[a][:, b])
-            factors += [left[:, a], right[:, b]]
-    return Selection(tuple((g.shape[0], g.shape[1]) for g in kept), torch.cat([g.flatten() for g in kept])), factors
+    for grid, masks, bases in zip(grids, used, moments.bases, strict=True):
+        for side, (mask, basis) in enumerate(zip(masks, bases, strict=False)):
+            grid = grid.index_select(side, torch.nonzero(mask).flatten())
+            factors.append(basis[:, mask])
+        kept.append(grid)
+    return Selection(tuple(tuple(g.shape) for g in kept), torch.cat([g.flatten() for g in kept])), factors

@@ -17,7 +17,7 @@ from fedlight.codecs.moments import TwoSidedMoments, measure
 from fedlight.codecs.probed import ProbedDecoder, ProbedEncoder
 from fedlight.codecs.probes import BITS, probe_length
 from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder, Runs
-from fedlight.codecs.selection import Selection, select
+from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.codecs.two_sided import (
     TwoSidedDecoder,
     TwoSidedEncoder,
@@ -179,7 +179,7 @@ class TransformCodec(Codec):
     def _probe_units(self, matrices: Matrices, moments: TwoSidedMoments, kept: Tensor) -> Tensor:
         """Return the deviation ``[matrices]`` of a client's probes of each matrix: that of an entry of what its code leaves out."""
         weights = round_weights(moments, self.relative)
-        sent = torch.split((((moments.mean + moments.spread) * weights).mean(0) * kept), [r1 * r2 for r1, r2 in moments.grids])
+        sent = split_grids(((moments.mean + moments.spread) * weights).mean(0) * kept, moments.grids)
         whole = (moments.clients * weights).mean(0)
         left_out = (whole - torch.stack([part.sum() for part in sent])).clamp(min=1e-30) + 1e-4 * whole
         sizes = torch.tensor([item.rows * item.columns for item in matrices.items])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedlight.codecs.matrices import Matrices, Matrix
+from fedlight.codecs import matrices
+from fedlight.codecs.matrices import Matrices, Matrix, turn, turn_back
 from fedlight.core.layout import Layout, flatten
 from fedlight.modules import LeNet5
 
@@ -25,13 +27,13 @@ layouts = st.lists(st.tuples(st.sampled_from("ab"), shapes), min_size=1, max_siz
 
 @given(layout=layouts, lead=st.sampled_from([(), (3,), (2, 3)]))
 def test_join_is_the_inverse_of_view_and_both_keep_every_entry(layout: Layout, lead: tuple[int, ...]) -> None:
-    matrices = Matrices.of(layout)
+    found = Matrices.of(layout)
     update = torch.arange(math.prod(lead) * layout.dim, dtype=torch.float32).reshape(*lead, layout.dim)
-    views = matrices.view(update)
-    assert [view.shape for view in views] == [(*lead, item.rows, item.columns) for item in matrices.items]
-    assert sum(item.rows * item.columns for item in matrices.items) == layout.dim
-    assert torch.equal(matrices.join(views), update)
-    assert [index for item in matrices.items for index in item.tensors] == list(range(len(layout.shapes)))
+    views = found.view(update)
+    assert [view.shape for view in views] == [(*lead, item.rows, item.columns) for item in found.items]
+    assert sum(item.rows * item.columns for item in found.items) == layout.dim
+    assert torch.equal(found.join(views), update)
+    assert [index for item in found.items for index in item.tensors] == list(range(len(layout.shapes)))
 
 
 @given(layout=layouts)
@@ -78,3 +80,35 @@ def test_norm_layers_and_scalars_stay_plain_vectors() -> None:
 def test_lenet_is_five_matrices() -> None:
     items = Matrices.of(Layout.of(LeNet5())).items
     assert len(items) == 5 and all(len(item.tensors) == 2 and not item.plain for item in items)
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "parts"),
+    [
+        (("conv", "fc.weight", "fc.bias"), ((4, 1, 3, 3), (5, 24), (5,)), [(), (4, 6), ()]),  # channels of a flattened map
+        (("conv", "fc.weight"), ((5, 1, 3, 3), (5, 24)), [(), ()]),  # not so many channels
+        (("fc.weight",), ((5, 24),), [()]),  # the first layer
+        (("a.weight", "b.weight"), ((24, 3), (5, 24)), [(), ()]),  # a row reads the outputs before, nothing is flattened
+        (("conv",), ((4, 6, 2, 2),), [(6, 4)]),  # a convolution has a window of its own
+        (("conv",), ((4, 24, 1, 1),), [()]),
+        (("conv", "fc.weight"), ((4, 1, 3, 3), (1, 24)), [(), ()]),  # one row: a vector
+        (("conv", "fc.weight"), ((4, 1, 3, 3), (5, 20)), [(), ()]),  # short enough
+    ],
+)
+def test_long_rows_are_taken_apart_where_the_layout_tells_how(names, shapes, parts, monkeypatch) -> None:
+    monkeypatch.setattr(matrices, "LONGEST_SIDE", 20)
+    items = Matrices.of(Layout(names, shapes)).items
+    assert [item.parts for item in items] == parts
+    assert all(math.prod(item.shape) == item.rows * item.columns for item in items)
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), lead=st.sampled_from([(), (2,), (2, 3)]))
+def test_turning_is_what_the_kronecker_product_of_all_bases_does(sizes, lead) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bases = [torch.randn(n, r, generator=generator, dtype=torch.float64) for n, r in sizes]
+    tensor = torch.randn(*lead, *(n for n, _ in sizes), generator=generator, dtype=torch.float64)
+    whole = reduce(torch.kron, bases)
+    turned = turn(tensor, bases)
+    assert turned.shape == (*lead, *(r for _, r in sizes))
+    torch.testing.assert_close(turned.flatten(len(lead)), tensor.flatten(len(lead)) @ whole)
+    torch.testing.assert_close(turn_back(turned, bases).flatten(len(lead)), turned.flatten(len(lead)) @ whole.T)

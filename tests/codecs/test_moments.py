@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fedlight.codecs import moments
 from fedlight.codecs.factors import orthonormal
-from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.matrices import Matrices, turn_back
 from fedlight.codecs.moments import TwoSidedMoments, measure, project, round_rows
+from fedlight.codecs.selection import split_grids
 from fedlight.codecs.two_sided import cohort_energy, round_weights
 from fedlight.core.bank import UpdateBank
 from fedlight.core.layout import Layout
@@ -41,8 +42,8 @@ def low_rank_bank(noise: float = 0.0, rounds: int = 6, clients: int = 4) -> Upda
 def back(found: TwoSidedMoments, update: Tensor) -> Tensor:
     """Project on the bases and return."""
     views = []
-    for g, a, b in zip(project(MATRICES, update, found.left, found.right), found.left, found.right, strict=True):
-        views.append(g if a is None or b is None else a @ g @ b.T)
+    for grid, bases in zip(split_grids(project(MATRICES, update, found.bases), found.grids), found.bases, strict=True):
+        views.append(turn_back(grid, bases) if bases else grid)
     return MATRICES.join(views)
 
 
@@ -72,9 +73,8 @@ def test_the_sketch_of_a_long_side_agrees_with_the_whole_gram_matrix(relative, m
     assert sketched.grids == dense.grids and torch.equal(sketched.total, dense.total)
     torch.testing.assert_close(sketched.mean, dense.mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(sketched.spread, dense.spread, rtol=1e-3, atol=1e-4)
-    for mine, theirs in zip((*dense.left, *dense.right), (*sketched.left, *sketched.right), strict=True):
-        if mine is not None and theirs is not None:
-            torch.testing.assert_close(mine @ mine.T, theirs @ theirs.T, rtol=0, atol=1e-3)
+    for mine, theirs in zip(chain(*dense.bases), chain(*sketched.bases), strict=True):
+        torch.testing.assert_close(mine @ mine.T, theirs @ theirs.T, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("longest", [1024, 4], ids=["dense", "sketched"])
@@ -82,10 +82,8 @@ def test_columns_are_orthonormal_and_those_of_most_energy_come_first(longest, mo
     monkeypatch.setattr(moments, "LONGEST_DENSE_SIDE", longest)
     bank = low_rank_bank(noise=0.05)
     found = measure(bank, MATRICES, 10, 5, False)
-    for side in (found.left, found.right):
-        for basis in side:
-            if basis is not None:
-                torch.testing.assert_close(basis.T @ basis, torch.eye(5), rtol=0, atol=1e-5)
+    for basis in chain(*found.bases):
+        torch.testing.assert_close(basis.T @ basis, torch.eye(5), rtol=0, atol=1e-5)
     energy = cohort_energy(found, 10, False)
     for part, grid, item in zip(torch.split(energy, [a * b for a, b in found.grids]), found.grids, MATRICES.items, strict=True):
         if not item.plain:
@@ -99,9 +97,10 @@ def test_a_cut_keeps_at_least_what_one_sided_pca_of_either_side_keeps():
     bank, rank = low_rank_bank(noise=0.5), 2
     found = measure(bank, MATRICES, 0, rank, False)
     means = bank.updates.mean(1)
-    for g, a, b in zip(MATRICES.view(means), found.left, found.right, strict=True):
-        if a is None or b is None:
+    for g, bases in zip(MATRICES.view(means), found.bases, strict=True):
+        if not bases:
             continue
+        a, b = bases
         lost = (g - a @ (a.T @ g @ b) @ b.T).square().sum()
         tails = [torch.linalg.eigvalsh(s)[:-rank].sum() for s in (torch.einsum("sij,skj->ik", g, g), torch.einsum("sij,sik->jk", g, g))]
         assert max(tails) <= lost * 1.0001 and lost <= sum(tails) * 1.0001
@@ -113,8 +112,7 @@ def test_the_energy_of_a_cohort_is_the_second_moment_of_means_of_its_clients(coh
     bank = low_rank_bank(rounds=3, clients=3)
     found = measure(bank, MATRICES, cohort, 20, False)
     means = torch.stack([bank.updates[:, list(chosen)].mean(1) for chosen in product(range(3), repeat=cohort)])
-    views = project(MATRICES, means, found.left, found.right)
-    empirical = torch.cat([view.flatten(-2) for view in views], -1).square().mean((0, 1))
+    empirical = project(MATRICES, means, found.bases).square().mean((0, 1))
     torch.testing.assert_close(cohort_energy(found, cohort, False), empirical, rtol=1e-4, atol=1e-5)
 
 
@@ -167,5 +165,5 @@ def test_measuring_is_repeatable_and_draws_nothing_from_the_global_generator(mon
 def test_a_bank_of_zeros_has_no_energy_and_still_has_bases():
     found = measure(UpdateBank(torch.zeros(3, 2, LAYOUT.dim), LAYOUT), MATRICES, 10, RANK, True)
     assert not found.mean.any() and not found.total.any()
-    assert all(torch.isfinite(basis).all() for basis in (*found.left, *found.right) if basis is not None)
+    assert all(torch.isfinite(basis).all() for basis in chain(*found.bases))
     assert math.isfinite(float(cohort_energy(found, 10, True).sum()))

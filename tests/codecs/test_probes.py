@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlight.codecs import TransformCodec
-from fedlight.codecs.factors import orthonormal
+from fedlight.codecs import TransformCodec, matrices
 from fedlight.codecs.matrices import Matrices
+from fedlight.codecs.probed import ProbedEncoder
 from fedlight.codecs.probes import add_probes, draw_signs, probe, probe_length
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Private, Public
@@ -40,27 +40,41 @@ def test_signs_are_public_unit_vectors_that_change_with_the_round() -> None:
 
 
 @given(st.integers(0, 1000))
-def test_a_probe_is_of_what_the_factors_leave_out_and_adds_up(seed: int) -> None:
-    g, m = drawn(3, 24, 30, seed=seed), drawn(3, 4, 5, seed=seed + 1)
-    a, b = orthonormal(drawn(24, 4, seed=seed + 2)), orthonormal(drawn(30, 5, seed=seed + 3))
+def test_probes_are_linear(seed: int) -> None:
+    left_out = drawn(3, 24, 30, seed=seed)
     signs = draw_signs(MATRICES, 2, Public(seed=seed), torch.device("cpu"))[0]
-    left_out = g - a @ m @ b.T
-    across, along = probe((g, a, m, b), signs)
-    torch.testing.assert_close(across, signs[0] @ left_out, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(along, left_out @ signs[1], atol=1e-4, rtol=1e-4)
-    whole = probe((g.sum(0), a, m.sum(0), b), signs)
-    torch.testing.assert_close(whole[0], across.sum(0), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(whole[1], along.sum(0), atol=1e-4, rtol=1e-4)
+    for whole, parts in zip(probe(left_out.sum(0), signs), probe(left_out, signs), strict=True):
+        torch.testing.assert_close(whole, parts.sum(0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("longest", [1024, 20], ids=["two sides", "three sides"])
+def test_a_message_carries_probes_of_what_its_coefficients_leave_out(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "LONGEST_SIDE", longest)
+    layout = Layout(("conv", "a.weight", "norm"), ((6, 2, 1, 1), (24, 30), (20,)))
+    bank = UpdateBank(drawn(6, 4, layout.dim), layout)
+    codec = TransformCodec(4, cohort=4, encoder_share=10.0, probes=2)
+    codec.fit(bank, lambda *_: {})
+    encoder = codec.encoder.stage(0)
+    assert isinstance(encoder, ProbedEncoder)
+    public, update = Public(seed=1), bank.updates[0, 0]
+    code = encoder.encode(update, public, Private(torch_generator("test")))
+    left_out = update - encoder.matrices.join(encoder.expand(code[: len(encoder.order)]))
+    views = [view for view, item in zip(encoder.matrices.view(left_out), encoder.matrices.items, strict=True) if not item.plain]
+    expected = [
+        each.flatten() / unit
+        for view, signs, unit in zip(views, draw_signs(encoder.matrices, 2, public, update.device), encoder.unit, strict=True)
+        for each in probe(view, signs)
+    ]
+    torch.testing.assert_close(code[len(encoder.order) :], torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_probes_of_many_rounds_have_the_gram_matrices_of_what_is_left_out() -> None:
     """With the energy that it has, on both sides: the mean over signs is exact, of 4,000 rounds nearly."""
     left_out = drawn(24, 3) @ torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ drawn(3, 30, seed=1)
-    nothing = (left_out, torch.zeros(24, 1), torch.zeros(1, 1), torch.zeros(30, 1))
     right, left = torch.zeros(30, 30), torch.zeros(24, 24)
     rounds = 4000
     for round in range(rounds):
-        seen = add_probes(torch.zeros(24, 30), *probe(nothing, draw_signs(MATRICES, 1, Public(round=round), torch.device("cpu"))[0]))
+        seen = add_probes(torch.zeros(24, 30), *probe(left_out, draw_signs(MATRICES, 1, Public(round=round), torch.device("cpu"))[0]))
         right += seen.T @ seen / rounds
         left += seen @ seen.T / rounds
     true = left_out.T @ left_out
