@@ -202,29 +202,11 @@ class FedProx(FedAvg):
 
     Args:
         mu: weight of the proximal term; 0 is FedAvg.
-        lr: client learning rate.
-        batch_size: samples in a local batch.
-        epochs: local epochs a round; give this or ``steps``.
-        steps: local steps a round; give this or ``epochs``.
-        momentum: heavy-ball momentum of the client's SGD, started anew each round.
-        weight_decay: L2 penalty added to the gradient.
-        max_grad_norm: bound on the norm of each local gradient; none if not given.
-        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+        local: options of local SGD, those of `FedAvg`.
     """
 
-    def __init__(
-        self,
-        mu: float = 0.01,
-        lr: float = 0.05,
-        batch_size: int = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        schedule: Schedule | None = None,
-    ) -> None:
-        super().__init__(lr, batch_size, epochs, steps, momentum, weight_decay, max_grad_norm, schedule)
+    def __init__(self, mu: float = 0.01, **local: Any) -> None:
+        super().__init__(**local)
         if mu < 0:
             raise ConfigurationError(f"Expected `mu` >= 0 but got {mu}")
         self.mu = mu

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fedlight.clients.algorithms import FedAvg, FedProx, LocalResult, Memory
 from fedlight.clients.local_model import LocalModel
-from fedlight.clients.schedule import Schedule
 from fedlight.core.codec import State
 
 
@@ -19,33 +20,15 @@ class Ditto(FedAvg):
 
     Args:
         lam: how strongly the personal model is pulled to the global one.
-        lr: client learning rate, of both models.
-        batch_size: samples in a local batch.
-        epochs: local epochs a round, of both models; give this or ``steps``.
-        steps: local steps a round, of both models; give this or ``epochs``.
-        momentum: heavy-ball momentum of the client's SGD, started anew each round.
-        weight_decay: L2 penalty added to the gradient.
-        max_grad_norm: bound on the norm of each local gradient; none if not given.
-        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+        local: options of local SGD, those of `FedAvg`, for both models.
     """
 
     client_state = True
 
-    def __init__(
-        self,
-        lam: float = 0.1,
-        lr: float = 0.05,
-        batch_size: int = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        schedule: Schedule | None = None,
-    ) -> None:
-        super().__init__(lr, batch_size, epochs, steps, momentum, weight_decay, max_grad_norm, schedule)
+    def __init__(self, lam: float = 0.1, **local: Any) -> None:
+        super().__init__(**local)
         self.lam = lam
-        self._pulled = FedProx(lam, lr, batch_size, epochs, steps, momentum, weight_decay, max_grad_norm, schedule)
+        self._pulled = FedProx(lam, **local)
 
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fedlight.clients.algorithms import FedAvg, LocalResult, Memory, pulled_back
 from fedlight.clients.local_model import LocalModel
-from fedlight.clients.schedule import Schedule
 from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError
 
@@ -20,31 +21,15 @@ class FedDyn(FedAvg):
 
     Args:
         alpha: weight of the regulariser; 0 is FedAvg.
-        lr: client learning rate.
-        batch_size: samples in a local batch.
-        epochs: local epochs a round; give this or ``steps``.
-        steps: local steps a round; give this or ``epochs``.
-        weight_decay: L2 penalty added to the gradient.
-        max_grad_norm: bound on the norm of each local gradient; none if not given.
-        schedule: factor on ``lr`` that changes over rounds; constant if not given.
+        local: options of local SGD, those of `FedAvg`, without momentum.
     """
 
     client_state = True
     replayable = False
     shared = True
 
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        lr: float = 0.05,
-        batch_size: int = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        schedule: Schedule | None = None,
-    ) -> None:
-        super().__init__(lr, batch_size, epochs, steps, 0.0, weight_decay, max_grad_norm, schedule)
+    def __init__(self, alpha: float = 0.1, **local: Any) -> None:
+        super().__init__(momentum=0.0, **local)
         if alpha < 0:
             raise ConfigurationError(f"Expected `alpha` >= 0 but got {alpha}")
         self.alpha = alpha

@@ -15,16 +15,6 @@ class FedNova(FedAvg):
 
     A client uploads its update divided by its effective number of steps ``a_i``, and ``a_i``; the server multiplies the two
     means. It needs no single client's number of steps but is sent each in the clear: SecureAggregator refuses this algorithm.
-
-    Args:
-        lr: client learning rate.
-        batch_size: samples in a local batch.
-        epochs: local epochs a round; give this or ``steps``.
-        steps: local steps a round; give this or ``epochs``.
-        momentum: heavy-ball momentum of the client's SGD, started anew each round.
-        weight_decay: L2 penalty added to the gradient.
-        max_grad_norm: bound on the norm of each local gradient; none if not given.
-        schedule: factor on ``lr`` that changes over rounds; constant if not given.
     """
 
     scalars = 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +47,8 @@ class CentralDP(PrivacyMechanism):
     (`Poisson`, or `Everyone`): what is known of amplification by fixed-size cohorts is for another neighbouring relation.
 
     Args:
-        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
-        noise_multiplier: standard deviation of a sum's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
-        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
-        delta: probability with which epsilon may not hold; below one over the number of clients.
-        accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
-        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
-            given: noise from the operating system's generator.
         adaptive: lets the norm follow a quantile of the clients' norms, beginning at ``clip`` (fixed if not given).
+        terms: the other options of every mechanism, those of `PrivacyMechanism`.
 
     Raises:
         ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
@@ -65,16 +59,9 @@ class CentralDP(PrivacyMechanism):
     amplified = True
 
     def __init__(
-        self,
-        clip: float,
-        noise_multiplier: float | None = None,
-        target_epsilon: float | None = None,
-        delta: float = 1e-5,
-        accountant: Literal["auto", "pld", "rdp"] = "auto",
-        simulation_seed: int | None = None,
-        adaptive: AdaptiveClipping | None = None,
+        self, clip: float, noise_multiplier: float | None = None, *, adaptive: AdaptiveClipping | None = None, **terms: Any
     ) -> None:
-        super().__init__(clip, noise_multiplier, target_epsilon, delta, accountant, simulation_seed)
+        super().__init__(clip, noise_multiplier, **terms)
         self.adaptive = adaptive
         self.sends_bits = adaptive is not None
 

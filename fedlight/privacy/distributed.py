@@ -30,16 +30,12 @@ class DistributedDP(PrivacyMechanism):
     their own quantisation would take: the ratio that a run reports is that of these.
 
     Args:
-        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
         threshold: least number of clients that must answer; with fewer a round is repeated before its sum is known.
         colluding: how many of them may tell others their noise.
         noise_multiplier: standard deviation of the least noise in a sum, in units of ``clip``; calibrated if not given.
-        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
-        delta: probability with which epsilon may not hold; below one over the number of clients.
         grid: how many steps of the integer grid lie within ``clip``.
         bits: width of an entry of a client's message, the noise's tail included.
-        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
-            given: noise from the operating system's generator.
+        terms: the other options of every mechanism, those of `PrivacyMechanism`; the accountant is ``auto``.
 
     Raises:
         ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
@@ -53,13 +49,12 @@ class DistributedDP(PrivacyMechanism):
         threshold: int,
         colluding: int = 0,
         noise_multiplier: float | None = None,
-        target_epsilon: float | None = None,
-        delta: float = 1e-5,
+        *,
         grid: int = 1024,
         bits: int = 18,
-        simulation_seed: int | None = None,
+        **terms: Any,
     ) -> None:
-        super().__init__(clip, noise_multiplier, target_epsilon, delta, "auto", simulation_seed)
+        super().__init__(clip, noise_multiplier, accountant="auto", **terms)
         if not 0 <= colluding < threshold or grid < 1 or not 2 <= bits <= 24:
             raise ConfigurationError(
                 "Expected 0 <= `colluding` < `threshold`, `grid` >= 1 and `bits` in 2..24 but got "

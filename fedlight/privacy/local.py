@@ -19,13 +19,7 @@ class LocalDP(PrivacyMechanism):
     amplification; the run is accounted as if every client took part in every round. Strong noise: for very many clients only.
 
     Args:
-        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
         noise_multiplier: standard deviation of one code's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
-        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
-        delta: probability with which epsilon may not hold; below one over the number of clients.
-        accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
-        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
-            given: noise from the operating system's generator.
 
     Raises:
         ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.

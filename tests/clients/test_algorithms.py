@@ -211,7 +211,7 @@ def test_fedprox_without_mu_is_fedavg_bit_for_bit(
 ) -> None:
     plain = run(FedAvg(0.1, 4, **length, **options), model, data)
     model.load(model.start, model.buffers)
-    prox = run(FedProx(0.0, 0.1, 4, **length, **options), model, data)
+    prox = run(FedProx(0.0, lr=0.1, batch_size=4, **length, **options), model, data)
     assert torch.equal(plain.update, prox.update) and torch.equal(plain.loss, prox.loss)
 
 
@@ -232,7 +232,7 @@ def test_fedprox_on_a_quadratic_is_exact(mu: float, lr: float, steps: int) -> No
     start = local.start.double()
     best = (a * c.double() + mu * start) / (a + mu)
     expected = best + (1 - lr * (a + mu)) ** steps * (start - best)
-    result = run(FedProx(mu, lr, 1, steps=steps), local, (torch.zeros(3, 1), torch.zeros(3)))
+    result = run(FedProx(mu, lr=lr, batch_size=1, steps=steps), local, (torch.zeros(3, 1), torch.zeros(3)))
     torch.testing.assert_close(result.update.double(), start - expected, atol=1e-4, rtol=1e-4)
 
 
@@ -240,7 +240,7 @@ def test_a_larger_mu_stays_closer_to_the_start(model: LocalModel, data: Data) ->
     lengths = []
     for mu in (0.0, 0.5, 2.0, 5.0):
         model.load(model.start, model.buffers)
-        lengths.append(float(run(FedProx(mu, 0.1, 4, steps=30), model, data).update.norm()))
+        lengths.append(float(run(FedProx(mu, lr=0.1, batch_size=4, steps=30), model, data).update.norm()))
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] < 0.5 * lengths[0]
 
 

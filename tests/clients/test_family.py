@@ -48,11 +48,11 @@ def federation(algorithm, rounds: int, start: Tensor | None = None, clients=CLIE
 @pytest.mark.parametrize(
     "zero",
     [
-        FedProx(0.0, 0.1, 1, steps=5),
+        FedProx(0.0, lr=0.1, batch_size=1, steps=5),
         FedNova(0.1, 1, steps=5),
-        FedDyn(0.0, 0.1, 1, steps=5),
-        Ditto(0.5, 0.1, 1, steps=5),
-        QFedAvg(0.0, 0.1, 1, steps=5),
+        FedDyn(0.0, lr=0.1, batch_size=1, steps=5),
+        Ditto(0.5, lr=0.1, batch_size=1, steps=5),
+        QFedAvg(0.0, lr=0.1, batch_size=1, steps=5),
     ],
     ids=lambda algorithm: type(algorithm).__name__,
 )
@@ -64,7 +64,7 @@ def test_the_first_round_of_scaffold_is_fedavg():
     assert torch.equal(federation(Scaffold(0.1, 1, 5), 1), federation(FedAvg(0.1, 1, steps=5), 1))
 
 
-@pytest.mark.parametrize("algorithm", [Scaffold(0.1, 1, 10), FedDyn(0.5, 0.1, 1, steps=10)], ids=["scaffold", "feddyn"])
+@pytest.mark.parametrize("algorithm", [Scaffold(0.1, 1, 10), FedDyn(0.5, lr=0.1, batch_size=1, steps=10)], ids=["scaffold", "feddyn"])
 def test_corrected_clients_find_the_optimum_and_rest_there_where_fedavg_does_not(algorithm):
     owns, state = [{}, {}], {}
     found = federation(algorithm, 400, owns=owns, state=state)
@@ -75,7 +75,7 @@ def test_corrected_clients_find_the_optimum_and_rest_there_where_fedavg_does_not
 
 @pytest.mark.parametrize(
     "algorithm",
-    [FedNova(0.1, 1, steps=5), QFedAvg(2.0, 0.1, 1, steps=5), Ditto(0.5, 0.1, 1, steps=5)],
+    [FedNova(0.1, 1, steps=5), QFedAvg(2.0, lr=0.1, batch_size=1, steps=5), Ditto(0.5, lr=0.1, batch_size=1, steps=5)],
     ids=lambda algorithm: type(algorithm).__name__,
 )
 def test_it_rests_at_an_optimum_that_clients_share(algorithm):
@@ -125,7 +125,7 @@ def test_effective_steps_count_how_far_a_constant_gradient_carries(momentum):
 
 def test_a_larger_q_brings_the_worst_client_nearer():
     def worst(q: float) -> float:
-        end = federation(QFedAvg(q, 0.1, 1, steps=3), 300)
+        end = federation(QFedAvg(q, lr=0.1, batch_size=1, steps=3), 300)
         return max(float(0.5 * (x[0, :2] * (end - x[0, 2:]).square()).sum()) for x in CLIENTS)
 
     assert worst(2.0) < worst(0.0)
@@ -135,7 +135,7 @@ def test_ditto_keeps_a_model_between_the_clients_own_and_the_global_one():
     ends = []
     for lam in (0.0, 0.5, 5.0):
         owns = [{}, {}]
-        start = federation(Ditto(lam, 0.1, 1, steps=5), 60, owns=owns)
+        start = federation(Ditto(lam, lr=0.1, batch_size=1, steps=5), 60, owns=owns)
         ends.append(float((owns[0]["weights"] - start).norm()))
     assert ends == sorted(ends, reverse=True) and ends[-1] < 0.3 * ends[0]
     assert Ditto(0.1, steps=1).personal({}) is None and Ditto(0.1, steps=1).personal(owns[0]) is not None

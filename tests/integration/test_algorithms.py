@@ -20,9 +20,9 @@ from tests.federation import History, federated, federated_data, learned, mlp, p
 ALGORITHMS = {
     "scaffold": lambda: Scaffold(0.1, 8, 3),
     "fednova": lambda: FedNova(0.1, 8, epochs=1),
-    "feddyn": lambda: FedDyn(0.1, 0.1, 8, steps=3),
-    "ditto": lambda: Ditto(0.1, 0.1, 8, steps=3),
-    "q-fedavg": lambda: QFedAvg(1.0, 0.1, 8, steps=3),
+    "feddyn": lambda: FedDyn(0.1, lr=0.1, batch_size=8, steps=3),
+    "ditto": lambda: Ditto(0.1, lr=0.1, batch_size=8, steps=3),
+    "q-fedavg": lambda: QFedAvg(1.0, lr=0.1, batch_size=8, steps=3),
 }
 CODECS = {"none": IdentityCodec, "learned": learned, "power sgd": lambda: PowerSGDCodec(1), "top-k": lambda: TopKCodec(4)}
 

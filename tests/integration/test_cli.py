@@ -264,7 +264,8 @@ def test_every_option_of_ours_is_explained_in_help(command, capsys):
     "option",
     [
         *(f"--model.codec.help={kind}" for kind in ("AutoencoderCodec", "QuantizeCodec", "ChainCodec", "LinearCodec")),
-        *(f"--model.algorithm.help={kind}" for kind in ("FedAvg", "FedProx", "FedSGD")),
+        *(f"--model.algorithm.help={kind}" for kind in ("FedAvg", "FedProx", "FedSGD", "FedNova", "FedDyn", "Ditto", "QFedAvg")),
+        *(f"--model.privacy.help={kind}" for kind in ("CentralDP", "DistributedDP", "LocalDP")),
         *(f"--data.source.help={kind}" for kind in ("Digits", "ArrayFile", "Torchvision", "WithClients")),
         *(f"--data.partitioner.help={kind}" for kind in ("Dirichlet", "IID")),
         *(f"--data.sampler.help={kind}" for kind in ("Uniform", "Poisson")),
@@ -280,6 +281,29 @@ def test_options_of_parts_are_explained(option, capsys):
     assert texts
     for name, text in texts.items():
         assert len(text.split("(type:")[0].split("(required")[0].split()) >= 2, f"{name} has no help: {text!r}"
+
+
+LOCAL = {"lr", "batch_size", "epochs", "steps", "momentum", "weight_decay", "max_grad_norm", "schedule"}
+TERMS = {"clip", "noise_multiplier", "target_epsilon", "delta", "accountant", "simulation_seed"}
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "names"),
+    [
+        ("algorithm", "FedProx", LOCAL | {"mu"}),
+        ("algorithm", "FedNova", LOCAL),
+        ("algorithm", "FedDyn", LOCAL - {"momentum"} | {"alpha"}),
+        ("algorithm", "Ditto", LOCAL | {"lam"}),
+        ("algorithm", "QFedAvg", LOCAL | {"q"}),
+        ("privacy", "CentralDP", TERMS | {"adaptive"}),
+        ("privacy", "DistributedDP", TERMS - {"accountant"} | {"threshold", "colluding", "grid", "bits"}),
+        ("privacy", "LocalDP", TERMS),
+    ],
+)
+def test_options_that_a_part_hands_on_are_its_options(part, kind, names, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", f"--model.{part}.help={kind}"])
+    assert {name.removeprefix(f"--model.{part}.") for name in options(capsys.readouterr().out)} == names
 
 
 def test_the_configuration_can_be_printed_and_read_back(finished, capsys, tmp_path):

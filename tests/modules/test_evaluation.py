@@ -25,7 +25,7 @@ def test_accuracy_by_size_is_the_mean_over_quarters_of_the_clients():
 
 
 def test_personal_models_are_evaluated_beside_the_global_one():
-    module, data = federated(algorithm=Ditto(0.0, 0.2, 8, steps=20)), federated_data(client_holdout=0.3)
+    module, data = federated(algorithm=Ditto(0.0, lr=0.2, batch_size=8, steps=20)), federated_data(client_holdout=0.3)
     runner = trainer(3, limit_val_batches=1.0)
     runner.fit(module, datamodule=data)
     figures = runner.validate(module, datamodule=data, verbose=False)[0]
