@@ -54,6 +54,7 @@ class Algorithm(ABC):
         client_state: whether clients remember something from one of their rounds to the next.
         replayable: whether the server's step is the mean update itself, so that clients can repeat it from the sum of codes.
         shared: whether every weight must be common to all clients (then BatchNorm layers cannot stay local).
+        personal_models: whether clients keep models of their own, which ``personal`` returns.
     """
 
     vectors: int = 1
@@ -61,6 +62,7 @@ class Algorithm(ABC):
     client_state: bool = False
     replayable: bool = True
     shared: bool = False
+    personal_models: bool = False
 
     @abstractmethod
     def run(

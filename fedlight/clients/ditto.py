@@ -24,6 +24,7 @@ class Ditto(FedAvg):
     """
 
     client_state = True
+    personal_models = True
 
     def __init__(self, lam: float = 0.1, **local: Any) -> None:
         super().__init__(**local)

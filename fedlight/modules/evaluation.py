@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -12,6 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import ClientSpread, accuracy_by_size
 from fedlight.modules.exchange import reduce_sum
+
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
 
 
 class StageMetrics(nn.Module):
@@ -77,3 +82,13 @@ def one_number(name: str, metric: Metric) -> float:
             f"Expected `metrics` of one number each but {name!r} ({type(metric).__name__}) makes {type(value).__name__}: choose an average"
         )
     return float(value)
+
+
+def warn_of_unseen_models(module: FederatedModule) -> None:
+    """Warn, before training, of personal models that no held-out data of their clients will ever evaluate."""
+    if module.algorithm.personal_models and not module.data.client_holdout:
+        rank_zero_warn(
+            f"{type(module.algorithm).__name__} trains a model of its own for every client but `data.client_holdout` is 0, so that none of "
+            "them is evaluated: they only go into checkpoints. Hold out a share of every client's samples, such as `data.client_holdout` "
+            "0.2 (for a classifying network on a data set in memory), or take FedAvg, which saves their training"
+        )

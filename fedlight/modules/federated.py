@@ -35,7 +35,7 @@ from fedlight.core.rounds import Round
 from fedlight.metrics import TrafficCounter
 from fedlight.modules.attempt import attempt_round, way_out
 from fedlight.modules.downlink import Downlink, FullModel
-from fedlight.modules.evaluation import StageMetrics
+from fedlight.modules.evaluation import StageMetrics, warn_of_unseen_models
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.logs import log_comparison, log_round, round_figures
@@ -205,6 +205,7 @@ class FederatedModule(Forwarding):
         self.task.setup(stage)
         if stage == "fit":
             self.aggregator.check(self._setting())
+            warn_of_unseen_models(self)
         if stage == "fit" and not self.rounds:
             self.downlink.setup(self)
 

@@ -24,6 +24,7 @@ from fedlight.clients import (
     FedSGD,
     LocalModel,
     LocalResult,
+    Memory,
     QFedAvg,
     Scaffold,
 )
@@ -117,6 +118,12 @@ def test_the_update_is_a_new_finite_descent_direction(algorithm: Algorithm, mode
     kept = result.update.clone()
     model.load(torch.zeros_like(model.start), model.buffers)
     assert torch.equal(result.update, kept)
+
+
+def test_clients_have_models_of_their_own_if_the_algorithm_says_so(algorithm: Algorithm, model: LocalModel, data: Data) -> None:
+    memory = Memory()
+    algorithm.run(model, *data, 2, torch.Generator().manual_seed(0), memory)
+    assert (algorithm.personal(memory.own) is not None) == algorithm.personal_models
 
 
 def test_it_works_with_less_data_than_a_batch(algorithm: Algorithm, model: LocalModel, data: Data) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 
-from fedlight.clients import Ditto
+from fedlight.clients import Ditto, FedAvg
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import accuracy_by_size
 from tests.federation import federated, federated_data, trainer
@@ -38,6 +38,15 @@ def test_personal_models_are_evaluated_beside_the_global_one():
         right.append(float((logits.argmax(-1) == data.y[index]).float().mean()))
     assert figures["val/personal_accuracy_mean"] == pytest.approx(sum(right) / 8, abs=1e-6)
     assert {"val/client_accuracy_mean", "val/client_accuracy_worst", "val/client_accuracy_size_1"} <= set(figures)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "holdout", "warned"), [(Ditto(steps=1), 0.0, True), (Ditto(steps=1), 0.3, False), (FedAvg(steps=1), 0.0, False)]
+)
+def test_personal_models_that_nothing_evaluates_are_told_before_training(algorithm, holdout, warned, recwarn):
+    trainer(1).fit(federated(algorithm=algorithm), datamodule=federated_data(client_holdout=holdout))
+    told = [str(item.message) for item in recwarn if "`data.client_holdout` is 0" in str(item.message)]
+    assert len(told) == warned
 
 
 def test_any_metric_is_logged_and_chooses_the_best_checkpoint(tmp_path):
