@@ -14,7 +14,7 @@ from fedlight.core.rounds import Round, Upload
 
 
 @dataclass(frozen=True)
-class Setting:
+class AggregationSetting:
     """What is known of a run before it begins: what an aggregator may refuse.
 
     Args:
@@ -59,7 +59,7 @@ class Aggregator(ABC):
     sums: bool = True
     sim_logs: bool = True
 
-    def check(self, setting: Setting) -> None:  # noqa: B027 (most have nothing to refuse)
+    def check(self, setting: AggregationSetting) -> None:  # noqa: B027 (most have nothing to refuse)
         """Refuse, with a ``ConfigurationError``, a run that cannot work: before anything is trained."""
 
     def open(self, round: Round, codec: Codec, weights: Tensor) -> None:  # noqa: B027 (most have nothing to prepare)

@@ -12,7 +12,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from fedlight.aggregation.base import Aggregator, Setting
+from fedlight.aggregation.base import AggregationSetting, Aggregator
 from fedlight.core.codec import Codec, Decoder, Public
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
@@ -47,7 +47,7 @@ def median(codes: Tensor) -> Tensor:
 class _SeesCodes(Aggregator):
     """What looks at every code, in one process: of several none would see all."""
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: AggregationSetting) -> None:
         """Refuse several processes."""
         if setting.processes > 1:
             raise ConfigurationError(
@@ -72,7 +72,7 @@ class NormBound(_SeesCodes):
         self.bound = bound
         self._unit = 1.0
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: AggregationSetting) -> None:
         """Refuse codecs whose coefficients have steps of their own, too."""
         super().check(setting)
         if setting.vectors > 1 or setting.scalars:
@@ -109,7 +109,7 @@ class _AllCodes(_SeesCodes):
     def __init__(self) -> None:
         self._codes: list[tuple[int, Tensor]] = []
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: AggregationSetting) -> None:
         """Refuse weights, too, which these rules do not know."""
         super().check(setting)
         if setting.largest_weight > 1:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.aggregation.base import Aggregator, Setting
+from fedlight.aggregation.base import AggregationSetting, Aggregator
 from fedlight.aggregation.drop_outs import DropOuts
 from fedlight.core.codec import Codec, Decoder, require_additive
 from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
@@ -77,7 +77,7 @@ class SecureAggregator(Aggregator):
 
     # -- before the run ----------------------------------------------------------------------------------------------------------
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: AggregationSetting) -> None:
         """Refuse what cannot be summed behind masks, and what would tell of a client beside them."""
         from fedlight.aggregation import secure
 

@@ -16,7 +16,7 @@ from fedlight.core.codec import Public
 from fedlight.core.random import derive_seed
 from fedlight.privacy import CentralDP
 from fedlight.privacy.clipping import clip_norm
-from fedlight.privacy.mechanism import Setting
+from fedlight.privacy.mechanism import AccountingSetting
 
 CONFIDENCE = 0.95
 
@@ -33,7 +33,7 @@ def audited_mechanism(noise: float, delta: float, clients: int, rounds: int, len
     if not noise:
         return None
     mechanism = CentralDP(clip=1.0, noise_multiplier=noise, delta=delta, simulation_seed=derive_seed(seed, "audit noise"))
-    mechanism.begin(Setting(rate=1.0, cohort=clients, rounds=rounds, length=length, integer=False), clients)
+    mechanism.begin(AccountingSetting(rate=1.0, cohort=clients, rounds=rounds, length=length, integer=False), clients)
     return mechanism
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from fedlight.aggregation import Aggregator, PlainAggregator, Setting
+from fedlight.aggregation import AggregationSetting, Aggregator, PlainAggregator
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
@@ -209,11 +209,11 @@ class FederatedModule(Forwarding):
         if stage == "fit" and not self.rounds:
             self.downlink.setup(self)
 
-    def _setting(self) -> Setting:
+    def _setting(self) -> AggregationSetting:
         clients = range(self.data.num_population)
         largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        return Setting(
+        return AggregationSetting(
             self.codec,
             cohort=len(self.data.cohort(0, 0)),
             largest_weight=largest,

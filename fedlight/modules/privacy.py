@@ -19,7 +19,7 @@ from fedlight.core.rounds import Round
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.exchange import reduce_sum, several_processes
-from fedlight.privacy import DistributedDP, PrivacyMechanism, Setting
+from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -81,7 +81,7 @@ def begin_privacy(module: FederatedModule) -> None:
     _check_beside_the_code(module, privacy)
     _check_aggregator(module, privacy)
     rounds = module.trainer.max_steps
-    setting = Setting(
+    setting = AccountingSetting(
         sampling_rate(module.data.sampler),
         expected_cohort(module.data),
         rounds if rounds > 0 else None,

@@ -4,7 +4,7 @@ from fedlight.privacy.central import AdaptiveClipping, CentralDP
 from fedlight.privacy.distributed import DistributedDP
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.local import LocalDP
-from fedlight.privacy.mechanism import PrivacyMechanism, Setting
+from fedlight.privacy.mechanism import AccountingSetting, PrivacyMechanism
 from fedlight.privacy.protection import Protection
 
-__all__ = ["AdaptiveClipping", "CentralDP", "DistributedDP", "Ledger", "LocalDP", "PrivacyMechanism", "Protection", "Setting"]
+__all__ = ["AccountingSetting", "AdaptiveClipping", "CentralDP", "DistributedDP", "Ledger", "LocalDP", "PrivacyMechanism", "Protection"]

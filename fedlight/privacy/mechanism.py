@@ -30,7 +30,7 @@ from fedlight.privacy.protection import Protection
 
 
 @dataclass(frozen=True)
-class Setting:
+class AccountingSetting:
     """What the cost of a run depends on beside the mechanism, all of it public before the first round.
 
     ``rate``: probability with which a client joins a round, on its own (None if cohorts are drawn otherwise); ``cohort``: the fixed
@@ -106,7 +106,7 @@ class PrivacyMechanism(ABC):
         self.ledger = Ledger()
         self.multiplier = 0.0  # in use: as given, or calibrated
         self.norm = clip  # in use: `clip`, unless it adapts
-        self.setting: Setting
+        self.setting: AccountingSetting
 
     def settings(self) -> dict[str, Any]:
         """Return what was configured, as plain data."""
@@ -115,7 +115,7 @@ class PrivacyMechanism(ABC):
 
     # -- before the first round ------------------------------------------------------------------------------------
 
-    def begin(self, setting: Setting, population: int) -> None:
+    def begin(self, setting: AccountingSetting, population: int) -> None:
         """Take note of the run and fix the noise multiplier.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlight.aggregation import Aggregator, DropOuts, PlainAggregator, SecureAggregator, Setting
+from fedlight.aggregation import AggregationSetting, Aggregator, DropOuts, PlainAggregator, SecureAggregator
 from fedlight.codecs import QuantizeCodec
 from fedlight.core.codec import Private, Public
 from fedlight.core.layout import Layout
@@ -45,7 +45,7 @@ def upload_of(codec, client: int, weight: int, seed: int = 0) -> tuple[Upload, t
 def attempt(aggregator: Aggregator, codec, uploads: Sequence[Upload]) -> Round:
     cohort = np.arange(CLIENTS, dtype=np.int64)
     round = Round(Public(), cohort, cohort)
-    aggregator.check(Setting(codec, CLIENTS, max(upload.weight for upload in uploads), False, 1))
+    aggregator.check(AggregationSetting(codec, CLIENTS, max(upload.weight for upload in uploads), False, 1))
     aggregator.open(round, codec, torch.zeros(3))
     for upload in uploads:
         aggregator.leave(round, upload)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlight.aggregation import DropOuts, SecureAggregator, Setting
+from fedlight.aggregation import AggregationSetting, DropOuts, SecureAggregator
 from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
@@ -331,8 +331,10 @@ def test_codecs_that_cannot_be_summed_or_send_floats_are_refused(codec, said):
         run(federated(codec=codec(), aggregator=SecureAggregator(CLIENTS)))
 
 
-def setting(**changes) -> Setting:
-    return Setting(**{"codec": QuantizeCodec(4), "cohort": CLIENTS, "largest_weight": 1, "buffers": False, "processes": 1} | changes)
+def setting(**changes) -> AggregationSetting:
+    return AggregationSetting(
+        **{"codec": QuantizeCodec(4), "cohort": CLIENTS, "largest_weight": 1, "buffers": False, "processes": 1} | changes
+    )
 
 
 class TwoPasses(QuantizeCodec):

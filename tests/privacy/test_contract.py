@@ -15,12 +15,12 @@ from fedlight.core.codec import Codec, Private, Public
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.modules.privacy import private_codec
-from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP, PrivacyMechanism, Setting, mechanism
+from fedlight.privacy import AccountingSetting, AdaptiveClipping, CentralDP, DistributedDP, LocalDP, PrivacyMechanism, mechanism
 from fedlight.privacy.noise import SystemNoise
 
 DIM = 300
 LAYOUT = Layout.vector(DIM)
-SETTING = Setting(rate=0.1, cohort=50, rounds=20, length=DIM, integer=False)
+SETTING = AccountingSetting(rate=0.1, cohort=50, rounds=20, length=DIM, integer=False)
 
 
 @dataclass(frozen=True)
