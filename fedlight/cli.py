@@ -7,30 +7,24 @@ import logging
 import signal
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 
-from fedlight.audit.command import audit, audit_parser
+from fedlight.audit.command import audit
 from fedlight.audit.plan import Parts
-from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
-from fedlight.compare import compare, compare_parser
-from fedlight.compare.plan import merge, read_base, without_codec_callbacks
+from fedlight.compare import compare
+from fedlight.compare.plan import merge, read_base
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
-from fedlight.data import FederatedDataModule, LightningData
+from fedlight.data import FederatedDataModule
+from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
-from fedlight.modules.report import show_runs
 from fedlight.modules.trainer import FederatedTrainer
 
 DESCRIPTION = (
@@ -53,149 +47,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
 
 
-class RunConfig(SaveConfigCallback):
-    """Writes config.yaml to the run's folder; a run without a logger has no folder, and writes none."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration once, never over another run's."""
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
-
-
-class FederatedCLI(LightningCLI):
-    """LightningCLI with the parts of a federated run as groups of options, and a summary at the end of `fit`."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the subcommands with the parameters that are not options."""
-        return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Name `compare` and `audit` in the help as well: they are no methods of a Trainer and have parsers of their own (see `main`)."""
-        super()._add_subcommands(parser, **kwargs)
-        assert parser._subcommands_action is not None
-        for name, own in (("compare", compare_parser()), ("audit", audit_parser())):
-            parser._subcommands_action.add_subcommand(name, own, help=own.description)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's own options."""
-        parser.add_argument("--experiment", type=str, default="federated", help="Name of the folder under logs/ that the run is kept in.")
-        parser.add_argument(
-            "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, to compare with."
-        )
-        parser.add_argument(
-            "--threads",
-            type=int | None,
-            default=None,
-            help="CPU threads of each process (torch's own choice if not given); small models are fastest with 1.",
-        )
-        parser.add_lightning_class_args(CodecPretraining, "pretraining")
-        parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Refuse a checkpoint that is missing or cut short before anything is loaded."""
-        super().parse_arguments(parser, args)
-        given = self.config[self.config.subcommand].get("ckpt_path")
-        if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's own words, URLs
-            return
-        if not Path(given).is_file():
-            raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
-        if not zipfile.is_zipfile(given):
-            raise ConfigurationError(
-                f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
-            )
-
-    def before_instantiate_classes(self) -> None:
-        """Set the number of threads."""
-        threads = self._get(self.config, "threads")
-        if threads is not None and threads < 1:
-            raise ConfigurationError(f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
-        if threads is not None:
-            torch.set_num_threads(threads)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the usual callbacks and loggers to what the configuration lists."""
-        config = self._get(self.config_init, "trainer")
-        given = list(config.callbacks or [])
-        wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
-        if config.enable_progress_bar is not False:
-            wanted.append(RoundProgressBar())
-        classifies = not isinstance(self._get(self.config_init, "model").network, LightningModule)
-        if (
-            config.enable_checkpointing is not False
-            and classifies
-            and not isinstance(self._get(self.config_init, "data").source, LightningData)
-        ):
-            best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
-            wanted.append(best)
-        own_kinds = {type(callback) for callback in given}
-        if config.logger in (None, True):
-            kwargs["logger"] = run_loggers(self._get(self.config_init, "experiment"), config.default_root_dir)
-        kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
-        return super().instantiate_trainer(**kwargs)
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave the checkpoint out where checkpoints are switched off."""
-        if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, RoundCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
-
-    def after_predict(self) -> None:
-        """Write the predicted labels of the test set, in its order."""
-        batches = self.trainer.predict_loop.predictions if self.trainer.is_global_zero else []
-        if batches:
-            folder = Path(self.trainer.log_dir or ".")
-            folder.mkdir(parents=True, exist_ok=True)
-            labels = [str(label) for batch in batches for label in batch.tolist()]
-            (folder / "predictions.csv").write_text("label\n" + "\n".join(labels) + "\n")
-            print(f"{len(labels)} predictions: {folder / 'predictions.csv'}")
-
-    def after_fit(self) -> None:
-        """Test the final model, run the baseline if asked for, and say where everything is."""
-        if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        runs = [("this run", self._finish())]
-        if self._get(self.config, "baseline"):
-            self._become_baseline()
-            self.trainer.fit(self.model, datamodule=self.datamodule)
-            runs.append(("without a codec", self._finish()))
-        if self.trainer.is_global_zero:
-            show_runs(runs, Console())
-
-    def _finish(self) -> tuple[dict[str, Any], str | None]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*recommended to use.*devices=1.*")
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        summaries = [callback.summary for callback in callbacks if isinstance(callback, RunSummary)]
-        return (summaries[0] if summaries else {}), self.trainer.log_dir
-
-    def _become_baseline(self) -> None:
-        """Make model, data and Trainer anew from the same configuration without the codec."""
-        assert self.subcommand is not None
-        config = self.config.clone()
-        config[self.subcommand].model.codec = None
-        config[self.subcommand].model.codec_path = None
-        config[self.subcommand].model.aggregator = None  # it sums integer codes
-        config[self.subcommand].ckpt_path = None
-        config[self.subcommand].baseline = False
-        config[self.subcommand].trainer.callbacks = without_codec_callbacks(config[self.subcommand].trainer.callbacks)
-        self.config = config  # it is what the baseline's folder says of it
-        seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
-        self.config_init = self.parser.instantiate_classes(config)
-        self.model = self._get(self.config_init, "model")
-        self.datamodule = self._get(self.config_init, "data")
-        self.trainer = self.instantiate_trainer()
-
-
-def run_loggers(experiment: str, root: str | None) -> list[Any]:
-    """Return a TensorBoard logger under logs/<experiment>, and metrics.csv in the same folder."""
-    board = TensorBoardLogger(root or "logs", name=experiment, default_hp_metric=False)
-    return [board, CSVLogger(root or "logs", name=experiment, version=board.version)]
-
-
 def _told(error: BaseException | None) -> BaseException | None:
     """Return the error of our own that lies behind one, or None: jsonargparse raises others in place of those of nested classes."""
     while error is not None:
@@ -203,13 +54,6 @@ def _told(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-class Rehearsal(FederatedCLI):
-    """Parses the configuration and builds everything in it, and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
 
 
 def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:

@@ -20,7 +20,7 @@ from fedlight.data.loaders import Batches, Rounds
 from fedlight.data.partition import Dirichlet, Partition, Partitioner
 from fedlight.data.sampling import ClientSampler, Uniform
 from fedlight.data.sources import DataSource, Digits
-from fedlight.data.splits import split_holdout, stratified_choice
+from fedlight.data.splits import client_by_client, split_holdout, stratified_choice
 
 ROOT_VARIABLE = "FEDLIGHT_DATA"
 
@@ -127,8 +127,10 @@ class FederatedDataModule(L.LightningDataModule):
         self.num_classes, self.input_shape = data.num_classes, tuple(data.x_train.shape[1:])
         self._partition(labels, kept, data.client_train)
         # Training samples lie client by client, so that a client's data is a slice of memory, not a copy.
-        by_client = kept[self._sort_by_client()]
-        self.x, self.y = data.x_train[by_client], data.y_train[by_client]
+        order = client_by_client(self.train_partition, self.holdout)
+        parts = (self.partition, self.train_partition, self.holdout)
+        self.partition, self.train_partition, self.holdout = (part.renumbered(order) for part in parts)
+        self.x, self.y = data.x_train[kept[order]], data.y_train[kept[order]]
         self.test = (data.x_test, data.y_test)
         self.proxy = _take(data, proxy) if self.proxy_source is None else self._foreign_proxy(self.proxy_source)
         self.val = _take(data, val) if self.hold_out.val_fraction > 0 else self.proxy
@@ -168,7 +170,7 @@ class FederatedDataModule(L.LightningDataModule):
 
     def client_data(self, client: int, device: torch.device | str | None = None) -> Pair:
         """Return a client's training samples, x ``[samples, ...]`` and y ``[samples]``, on ``device`` (None: where they are)."""
-        rows = self.train_partition.rows(client)  # of `x` and `y` too: see `_sort_by_client`
+        rows = self.train_partition.rows(client)  # of `x` and `y` too: see `setup`
         pair = (self.x[rows], self.y[rows])
         return pair if device is None else (pair[0].to(device), pair[1].to(device))
 
@@ -253,21 +255,6 @@ class FederatedDataModule(L.LightningDataModule):
         self.partition = self.partitioner.partition(labels[kept], self.num_clients, rng, None if ids is None else ids[kept])
         rng = numpy_generator(self.seed, "data", "client_holdout")
         self.train_partition, self.holdout = split_holdout(self.partition, self.client_holdout, rng)
-
-    def _sort_by_client(self) -> np.ndarray:
-        """Renumber the samples in all partitions and return the old numbers in the new order, int64 ``[samples]``.
-
-        Training samples come first, client by client, so ``train_partition.order`` counts from 0; then what clients hold out.
-        """
-        old = np.concatenate([self.train_partition.order, self.holdout.order])
-        missing = np.setdiff1d(np.arange(old.max() + 1), old)  # of clients that were left out
-        order = np.concatenate([old, missing])
-        new = np.empty(len(order), dtype=np.int64)
-        new[order] = np.arange(len(order))
-        for name in ("partition", "train_partition", "holdout"):
-            part = getattr(self, name)
-            setattr(self, name, Partition(new[part.order], part.offsets))
-        return order
 
     def _foreign_proxy(self, source: DataSource) -> Pair:
         data = self._load(source)

@@ -46,6 +46,12 @@ class Partition:
         """Client of every entry of ``order``, int64 ``[samples]``."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes)
 
+    def renumbered(self, order: np.ndarray) -> Partition:
+        """Return the same partition of samples that were put in another order; ``order``: their old numbers, int64 ``[samples]``."""
+        new = np.empty(len(order), dtype=np.int64)
+        new[order] = np.arange(len(order))
+        return Partition(new[self.order], self.offsets)
+
     @classmethod
     def from_assignment(cls, assignment: np.ndarray, num_clients: int) -> Partition:
         """Group samples by client; ``assignment``: client of every sample, int64 ``[samples]``, -1 for none."""
@@ -82,6 +88,12 @@ def split_holdout(partition: Partition, fraction: float, rng: np.random.Generato
     out = np.zeros(len(shuffled), dtype=bool)
     out[shuffled] = position < np.repeat(held, sizes)
     return Partition(partition.order[~out], _offsets(sizes - held)), Partition(partition.order[out], _offsets(held))
+
+
+def client_by_client(train: Partition, holdout: Partition) -> np.ndarray:
+    """Return all samples in the order of their clients, int64 ``[samples]``: for training, held out, then those of clients left out."""
+    held = np.concatenate([train.order, holdout.order])
+    return np.concatenate([held, np.setdiff1d(np.arange(held.max() + 1), held)])
 
 
 def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

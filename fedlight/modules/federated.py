@@ -23,12 +23,10 @@ from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.clients.turnout import Full, Turnout
-from fedlight.codecs.identity import IdentityCodec
-from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
-from fedlight.core.export import codec_state, load_codec, restore_codec
+from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
@@ -39,8 +37,9 @@ from fedlight.modules.evaluation import StageMetrics, warn_of_unseen_models
 from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.logs import log_comparison, log_round, round_figures
+from fedlight.modules.parts import check_algorithm, chosen_codec, upload_codec
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
-from fedlight.modules.privacy import begin_privacy, counted_clients, least_clients, private_codec
+from fedlight.modules.privacy import begin_privacy, counted_clients, least_clients
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
 from fedlight.modules.task import task_of
@@ -120,27 +119,11 @@ class FederatedModule(Forwarding):
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
         self.privacy = privacy
-        codec = private_codec(codec, privacy) if codec or not codec_path else codec
-        self.codec: Codec = load_codec(Path(codec_path)) if codec_path else codec or IdentityCodec()
-        if codec_path and codec and codec.config() != self.codec.config():
-            raise ConfigurationError(
-                f"Expected the codec at {codec_path!r} to be the configured {codec.config()} but it is {self.codec.config()}: leave one out"
-            )
+        self.codec = chosen_codec(codec, codec_path, privacy)
         self.codec_path = codec_path
         self.algorithm = algorithm or default_algorithm(network)
-        if batch_norm == "local" and self.algorithm.shared:
-            raise ConfigurationError(
-                f"Expected `batch_norm` mean with {type(self.algorithm).__name__}, whose correction pulls all weights to common ones, "
-                "but got local: choose FedAvg or another `algorithm`"
-            )
-        several = self.algorithm.vectors > 1 or self.algorithm.scalars > 0
-        if several and privacy is not None:
-            raise ConfigurationError(
-                f"Expected no `privacy` with {type(self.algorithm).__name__}, whose clients upload more than the update, which alone is "
-                f"clipped and noised, but got {type(privacy).__name__}: choose FedAvg or another `algorithm` of one vector"
-            )
-        if several and not isinstance(self.codec, StackedCodec):
-            self.codec = StackedCodec(self.codec, self.algorithm.vectors, self.algorithm.scalars)
+        check_algorithm(self.algorithm, batch_norm, privacy)
+        self.codec = upload_codec(self.codec, self.algorithm)
         self.server_state: State = {}  # what the algorithm's server remembers, such as a control variate
         self.server_optimizer: Callable[..., torch.optim.Optimizer] = server_optimizer
         self.server_scheduler = server_scheduler

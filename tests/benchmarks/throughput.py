@@ -24,12 +24,12 @@ from terminal import pseudo_terminal
 from torch import nn
 
 from fedlight.callbacks import RoundCheckpoint, RoundProgressBar, RunSummary
-from fedlight.cli import run_loggers
 from fedlight.clients import FedAvg
 from fedlight.core.layout import flatten
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Uniform
 from fedlight.data.arrays import Arrays, build_arrays
+from fedlight.federated_cli import run_loggers
 from fedlight.modules import BenchmarkCNN, FederatedModule
 from fedlight.modules.trainer import FederatedTrainer
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.data import IID, Dirichlet, Explicit, Natural, Partition, Partitioner, QuantitySkew, Shards, check_partition
-from fedlight.data.splits import cut, fill_small, split_holdout, stratified_choice
+from fedlight.data.splits import client_by_client, cut, fill_small, split_holdout, stratified_choice
 
 # One row per partitioner that draws the clients; a new one is added here and gets the whole contract.
 DRAWN = [
@@ -246,6 +246,20 @@ def test_holdout_is_disjoint_and_leaves_a_sample(samples, clients, fraction, see
         assert sorted([*train[i], *held[i]]) == sorted(whole)
         assert len(train[i]) >= 1
         assert len(held[i]) == min(round(fraction * len(whole)), len(whole) - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 20), st.floats(0, 0.99), st.integers(0, 1000))
+def test_renumbered_samples_lie_client_by_client_and_stay_with_their_clients(samples, clients, fraction, seed):
+    whole = Partition.from_assignment(rng(seed).integers(-1, clients, samples), clients)
+    if not len(whole.order):
+        return
+    train, held = split_holdout(whole, fraction, rng(seed))
+    order = client_by_client(train, held)
+    assert len(set(order.tolist())) == len(order) == whole.order.max() + 1
+    assert np.array_equal(train.renumbered(order).order, np.arange(len(train.order)))
+    for before, after in zip((*whole, *held), (*whole.renumbered(order), *held.renumbered(order)), strict=True):
+        assert np.array_equal(order[after], before)
 
 
 @settings(max_examples=50, deadline=None)
