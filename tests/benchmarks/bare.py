@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +29,18 @@ class BareLoop:
         y: their labels ``[samples]``.
         lr: client learning rate.
         batch_size: samples in a local batch.
+        share: turns the mean of this process's clients into that of all processes', in place; one process needs none.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor, y: Tensor, lr: float, batch_size: int) -> None:
+    def __init__(
+        self, network: nn.Module, x: Tensor, y: Tensor, lr: float, batch_size: int, share: Callable[[Tensor], None] | None = None
+    ) -> None:
         self.network = network.train()
         self.x = x
         self.y = y
         self.lr = lr
         self.batch_size = batch_size
+        self.share = share
         self.parameters: list[Tensor] = list(network.parameters())
         self.weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         pieces = self.weights.split([p.numel() for p in self.parameters])
@@ -55,6 +59,8 @@ class BareLoop:
                 self._train(client)
                 total.add_(self.weights)
             torch.div(total, len(cohort), out=start)
+            if self.share is not None:
+                self.share(start)
         self.weights.copy_(start)
 
     def _train(self, client: ClientTurn) -> None:

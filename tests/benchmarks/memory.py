@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from throughput import quiet
+from resident import peak_rss_mb
+from throughput import RandomImages, quiet
 
 from fedlight.clients import FedAvg
-from fedlight.data import IID, DataSource, Digits, FederatedDataModule, Torchvision, Uniform
+from fedlight.data import IID, DataSource, FederatedDataModule, Torchvision, Uniform
 from fedlight.modules import MLP, FederatedModule
 from fedlight.modules.trainer import FederatedTrainer
 
-CLIENTS = 1000
+CLIENTS = 10_000
 
 
 def load_data(cohort: int) -> FederatedDataModule:
-    """Return 1,000 clients of MNIST if the data root has it, else of the digits."""
+    """Return 10,000 clients of MNIST if the data root has it (6 samples each), else of random images (2 each)."""
 
     def make(source: DataSource) -> FederatedDataModule:
         return FederatedDataModule(source, IID(), num_clients=CLIENTS, sampler=Uniform(cohort), proxy_fraction=0.0)
 
     data = make(Torchvision("MNIST", download=False))
-    return data if (data.root / "MNIST" / "raw").exists() else make(Digits())
+    return data if (data.root / "MNIST" / "raw").exists() else make(RandomImages((1, 28, 28)))
 
 
 def run(cohort: int, rounds: int) -> dict[str, Any]:
@@ -57,20 +55,11 @@ def run(cohort: int, rounds: int) -> dict[str, Any]:
     return {"data": data.source.name, "peak_rss_mb": peak_rss_mb(), "cohort_mb": cohort * module.layout.dim * 4 / 1e6}
 
 
-def peak_rss_mb() -> float:
-    """Return the peak of this process's resident memory in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss also covers the process that this one was started from
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
 def main() -> None:
     """Run once and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cohort", type=int, default=10, help="clients in a round, up to 1,000")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cohort", type=int, default=10, help="clients in a round, up to 10,000")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0 for torch's own choice")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -19,14 +19,15 @@ from typing import Any
 
 import coding
 import masking
+import side_by_side
 import throughput
 import torch
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("b1", "b2", "memory", "b5", "b6")
-COHORTS = (10, 1000)
+BENCHMARKS = ("b1", "b2", *side_by_side.NAMES, "memory", "b5", "b6")
+COHORTS = (10, 100, 1000, 10_000)
 NEEDED = {"b1": 0.7, "b2": 0.9}  # of the bare loop's rounds per second
 NEEDED_MEMORY = 1.1  # of the small cohort's peak
 NEEDED_CODING = 0.1  # of the clients' training
@@ -39,7 +40,8 @@ METHOD = (
     "The bare loop does the same client steps in the same batch orders (drawn before its clock starts) and the mean; it sends no messages, "
     "adds up no losses, checks and logs nothing. Weights are checked to agree after a round.",
     "The two take turns within a run; a repeat's ratio is that of their summed seconds; medians of the repeats after a warm-up run.",
-    "Memory: 1,000 clients, peak resident memory of a process of its own.",
+    *side_by_side.METHOD,
+    "Memory: 10,000 clients, peak resident memory of a process of its own.",
     "B5: each client trains, its update is copied, encoded, quantised and packed, then unpacked and summed, by one codec after the other; "
     "the server decodes once. `of training` is all of the codec's part of a round over all of the clients' training in it. Seconds of a "
     "client are medians over clients; small updates are copied within the cache. Repeats alternate between fits and rounds; the encoder's "
@@ -103,6 +105,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
             if row["benchmark"] == throughput.WORKLOADS[name].title and row["system"] == "fedlight":
                 ratio = row["ratio_to_bare"]
                 lines.append(f"{row['benchmark']}: {ratio:.0%} of the bare loop, wanted {needed:.0%}: {_met(ratio >= needed)}")
+    lines += side_by_side.verdicts(rows)
     ratios = [row["ratio_to_smallest_cohort"] for row in rows if row["benchmark"] == "memory"]
     if ratios:
         lines.append(f"memory: {max(ratios):.3f} times the smallest cohort's, wanted {NEEDED_MEMORY}: {_met(max(ratios) <= NEEDED_MEMORY)}")
@@ -175,6 +178,8 @@ def main() -> None:
         console.print(f"running {name} ...")
         if name == "memory":
             found, note = measure_memory(arguments.repeats, arguments.threads)
+        elif name in side_by_side.NAMES:
+            found, note = side_by_side.measure(side_by_side.NAMES[name], arguments.repeats)
         elif name == "b5":
             found, note = coding.measure(arguments.repeats)
         elif name == "b6":

@@ -146,18 +146,9 @@ def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]
     return [[turn(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]
 
 
-def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[float, float]:
-    """Return the seconds that fedlight and the bare loop took for ``work.rounds`` rounds. The Trainer is what `fedlight fit` makes.
-
-    Raises:
-        AssertionError: if the two did not do the same work, that is if their weights differ after a round.
-    """
-    seed_everything(0, workers=True, verbose=False)
-    network = work.network()
-    loop = BareLoop(copy.deepcopy(network), data.x, data.y, LR, BATCH)
-    rounds = work.warm + work.rounds
-    alternation = Alternation(loop, plan_rounds(data, rounds), work)
-    trainer = FederatedTrainer(
+def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, **flags: Any) -> FederatedTrainer:
+    """Return the Trainer that `fedlight fit` makes, a callback before all others; at least one checkpoint falls into ``repeat`` rounds."""
+    return FederatedTrainer(
         accelerator="cpu",
         max_steps=rounds,
         max_epochs=-1,
@@ -167,15 +158,29 @@ def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[fl
         enable_model_summary=False,
         logger=run_loggers("benchmark", folder),
         default_root_dir=folder,
-        callbacks=[
-            alternation,
-            RunSummary(),
-            LearningRateMonitor("step"),
-            RoundProgressBar(),
-            RoundCheckpoint(min(10, work.rounds)),  # at least one checkpoint falls into a repeat
-        ],
+        callbacks=[first, RunSummary(), LearningRateMonitor("step"), RoundProgressBar(), RoundCheckpoint(min(10, repeat))],
+        **flags,
     )
-    module = FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0)
+
+
+def make_module(network: nn.Module) -> FederatedModule:
+    """Return the module: FedAvg without a codec."""
+    return FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0)
+
+
+def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[float, float]:
+    """Return the seconds that fedlight and the bare loop took for ``work.rounds`` rounds.
+
+    Raises:
+        AssertionError: if the two did not do the same work, that is if their weights differ after a round.
+    """
+    seed_everything(0, workers=True, verbose=False)
+    network = work.network()
+    loop = BareLoop(copy.deepcopy(network), data.x, data.y, LR, BATCH)
+    rounds = work.warm + work.rounds
+    alternation = Alternation(loop, plan_rounds(data, rounds), work)
+    trainer = make_trainer(alternation, rounds, work.rounds, folder)
+    module = make_module(network)
     trainer.fit(module, datamodule=data)
     assert alternation.error < 1e-3, f"expected equal weights after a round but they differ by {alternation.error:.0e} of the way"
     return sum(alternation.ours[2:]), sum(alternation.bare[2:])  # without the first round and the warm-up

@@ -1,0 +1,48 @@
+"""The bare loop, as a system among others; under `torchrun` each process trains its part of a cohort and means are all-reduced."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from bare import BareLoop, ClientTurn
+from torch import Tensor, distributed
+
+from peers.job import Job, Watch, load_job, options
+
+
+def plan_rounds(job: Job, rounds: int, rank: int, world: int) -> list[list[ClientTurn]]:
+    """Return a process's clients and their batch orders, drawn before the clock starts."""
+    generator, samples = torch.Generator().manual_seed(0), job.y.shape[1]
+
+    def turn(client: int) -> ClientTurn:
+        return ClientTurn(client * samples + torch.randperm(samples, generator=generator), client)
+
+    return [[turn(client) for client in cohort[rank::world].tolist()] for cohort in job.cohorts[:rounds]]
+
+
+def main() -> None:
+    """Run the rounds."""
+    arguments = options(__doc__)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        distributed.init_process_group("gloo")
+
+    def share(mean: Tensor) -> None:
+        if world > 1:
+            distributed.all_reduce(mean)
+            mean.div_(world)
+
+    job = load_job(arguments.job)
+    loop = BareLoop(job.network, job.x.flatten(0, 1), job.y.flatten(), job.lr, job.batch_size, share)
+    watch = Watch(job.network, arguments.warm, arguments.rounds, job.steps)
+    for cohort in plan_rounds(job, arguments.warm + arguments.rounds, int(os.environ.get("RANK", "0")), world):
+        loop.run([cohort])
+        watch.round_ends(loop.network)
+    watch.print()
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
