@@ -1,4 +1,4 @@
-"""B1 and B2 beside pfl-research, Flower's simulation and FedLab: each system in processes of its own, in turn, every second time backwards."""
+"""B1 and B2 beside pfl-research, Flower's simulation and FedLab: each system in processes of its own, in turn."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class System:
         """What the table calls it."""
         return f"{self.name}, {self.variant}"
 
+    @property
+    def reports(self) -> int:
+        """How many processes print a line: each, but Flower's driver for all of Ray's."""
+        return 1 if self.module == "flower" else self.processes
+
 
 def _variants(name: str, module: str, peer: str = "", torchrun: bool = False) -> list[System]:
     """Return a system as it comes, on one thread, and in two processes of one thread each."""
@@ -74,9 +79,9 @@ TARGETS = {
 
 METHOD = (
     "Side by side: the same initial weights and the same clients of 50 samples for all; each run is a process (or two) of its own, its "
-    "warm-up rounds are not timed, runs alternate. fedlight, the bare loop and pfl train the same cohorts, Flower and FedLab draw their own. "
-    "`as it comes`: threads and processes that the system chooses by itself. Ratios are medians over repeats; memory is the sum of the peaks "
-    "of a system's processes (Flower: Ray's too). How far the first round moves the weights is checked to be as in the bare loop.",
+    "warm-up rounds are not timed, runs alternate. fedlight, the bare loop and pfl train the same cohorts, the others draw their own. "
+    "`as it comes`: threads and processes that the system chooses by itself. Ratios are medians over repeats; memory is the sum of the "
+    "peaks of a system's processes (Flower: Ray's too). How far the first round moves the weights is checked to be as in the bare loop.",
 )
 
 
@@ -99,8 +104,9 @@ def measure(name: str, repeats: int, systems: Sequence[System] = SYSTEMS, work: 
                     print(f"skipped {system.title}: {error}", flush=True)
     rows = [make_row(work, system, found) for system, found in reports.items() if found and system.title not in skipped]
     bare = best(rows, "bare loop")
-    for row in rows if bare else ():
-        row["ratio_to_bare"] = ratio(row, bare)
+    if bare is not None:
+        for row in rows:
+            row["ratio_to_bare"] = ratio(row, bare)
     notes = [f"{title(work)}: {data.source.name}", *(f"skipped {system}: {reason}" for system, reason in skipped.items())]
     return rows, "; ".join([*notes, *unequal(rows)])
 
@@ -130,9 +136,9 @@ def run(system: System, job: Path, name: str, work: Workload) -> dict[str, Any]:
         command += [f"peers.{system.module}", "--job", str(job), "--workload", name, "--folder", folder]
         command += ["--rounds", str(system.rounds or work.rounds), "--warm", str(system.warm or work.warm)]
         output = execute([*command, "--processes", str(system.processes)], environment(system))
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"rounds"')]
-    if not lines:
-        raise Unavailable(f"it reported nothing: {last_error(output)}")
+    lines: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines() if line.startswith('{"rounds"')]
+    if len(lines) != system.reports:
+        raise Unavailable(f"{len(lines)} of {system.reports} processes reported: {last_error(output)}")
     slowest = max(lines, key=lambda line: line["seconds"])
     return slowest | {"peak_rss_mb": sum(line["peak_rss_mb"] for line in lines)}
 
@@ -192,7 +198,7 @@ def best(rows: list[dict[str, Any]], name: str, variant: str = "") -> dict[str, 
 
 def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """Return how many times as fast one row's system is as another's: the median over repeats, run by run."""
-    return statistics.median(mine / other for mine, other in zip(ours["runs"], theirs["runs"], strict=True))
+    return float(statistics.median(mine / other for mine, other in zip(ours["runs"], theirs["runs"], strict=True)))
 
 
 def unequal(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,11 +1,14 @@
 """FedLab: its FedAvg handler and serial trainer in its standalone pipeline (https://fedlab.readthedocs.io)."""
 
+# mypy: disable-error-code="import-not-found, misc"
+# The package lies in an environment of its own.
 from __future__ import annotations
 
 import torch
 from fedlab.contrib.algorithm.fedavg import FedAvgSerialClientTrainer, FedAvgServerHandler
 from fedlab.contrib.dataset.basic_dataset import FedDataset
 from fedlab.core.standalone import StandalonePipeline
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from peers.job import Job, Watch, load_job, options
@@ -23,7 +26,7 @@ class Clients(FedDataset):
         """Return a client's samples."""
         return self.sets[id]
 
-    def get_dataloader(self, id: int, batch_size: int, type: str = "train") -> DataLoader:
+    def get_dataloader(self, id: int, batch_size: int, type: str = "train") -> DataLoader[tuple[Tensor, ...]]:
         """Return a client's batches."""
         return DataLoader(self.sets[id], batch_size=batch_size, shuffle=True)
 

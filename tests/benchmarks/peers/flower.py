@@ -3,6 +3,8 @@
 `run_simulation` is older than the command `flwr run` but runs the same engine, without a server and an application folder around it.
 """
 
+# mypy: disable-error-code="import-not-found, untyped-decorator, no-untyped-call"
+# The package lies in an environment of its own.
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,14 +16,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from resident import tree_peak_rss_mb
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from peers.job import Job, Watch, load_job, options
 
 
-def train(network: nn.Module, batches: DataLoader, lr: float) -> None:
+def train(network: nn.Module, batches: DataLoader[tuple[Tensor, ...]], lr: float) -> None:
     """Run one local epoch."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     network.train()

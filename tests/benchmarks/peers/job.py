@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -97,7 +98,8 @@ class Watch:
         versions = {package: version(package) for package in ("torch", *packages)}
         rate = self.rounds * self.steps / seconds
         report = Report(self.rounds, seconds, self.first_move, torch.get_num_threads(), memory, rate, versions)
-        print("\n" + json.dumps(asdict(report)), flush=True)
+        sys.stdout.write(f"\n{json.dumps(asdict(report))}\n")  # at once: another process writes to the same pipe
+        sys.stdout.flush()
 
 
 def options(description: str | None) -> argparse.Namespace:

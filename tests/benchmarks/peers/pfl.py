@@ -1,5 +1,7 @@
 """pfl-research: its FederatedAveraging on its SimulatedBackend (https://apple.github.io/pfl-research); `torchrun` for several processes."""
 
+# mypy: disable-error-code="import-not-found, misc"
+# The package lies in an environment of its own.
 from __future__ import annotations
 
 import torch
