@@ -71,7 +71,7 @@ class Vectorized(Engine):
     Clients of different sizes are neither padded nor masked: those whose next batches are equally large step together.
 
     Args:
-        clients: how many are trained at once; memory grows by about four models (five with momentum) and the data of each.
+        clients: how many are trained at once; each takes memory for about five models (seven with momentum) beside its batches.
 
     Raises:
         ConfigurationError: if ``clients`` is less than 1, or (before training) for what it cannot train: another algorithm than FedAvg
@@ -92,7 +92,7 @@ class Vectorized(Engine):
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool) -> None:
         """Refuse what is more than local SGD on tensors, and try two clients' first step."""
-        if type(algorithm).run is not FedAvg.run or type(algorithm).correction is not FedAvg.correction:
+        if not _is_local_sgd(algorithm):
             raise ConfigurationError(
                 "Expected an `algorithm` whose clients do local SGD and nothing else, FedAvg or FedProx, under `engine` Vectorized but got "
                 f"{type(algorithm).__name__}: choose one of them, or the engine Sequential"
@@ -119,6 +119,12 @@ class Vectorized(Engine):
                 "not: leave dropout out (clients would draw other numbers), take GroupNorm for BatchNorm, or use the engine Sequential. "
                 f"In torch's words: {str(error).partition('.')[0]}"
             ) from error
+
+
+def _is_local_sgd(algorithm: Algorithm) -> bool:
+    """Whether clients do what FedAvg's do, with another direction at most: no memory, no second pass, nothing else to upload."""
+    kind = type(algorithm)
+    return isinstance(algorithm, FedAvg) and kind.run is FedAvg.run and kind.correction is FedAvg.correction
 
 
 def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[Turn], round: int) -> Iterator[LocalResult]:

@@ -145,6 +145,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.device == "auto":
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # equal numerics: the engines' kernels may differ in when they round to TF32
     device, data, rows = torch.device(arguments.device), load_data(), []
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{on}; torch {torch.__version__}; {data.source.name}")

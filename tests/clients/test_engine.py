@@ -116,12 +116,12 @@ def test_every_kind_of_network_has_the_same_updates(name: str) -> None:
     assert_same(*both)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)  # hundreds of steps each
 @given(
-    sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6).map(tuple),
+    sizes=st.lists(st.integers(1, 13), min_size=1, max_size=5).map(tuple),
     clients=st.integers(1, 4),
-    batch_size=st.integers(1, 6),
-    passes=st.sampled_from([{"epochs": 1}, {"epochs": 3}, {"steps": 4}]),
+    batch_size=st.integers(2, 6),
+    passes=st.sampled_from([{"epochs": 1}, {"epochs": 2}, {"steps": 4}]),
 )
 def test_clients_of_any_sizes_in_chunks_of_any_size_have_their_own_updates(
     sizes: tuple[int, ...], clients: int, batch_size: int, passes: dict[str, int]
