@@ -153,7 +153,7 @@ def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[Turn], ro
 def in_company(queues: Sequence[Iterator[Batch]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield (which queues, x ``[clients, n, ...]``, y ``[clients, n]``) until all are empty, each queue's batches in their order.
 
-    Those whose next batches are equally large go together, the most first; a client with a smaller last batch waits for company.
+    Those whose next batches are equally large go together, the most first, then the largest: smaller last batches wait for company.
     """
     heads = [next(queue, None) for queue in queues]
     while True:
@@ -163,7 +163,7 @@ def in_company(queues: Sequence[Iterator[Batch]]) -> Iterator[tuple[list[int], T
                 alike.setdefault(len(head[1]), []).append(i)
         if not alike:
             return
-        group = max(alike.values(), key=len)
+        group = alike[max(alike, key=lambda size: (len(alike[size]), size))]
         batches = [cast("Batch", heads[i]) for i in group]
         yield group, torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
         for i in group:

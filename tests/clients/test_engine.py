@@ -88,7 +88,7 @@ def assert_same(ours: list[LocalResult], theirs: list[LocalResult], tolerance: f
     for mine, other in zip(ours, theirs, strict=True):
         assert float(other.update.norm()) > 0
         assert float((mine.update - other.update).norm()) <= tolerance * float(other.update.norm())
-        assert abs(float(mine.loss - other.loss)) <= tolerance
+        assert abs(float(mine.loss - other.loss)) <= 1e-5  # summed in float32, whatever the weights are
         assert mine.steps == other.steps
 
 
@@ -181,7 +181,7 @@ def test_batches_of_equal_size_go_together_and_each_clients_in_their_order() -> 
             assert (own == i).all()
             seen[i].append((int(places[0]), len(places)))
     assert seen == {i: list(enumerate(own)) for i, own in enumerate(lengths)}
-    assert groups[:2] == [[0, 1, 2], [0, 2]] and [0, 2] in groups[2:]  # the last batches of one wait for each other
+    assert groups == [[0, 1, 2], [0, 2], [2], [0, 2], [1]]  # the last batches of one sample wait for each other
 
 
 @pytest.mark.parametrize(
