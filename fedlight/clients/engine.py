@@ -123,8 +123,10 @@ class Vectorized(Engine):
 
 def _is_local_sgd(algorithm: Algorithm) -> bool:
     """Whether clients do what FedAvg's do, with another direction at most: no memory, no second pass, nothing else to upload."""
+    if not isinstance(algorithm, FedAvg):
+        return False
     kind = type(algorithm)
-    return isinstance(algorithm, FedAvg) and kind.run is FedAvg.run and kind.correction is FedAvg.correction
+    return kind.run is FedAvg.run and kind.correction is FedAvg.correction
 
 
 def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[Turn], round: int) -> Iterator[LocalResult]:
