@@ -2,6 +2,7 @@
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
 from fedlight.clients.ditto import Ditto
+from fedlight.clients.engine import Engine, Sequential, Turn, Vectorized
 from fedlight.clients.feddyn import FedDyn
 from fedlight.clients.fednova import FedNova
 from fedlight.clients.local_model import LocalModel, Objective
@@ -20,6 +21,7 @@ __all__ = [
     "Deadline",
     "Ditto",
     "DropOut",
+    "Engine",
     "Exponential",
     "FedAvg",
     "FedDyn",
@@ -35,8 +37,11 @@ __all__ = [
     "QFedAvg",
     "Scaffold",
     "Schedule",
+    "Sequential",
     "Several",
     "Times",
+    "Turn",
     "Turnout",
+    "Vectorized",
     "record_bank",
 ]

@@ -181,12 +181,13 @@ class FedAvg(Algorithm):
             if plain:
                 model.descend(grads, lr)
             else:
-                velocity = self._step(model, flatten(grads), velocity, lr, correction)
+                velocity = self.descend(model, flatten(grads), velocity, lr, correction)
             total += loss
             steps += 1
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
-    def _step(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float, correction: Tensor | None) -> Tensor:
+    def descend(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float, correction: Tensor | None = None) -> Tensor:
+        """Move ``model.weights`` one step in place; return the step ``[dim]``, the next one's ``velocity`` (changed in place as well)."""
         with torch.no_grad():
             step = self.direction(gradient, model)
             if correction is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
+from fedlight.clients.engine import Engine, Sequential
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.personal import PersonalNorm, personal_forward
@@ -66,6 +68,7 @@ class FederatedModule(Forwarding):
         codec_path: Folder of a trained codec (`encoder.safetensors`, `decoder.safetensors`) to use instead of pretraining one.
         algorithm: Local training of the clients; 10 steps of 32 samples if not given: of a LightningModule's own optimizer, or of SGD at
             learning rate 0.05.
+        engine: How a process trains its clients: one after another (Sequential, if not given) or many at once (Vectorized; for a GPU).
         loss: Loss of outputs and targets (cross entropy if not given; a LightningModule has its own).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
@@ -93,6 +96,7 @@ class FederatedModule(Forwarding):
         codec: Codec | None = None,
         codec_path: str | None = None,
         algorithm: Algorithm | None = None,
+        engine: Engine | None = None,
         loss: nn.Module | None = None,
         server_optimizer: OptimizerCallable = sgd,
         server_scheduler: LRSchedulerCallable | None = None,
@@ -122,6 +126,7 @@ class FederatedModule(Forwarding):
         self.codec = chosen_codec(codec, codec_path, privacy)
         self.codec_path = codec_path
         self.algorithm = algorithm or default_algorithm(network)
+        self.engine = engine or Sequential()
         check_algorithm(self.algorithm, batch_norm, privacy)
         self.codec = upload_codec(self.codec, self.algorithm)
         self.server_state: State = {}  # what the algorithm's server remembers, such as a control variate
@@ -187,6 +192,9 @@ class FederatedModule(Forwarding):
         self.task = task_of(self)
         self.task.setup(stage)
         if stage == "fit":
+            local = self.batch_norm == "local"
+            with self.trainer.precision_plugin.forward_context():
+                self.engine.check(partial(self.local_model, None), self.algorithm, self.data.client_data(0), local)
             self.aggregator.check(self._setting())
             warn_of_unseen_models(self)
         if stage == "fit" and not self.rounds:
@@ -221,7 +229,7 @@ class FederatedModule(Forwarding):
         self.algorithm.check(model)
         personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
         by_samples, silent = self.weighting == "samples", self.privacy is not None
-        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent)
+        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent, self.engine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""

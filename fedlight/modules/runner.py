@@ -1,4 +1,4 @@
-"""Running a cohort: each client from the global model to its upload, one after another on this process."""
+"""Running a cohort: each client of this process from the global model to its upload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlight.clients.algorithms import Algorithm, Memory
+from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
+from fedlight.clients.engine import Engine, Sequential, Turn
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
@@ -21,13 +22,14 @@ class CohortRunner:
     """Trains the clients of a cohort from one global state; nothing of one client reaches the next.
 
     Args:
-        model: the local model that every client of this process uses in turn.
+        model: the local model of this process, which the engine trains clients with.
         algorithm: the local training.
         data: clients' data.
         store: clients' own state.
         by_samples: whether an upload's weight is the client's number of samples (else 1).
         personal: the normalisation layers that stay with the clients, if any do.
         silent: whether a client whose training failed still answers, with nothing (else it is left out, which tells that it failed).
+        engine: how clients are trained, one after another if not given.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CohortRunner:
         by_samples: bool,
         personal: PersonalNorm | None,
         silent: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self.model = model
         self.algorithm = algorithm
@@ -47,41 +50,45 @@ class CohortRunner:
         self.by_samples = by_samples
         self.personal = personal
         self.silent = silent
+        self.engine = engine or Sequential()
 
     def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Iterator[Upload]:
         """Yield the upload of every client of this process whose training stayed finite; name the others in ``round.dropped``."""
         public = round.public
         devices = [weights.device] if weights.is_cuda else []
         with torch.random.fork_rng(devices=devices):
-            for client in map(int, round.mine):
-                # Dropout draws from the global generator, which is seeded for the client here and put back after the cohort.
-                self.model.seed_noise(derive_seed(public.seed, public.round, public.attempt, client, "dropout"))
-                upload = self._train(client, round, weights, buffers)
+            # Dropout draws from the global generator, which is seeded for every client and put back after the cohort.
+            turns = (self._turn(client, round, weights, buffers) for client in map(int, round.mine))
+            for turn, result in self.engine.train(self.model, self.algorithm, turns, public.round):
+                upload = self._upload(turn, result)
                 reason = unusable(upload)
                 if reason is None:
                     yield upload
                 else:
-                    self.store.drop(client)
-                    round.dropped.append((client, reason))
+                    self.store.drop(turn.client)
+                    round.dropped.append((turn.client, reason))
                     if self.silent:
                         upload.usable = False
                         yield upload
 
-    def _train(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> Upload:
-        x, y = self.data.client_data(client)
-        state = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
-        if self.personal:
-            weights, buffers = self.personal.restore(state, weights, buffers)
-        self.model.load(weights, buffers)
+    def _turn(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> Turn:
         public = round.public
-        generator = torch_generator(public.seed, public.round, public.attempt, client, "batches")
+        norm = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
+        if self.personal:
+            weights, buffers = self.personal.restore(norm, weights, buffers)
         own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
-        result = self.algorithm.run(self.model, x, y, public.round, generator, Memory(own, round.server))
+        x, y = self.data.client_data(client)
+        generator = torch_generator(public.seed, public.round, public.attempt, client, "batches")
+        noise = derive_seed(public.seed, public.round, public.attempt, client, "dropout")
+        return Turn(client, x, y, weights, buffers, generator, noise, Memory(own, round.server), norm)
+
+    def _upload(self, turn: Turn, result: LocalResult) -> Upload:
         sent = self.model.buffers.clone()
         if self.personal:
-            self.personal.keep(state, self.model.weights, self.model.buffers, result.update)
+            self.personal.keep(turn.norm, self.model.weights, self.model.buffers, result.update)
             sent = sent[:0]
-        return Upload(client, result.upload(), sent, len(y) if self.by_samples else 1, float(result.loss), self.by_samples)
+        weight = len(turn.y) if self.by_samples else 1
+        return Upload(turn.client, result.upload(), sent, weight, float(result.loss), self.by_samples)
 
 
 def unusable(upload: Upload) -> str | None:

@@ -56,15 +56,15 @@ class Trained(FederatedCallback):
         self.value = value
 
     def on_train_start(self, trainer, pl_module):
-        train = pl_module.runner._train
+        made = pl_module.runner._upload
 
-        def tampered(client, *arguments):
-            upload = train(client, *arguments)
-            if client == BAD:
+        def tampered(turn, result):
+            upload = made(turn, result)
+            if turn.client == BAD:
                 upload.update.fill_(self.value)
             return upload
 
-        pl_module.runner._train = tampered
+        pl_module.runner._upload = tampered
 
 
 def header(**changes: int) -> Forge:
