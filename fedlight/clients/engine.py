@@ -54,7 +54,7 @@ class Engine(ABC):
 
 
 class Sequential(Engine):
-    """One client after another in one model: every algorithm and network, and the engine for a CPU."""
+    """One client after another in one model: every algorithm and every network."""
 
     def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
         """Yield every turn with its result; ``model.weights`` are that client's as well."""
