@@ -8,17 +8,14 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from fedlight.audit.command import audit
-from fedlight.audit.plan import Parts
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
-from fedlight.compare import compare
 from fedlight.compare.plan import merge, read_base
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
 from fedlight.data import FederatedDataModule
@@ -26,11 +23,10 @@ from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.trainer import FederatedTrainer
+from fedlight.usage import DESCRIPTION
 
-DESCRIPTION = (
-    "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
-    "Start with `fedlight fit --config configs/digits.yaml`; the number of rounds is --trainer.max_steps."
-)
+if TYPE_CHECKING:
+    from fedlight.audit.plan import Parts
 
 _TYPICAL_WARNINGS = (
     ".*does not have many workers.*",
@@ -98,6 +94,8 @@ def rehearse(args: list[str]) -> dict[str, Any]:
 
 def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any], lr: float | None = None) -> Parts:
     """Return model, data and codec of a configuration of `fedlight fit`, looked for beside a folder, to audit at rate ``lr``."""
+    from fedlight.audit.plan import Parts
+
     cli = _rehearsed(["fit", "--config", json.dumps(merge(read_base(base, beside), overrides))])
     module, data = cli.model, cli.datamodule
     training = cli._get(cli.config_init, "pretraining").training
@@ -155,11 +153,16 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
     given = sys.argv[1:] if args is None else args
     try:
+        # What only one subcommand needs is imported for it alone.
         if given[:1] == ["compare"]:
+            from fedlight.compare.command import compare
+
             if status := compare(given[1:], rehearse, fit):
                 raise SystemExit(status)
             return
         if given[:1] == ["audit"]:
+            from fedlight.audit.command import audit
+
             audit(given[1:], audit_parts)
             return
         open_cli(FederatedCLI, args)

@@ -5,25 +5,26 @@ In a file of its own, for `cli` is run as a script as well: a class in it would 
 
 from __future__ import annotations
 
+import sys
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from fedlight.audit.command import audit_parser
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
-from fedlight.compare import compare_parser
 from fedlight.compare.plan import without_codec_callbacks
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
+from fedlight.usage import SUBCOMMANDS
 
 
 class RunConfig(SaveConfigCallback):
@@ -38,6 +39,12 @@ class RunConfig(SaveConfigCallback):
 class FederatedCLI(LightningCLI):
     """LightningCLI with the parts of a federated run as groups of options, and a summary at the end of `fit`."""
 
+    def __init__(self, model: Any, data: Any, args: list[str] | None = None, **settings: Any) -> None:
+        first = (sys.argv[1:] if args is None else args)[:1]
+        # None where options come first: a file of theirs may have a section for every subcommand.
+        self._asked = first[0] if first and first[0] in SUBCOMMANDS else None
+        super().__init__(model, data, args=args, **settings)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands with the parameters that are not options."""
@@ -47,8 +54,15 @@ class FederatedCLI(LightningCLI):
         """Name `compare` and `audit` in the help as well: they are no methods of a Trainer and have parsers of their own (`cli.main`)."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None
-        for name, own in (("compare", compare_parser()), ("audit", audit_parser())):
-            parser._subcommands_action.add_subcommand(name, own, help=own.description)
+        for name in ("compare", "audit"):
+            parser._subcommands_action.add_subcommand(name, ArgumentParser(), help=SUBCOMMANDS[name])
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Make the options of the subcommand that is run, and not those of the other four, which would take four times as long."""
+        if self._asked in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's own options."""

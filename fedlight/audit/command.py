@@ -19,8 +19,8 @@ from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.subject import Subject, trained_network
 from fedlight.core.errors import ConfigurationError
+from fedlight.usage import SUBCOMMANDS
 
-DESCRIPTION = "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses."
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
 FAST_TRIALS = 5  # of membership inference
 
@@ -30,7 +30,7 @@ Build = Callable[[str, Path | None, dict[str, Any], float | None], Parts]
 
 def audit_parser() -> ArgumentParser:
     """Return the parser of `fedlight audit`."""
-    parser = ArgumentParser(prog="fedlight audit", description=DESCRIPTION, exit_on_error=False)
+    parser = ArgumentParser(prog="fedlight audit", description=SUBCOMMANDS["audit"], exit_on_error=False)
     parser.add_argument(
         "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/audit_digits.yaml."
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fedlight.callbacks.sections import section
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 
 if TYPE_CHECKING:
@@ -50,4 +51,5 @@ class CodecPretraining(Callback):
         """
         module = cast("FederatedModule", pl_module)
         if not module.codec.fitted:
-            module.pretrain(self.proxy, self.training)
+            with section(trainer, "pretraining"):
+                module.pretrain(self.proxy, self.training)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, exactly
+from fedlight.callbacks.sections import section
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
@@ -99,9 +100,10 @@ class CodecRefresh(FederatedCallback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         decoder = next(callback for callback in callbacks if isinstance(callback, GradientDecoder))
         history = torch.stack([*self._aggregates]) if self._aggregates else None
-        module.pretrain(
-            self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state, history=history
-        )
+        with section(trainer, "refresh"):
+            module.pretrain(
+                self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state, history=history
+            )
         if module.codec.version > version:
             decoder.server_state = {}
             module.store.forget("codec")

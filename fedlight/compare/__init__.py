@@ -1,5 +1,1 @@
 """`fedlight compare`: codecs over seeds on one data set and model, and what they cost. The runs themselves are the command line's."""
-
-from fedlight.compare.command import compare, compare_parser
-
-__all__ = ["compare", "compare_parser"]

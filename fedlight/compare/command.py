@@ -19,8 +19,7 @@ from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, ef
 from fedlight.compare.progress import RunProgress
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
 from fedlight.core.errors import ConfigurationError
-
-DESCRIPTION = "Run codecs over seeds on one data set and model, and write accuracy against bytes as table, files and pictures."
+from fedlight.usage import SUBCOMMANDS
 
 FILE_WIDTH = 160  # characters, where the table does not go to a terminal
 
@@ -30,7 +29,7 @@ Rehearse = Callable[[list[str]], Tree]
 
 def compare_parser() -> ArgumentParser:
     """Return the parser of `fedlight compare`."""
-    parser = ArgumentParser(prog="fedlight compare", description=DESCRIPTION, exit_on_error=False)
+    parser = ArgumentParser(prog="fedlight compare", description=SUBCOMMANDS["compare"], exit_on_error=False)
     parser.add_argument(
         "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/compare_digits.yaml."
     )

@@ -156,6 +156,11 @@ class FederatedDataModule(L.LightningDataModule):
         """Number of clients there are."""
         return len(self.partition)
 
+    @property
+    def client_sizes(self) -> np.ndarray:
+        """Number of every client's training samples, int64 ``[clients]``."""
+        return self.train_partition.sizes
+
     def cohort(self, round: int, attempt: int = 0) -> np.ndarray:
         """Return the sorted client ids of a round's attempt, int64 ``[cohort]``: the same on every process."""
         return self.sampler.sample(self.num_population, self.seed, round, attempt)

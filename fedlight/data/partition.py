@@ -43,8 +43,9 @@ class Dirichlet(Partitioner):
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
         """Return the first draw that serves every client, else the one of ten that is nearest to it."""
         best, least = np.empty(0, dtype=np.int64), math.inf
+        counts = np.unique(labels, return_counts=True)[1]
         for _ in range(_DRAWS):
-            candidate = self._draw(labels, num_clients, rng)
+            candidate = self._draw(labels, counts, num_clients, rng)
             lacking = int(np.maximum(self.min_samples - np.bincount(candidate, minlength=num_clients), 0).sum())
             if lacking < least:
                 best, least = candidate, lacking
@@ -52,9 +53,8 @@ class Dirichlet(Partitioner):
                 break
         return best
 
-    def _draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, labels: np.ndarray, counts: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
         order = shuffle_within(labels, rng)
-        counts = np.unique(labels, return_counts=True)[1]
         parts = [cut(int(count), rng.dirichlet(np.full(num_clients, self.alpha))) for count in counts]
         assignment = np.empty(len(labels), dtype=np.int64)
         assignment[order] = np.concatenate(parts)

@@ -93,7 +93,9 @@ def split_holdout(partition: Partition, fraction: float, rng: np.random.Generato
 def client_by_client(train: Partition, holdout: Partition) -> np.ndarray:
     """Return all samples in the order of their clients, int64 ``[samples]``: for training, held out, then those of clients left out."""
     held = np.concatenate([train.order, holdout.order])
-    return np.concatenate([held, np.setdiff1d(np.arange(held.max() + 1), held)])
+    placed = np.zeros(held.max() + 1, dtype=bool)
+    placed[held] = True
+    return np.concatenate([held, np.flatnonzero(~placed)])
 
 
 def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

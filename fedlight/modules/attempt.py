@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlight.callbacks.sections import each_in_section, section
 from fedlight.clients.turnout import Attempt
 from fedlight.core.codec import Codec, Public
 from fedlight.core.errors import MessageError
@@ -40,17 +41,19 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     round.server = module.algorithm.announce(module.server_state)
     compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
     round.true = RunningSum() if compares else None
-    uploads: Iterable[Upload] = module.runner.run(round, weights, buffers)
+    uploads: Iterable[Upload] = each_in_section(trainer, "train_client", module.runner.run(round, weights, buffers))
     for step in range(codec.passes):
         round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
         round.handshake_up = round.handshake_down = 0
         round.arrived = set()
         known = len(round.dropped) if step else 0
-        module.dispatch("on_round_start", round)
-        module.downlink.count(module, round)
+        with section(trainer, "downlink"):
+            module.dispatch("on_round_start", round)
+            module.downlink.count(module, round)
         kept = []
         try:
-            module.aggregator.open(round, codec, weights)
+            with section(trainer, "sum"):
+                module.aggregator.open(round, codec, weights)
             for upload in uploads:
                 if not _exchange(module, round, upload):
                     continue
@@ -58,14 +61,16 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
                     _note(round, upload)
                 if codec.passes > 1:
                     kept.append(upload)
-            module.aggregator.close(round, module.device)
+            with section(trainer, "sum"):
+                module.aggregator.close(round, module.device)
         except MessageError as error:
             round.failed = str(error)
             log.warning("Round %d: attempt %d ended without a sum. %s", number, attempt, error)
         uploads = kept
         for client, reason in round.dropped[known:]:
             log.warning("Round %d: client %d was dropped, %s", number, client, reason)
-        merge(round, codec, module.device, len(round.dropped) - known)
+        with section(trainer, "all_reduce"):
+            merge(round, codec, module.device, len(round.dropped) - known)
         module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
         module.traffic.add_handshake(round.handshake_up, round.handshake_down)
         round.uplink_passes += round.uplink + round.handshake_up
@@ -74,7 +79,8 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
             return round
         if module.privacy is not None:
             release(module, round)
-        module.dispatch("on_cohort_end", round)
+        with section(trainer, "decode"):
+            module.dispatch("on_cohort_end", round)
     round.refused = untrusted(codec, round) if round.aggregate is not None else None  # a callback may have taken it away
     if round.refused:
         log.warning("Round %d: the decoded aggregate was refused, %s", number, round.refused)
@@ -112,9 +118,11 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
         round.dropped.append((upload.client, "it has answered already"))
         return False
     try:
-        module.dispatch("on_client_update", round, upload)
-        module.aggregator.leave(round, upload)
-        module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
+        with section(module.trainer, "encode"):
+            module.dispatch("on_client_update", round, upload)
+        with section(module.trainer, "sum"):
+            module.aggregator.leave(round, upload)
+            module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
     except MessageError as error:
         module.store.drop(upload.client)
         round.dropped.append((upload.client, str(error)))

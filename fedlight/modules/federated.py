@@ -18,6 +18,7 @@ from fedlight.aggregation import AggregationSetting, Aggregator, PlainAggregator
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
+from fedlight.callbacks.sections import section
 from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.engine import Engine, Sequential
 from fedlight.clients.local_model import Augment, LocalModel
@@ -201,8 +202,7 @@ class FederatedModule(Forwarding):
             self.downlink.setup(self)
 
     def _setting(self) -> AggregationSetting:
-        clients = range(self.data.num_population)
-        largest = max(map(self.data.client_size, clients)) if self.weighting == "samples" else 1
+        largest = int(self.data.client_sizes.max()) if self.weighting == "samples" else 1
         buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
         return AggregationSetting(
             self.codec,
@@ -343,11 +343,12 @@ class FederatedModule(Forwarding):
         if self.codec.client_state or self.batch_norm == "local" or self.algorithm.client_state:
             states = gather_states(states)
         self.store.commit(states)
-        update = self.algorithm.step(round.aggregate, counted_clients(self, round) / self.data.num_population, self.server_state)
-        for parameter, piece in zip(self.trainable(), self.layout.split(update), strict=True):
-            parameter.grad = piece.to(parameter)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        optimizer.step()  # type: ignore[union-attr]
+        with section(self.trainer, "server_step"):
+            update = self.algorithm.step(round.aggregate, counted_clients(self, round) / self.data.num_population, self.server_state)
+            for parameter, piece in zip(self.trainable(), self.layout.split(update), strict=True):
+                parameter.grad = piece.to(parameter)
+            optimizer.step()  # type: ignore[union-attr]
         self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.rounds = self.trainer.global_step
         if self.privacy is not None and not self.privacy.affordable():
@@ -357,8 +358,9 @@ class FederatedModule(Forwarding):
         if self.batch_norm == "mean" and float_buffers(self.network):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
         self.dispatch("on_round_end", round)
-        log_round(self, round_figures(self, round), round.public.round)
-        log_comparison(self, round)
+        with section(self.trainer, "log"):
+            log_round(self, round_figures(self, round), round.public.round)
+            log_comparison(self, round)
 
     def _set_buffers(self, flat: Tensor) -> None:
         own = float_buffers(self.network)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from fedlight.callbacks.sections import section
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import FederatedDataModule
 from fedlight.modules.task import Task
@@ -56,7 +57,8 @@ class Forwarding(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate the global model on the server's data, and on what clients hold out."""
-        self.task.evaluate("val", batch, batch_idx, dataloader_idx)
+        with section(self.trainer, "validation"):
+            self.task.evaluate("val", batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate the global model on the test set."""

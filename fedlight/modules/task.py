@@ -75,8 +75,7 @@ class Classification(Task):
     def setup(self, stage: str) -> None:
         """Make the metrics, and run one sample through the network: a wrong shape is told before training and in its own words."""
         module = self.module
-        sizes = torch.tensor([module.data.client_size(client) for client in range(module.data.num_population)])
-        module.stage_metrics = StageMetrics(module.data.num_classes, sizes, module.own_metrics)
+        module.stage_metrics = StageMetrics(module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics)
         x, classes = module.data.test[0][:1].cpu(), module.data.num_classes
         network = copy.deepcopy(module.network).cpu().eval()
         try:
