@@ -55,23 +55,35 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
     if not several_processes():
         round.dropped_count += dropped
         return
-    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped]
-    merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped = merged
-    round.dropped_count += dropped
     format = codec.encoder.format_at(round.public.step)
     kind = torch.int64 if codec.additive and format.bits else torch.float64
-    _reduce_total(round.codes, codec.decoder.sum_length(round.public.step), kind, device)
+    reach = _largest(round.codes.total) if kind is torch.int64 else 0
+    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped, reach]
+    merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
+    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped, reach = merged
+    round.dropped_count += dropped
+    wire = narrowest(reach) if kind is torch.int64 else kind
+    _reduce_total(round.codes, codec.decoder.sum_length(round.public.step), kind, device, wire)
     if round.public.step:
         return
     once = reduce_sum(torch.tensor([round.loss, round.trained], dtype=torch.float64, device=device)).tolist()
     round.loss, round.trained = once[0], int(once[1])
     if round.true is not None:
-        _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device)
+        _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device, sum_dtype(torch.float32))
         round.true.weight = round.codes.weight
 
 
-def _reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Sum over processes; one whose clients were all dropped adds zeros."""
+def narrowest(reach: int) -> torch.dtype:
+    """Return the narrowest type that processes can add up in which holds every sum up to ``reach``: no sum is changed by it."""
+    return next(dtype for dtype in (torch.int8, torch.int32, torch.int64) if reach <= torch.iinfo(dtype).max)
+
+
+def _largest(total: Tensor | None) -> int:
+    """Return the largest magnitude in a sum of integers; those of all processes, added up, bound the sum of their sums."""
+    return int(total.abs().max()) if total is not None and len(total) else 0
+
+
+def _reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device, wire: torch.dtype) -> None:
+    """Sum over processes, as ``wire`` between them; one whose clients were all dropped adds zeros."""
     total = running.total if running.total is not None else torch.zeros(length, dtype=dtype, device=device)
-    running.total = reduce_sum(total)
+    running.total = reduce_sum(total.to(wire)).to(dtype)
