@@ -67,8 +67,8 @@ SYSTEMS: tuple[System, ...] = (
     *_variants("bare loop", "bare", torchrun=True),
     *_variants("pfl", "pfl", "pfl", torchrun=True),
     *_variants("FedLab", "fedlab", "fedlab")[:2],
-    System("Flower", "as it comes", "flower", "flower", rounds=5, warm=1),
-    System("Flower", "2 processes", "flower", "flower", processes=2, rounds=5, warm=1),
+    System("Flower", "as it comes", "flower", "flower", rounds=2, warm=1),
+    System("Flower", "2 processes", "flower", "flower", processes=2, rounds=2, warm=1),
 )
 
 TARGETS = {
