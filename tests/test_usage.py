@@ -35,6 +35,11 @@ def test_help_needs_neither_torch_nor_lightning():
     assert all(f"    {name} " in printed for name in SUBCOMMANDS)
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fedlight", "--help"], env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and DESCRIPTION.split(":")[0] in done.stdout
+
+
 @pytest.mark.slow
 def test_the_command_line_imports_little_beyond_lightning():
     """No data set, logger, cryptography, accountant or picture before a run asks for it, and no other subcommand."""
