@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -169,3 +169,5 @@ if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
     results = {"conformance": conformance, "resume": lambda: resume(folder)}[what]()
     torch.save(results, folder / f"{what}_{os.environ['LOCAL_RANK']}.pt")
+    distributed.barrier()  # rank 0 keeps the store that the other's threads still talk to: neither leaves before both are done
+    distributed.destroy_process_group()

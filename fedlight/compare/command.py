@@ -168,6 +168,11 @@ class Session:
         }
         return {codec: outcomes for codec, outcomes in chosen.items() if outcomes}
 
+    def _training(self, codec: str) -> str:
+        """Return what an entry's clients do in a round, as text: entries may differ in that, and then need not start alike."""
+        model = self.parsed[codec]["model"]
+        return json.dumps([model.get("algorithm"), model.get("turnout")], sort_keys=True, default=str)
+
     def report(self) -> int:
         """Write table, files and pictures of what there is, name what failed, and return the exit status."""
         results = self.results()
@@ -176,7 +181,7 @@ class Session:
         if rows:
             self._write(rows, results)
         everything = [outcome for outcomes in self.outcomes.values() for outcome in outcomes]
-        for seed, losses in unequal_starts(o for o in everything if o.ok).items():
+        for seed, losses in unequal_starts((o for o in everything if o.ok), self._training):
             starts = "; ".join(f"{', '.join(names)}: {loss:.6g}" for loss, names in losses.items())
             self._warn(
                 f"seed {seed}: the first round's loss should be the same in every run but was {starts}: they differ in more than codecs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -62,18 +62,21 @@ def first_loss(folder: Path) -> float | None:
         return next((float(row["sim/loss"]) for row in csv.DictReader(file) if row.get("sim/loss")), None)
 
 
-def unequal_starts(outcomes: Iterable[Outcome]) -> dict[int, dict[float, list[str]]]:
-    """Return, for each seed whose runs did not all start alike, the codecs by the loss of their first round.
+def unequal_starts(
+    outcomes: Iterable[Outcome], training: Callable[[str], str] = lambda codec: ""
+) -> list[tuple[int, dict[float, list[str]]]]:
+    """Return, for each seed whose runs did not all start alike, the seed and the codecs by the loss of their first round.
 
-    The same seed gives every codec the same weights, partition, cohort and batches, so the first round's loss is the same number.
+    The same seed gives every codec the same weights, partition, cohort and batches, so the first round's loss is the same number, for all
+    entries whose clients do the same: ``training`` maps an entry to what tells it from others in that.
     """
-    losses: dict[int, dict[float, list[str]]] = {}
+    losses: dict[tuple[int, str], dict[float, list[str]]] = {}
     for outcome in outcomes:
         if (loss := first_loss(outcome.folder)) is not None:
-            names = losses.setdefault(outcome.run.seed, {}).setdefault(loss, [])
+            names = losses.setdefault((outcome.run.seed, training(outcome.run.codec)), {}).setdefault(loss, [])
             if outcome.run.codec not in names:
                 names.append(outcome.run.codec)
-    return {seed: by_loss for seed, by_loss in losses.items() if len(by_loss) > 1}
+    return [(seed, by_loss) for (seed, _), by_loss in losses.items() if len(by_loss) > 1]
 
 
 def make_row(codec: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float | None) -> Row:

@@ -29,7 +29,7 @@ from fedlight.codecs import ChainCodec, HalfCodec, PowerSGDCodec, TwoSidedCodec
 from fedlight.data import ArrayFile, Torchvision, standardize
 
 WARMUP = 2
-SOURCES = {"mnist": lambda: Torchvision("MNIST"), "cifar10": lambda: ArrayFile("cifar10_20k.npz")}
+SOURCES = {"mnist": lambda: Torchvision("MNIST"), "cifar10": lambda: ArrayFile("cifar10_20k.npz", more_test=4000)}
 
 
 def learned(ratio: float) -> GradientCodes:

@@ -94,10 +94,11 @@ def test_bytes_to_target_is_the_median_over_seeds_and_null_if_most_never_get_the
 def test_runs_of_a_seed_that_did_not_start_alike_are_named(tmp_path):
     alike = [outcome(tmp_path, codec, rows=ROWS) for codec in ("a", "b")]
     assert first_loss(alike[0].folder) == 2.5
-    assert unequal_starts(alike) == {}
+    assert unequal_starts(alike) == []
     other = outcome(tmp_path, "c", rows=[(0, 10, 100, "", 2.6)])
-    assert unequal_starts([*alike, other]) == {0: {2.5: ["a", "b"], 2.6: ["c"]}}
-    assert unequal_starts([alike[0], outcome(tmp_path, "c", seed=1, rows=[(0, 10, 100, "", 2.6)])]) == {}
+    assert unequal_starts([*alike, other]) == [(0, {2.5: ["a", "b"], 2.6: ["c"]})]
+    assert unequal_starts([*alike, other], lambda codec: "another algorithm" if codec == "c" else "") == []
+    assert unequal_starts([alike[0], outcome(tmp_path, "c", seed=1, rows=[(0, 10, 100, "", 2.6)])]) == []
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
