@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,6 +30,7 @@ from fedlight.codecs import ChainCodec, HalfCodec, PowerSGDCodec, TwoSidedCodec
 from fedlight.data import ArrayFile, Torchvision, standardize
 
 WARMUP = 2
+BUCKET_MB = 64  # all gradients in one bucket: with more, the collectives of torch's PowerSGD come in another order on each process of gloo
 SOURCES = {"mnist": lambda: Torchvision("MNIST"), "cifar10": lambda: ArrayFile("cifar10_20k.npz", more_test=4000)}
 
 
@@ -99,6 +101,7 @@ class LitResNet(LightningModule):
 def train(row: str, given: argparse.Namespace) -> dict[str, float]:
     """Train one row on this process and return its figures."""
     torch.set_num_threads(1)
+    distributed._DEFAULT_FIRST_BUCKET_BYTES = BUCKET_MB << 20
     data = standardize(SOURCES[given.dataset]().load(Path(os.environ.get("FEDLIGHT_DATA", "data"))))
     x, y = data.x_train[: given.samples], data.y_train[: given.samples]
     steps = given.epochs * (len(y) // 2 // 32)
@@ -113,9 +116,9 @@ def train(row: str, given: argparse.Namespace) -> dict[str, float]:
 
     distributed.all_reduce = counted
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, max_epochs=-1, callbacks=[callback] if callback else [], **quiet
-    )
+    strategy = DDPStrategy(bucket_cap_mb=BUCKET_MB)
+    callbacks = [callback] if callback else []
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, max_epochs=-1, callbacks=callbacks, **quiet)
     try:
         trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True, drop_last=True))
     finally:
