@@ -58,6 +58,7 @@ ROWS: dict[str, Any] = {
     "PowerSGD of torch, rank 2": lambda: Torch(2),
     "PowerSGD of torch, rank 4": lambda: Torch(4),
     "PowerSGDCodec, rank 1": lambda: GradientCodes(PowerSGDCodec(1), warmup_steps=WARMUP),
+    "PowerSGDCodec, rank 4": lambda: GradientCodes(PowerSGDCodec(4), warmup_steps=WARMUP),
 }
 
 
