@@ -198,8 +198,8 @@ def row(bench: Bench, name: str, fits: list[float], rounds: list[dict[str, Any]]
         "share_of_round": statistics.median(shares),
         "message_bytes": rounds[-1][name]["message"],
         "coefficients": codec.encoder.code_dim,
-        "ranks_left": sorted(r1 for r1, _ in factored),
-        "ranks_right": sorted(r2 for _, r2 in factored),
+        "ranks_left": sorted(left for left, *_ in factored),
+        "ranks_right": sorted(rank for _, *right in factored for rank in right),
         "encoder_bytes": encoder_bytes(codec),
         "runs": shares,
     }
