@@ -48,7 +48,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Matrices:
-    """All matrices of a layout, in its order; convolutions ``[out, in, kh, kw]`` are ``[out, in * kh * kw]``, in three sides if long."""
+    """All matrices of a layout, in its order; convolutions ``[out, in, kh, kw]`` are ``[out, in * kh * kw]``."""
 
     layout: Layout
     items: tuple[Matrix, ...]
@@ -97,14 +97,13 @@ class Matrices:
 
 
 def _parts(shape: tuple[int, ...], columns: int, channels: int) -> tuple[int, ...]:
-    """Return (channels, positions) that a weight's long rows fall into, () if they are short or nothing tells.
+    """Return (channels, positions) that a linear layer's long rows fall into, () if they are short or nothing tells.
 
-    A convolution's are its input channels and its window. A linear layer behind a flattened feature map reads ``channels``, the rows of
-    the matrix before, one after another.
+    Behind a flattened feature map they read ``channels``, the rows of the matrix before, one after another. (A convolution's rows could
+    be taken apart likewise, but windows are so small that projecting them costs several times more than it does as they are.)
     """
-    inner = shape[1] if len(shape) > 2 else channels
-    splits = columns > LONGEST_SIDE and 1 < inner < columns and columns % inner == 0
-    return (inner, columns // inner) if splits else ()
+    splits = len(shape) == 2 and columns > LONGEST_SIDE and 1 < channels < columns and columns % channels == 0
+    return (channels, columns // channels) if splits else ()
 
 
 def turn(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:

@@ -89,8 +89,7 @@ def test_lenet_is_five_matrices() -> None:
         (("conv", "fc.weight"), ((5, 1, 3, 3), (5, 24)), [(), ()]),  # not so many channels
         (("fc.weight",), ((5, 24),), [()]),  # the first layer
         (("a.weight", "b.weight"), ((24, 3), (5, 24)), [(), ()]),  # a row reads the outputs before, nothing is flattened
-        (("conv",), ((4, 6, 2, 2),), [(6, 4)]),  # a convolution has a window of its own
-        (("conv",), ((4, 24, 1, 1),), [()]),
+        (("one", "conv"), ((6, 1, 3, 3), (4, 6, 2, 2)), [(), ()]),  # a convolution's rows stay as they are
         (("conv", "fc.weight"), ((4, 1, 3, 3), (1, 24)), [(), ()]),  # one row: a vector
         (("conv", "fc.weight"), ((4, 1, 3, 3), (5, 20)), [(), ()]),  # short enough
     ],
