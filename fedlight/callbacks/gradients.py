@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from fedlight.callbacks.codec import exactly
 from fedlight.core.codec import Codec, require_additive
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.gradients import Channel, Reduce, exchange
+from fedlight.core.gradients import LARGEST_BYTE, Channel, Reduce, exchange
 
 STATE_KEY = "fedlight_gradients"
 
@@ -38,6 +38,8 @@ class GradientCodes(Callback):
         window: Recent gradients that it is fitted to.
         min_size: Parameter tensors of fewer numbers travel in full.
         seed: Seed of what encoders draw.
+        int8: Whether float codes travel as integers of one byte, on steps that processes agree on first (one short message more for
+            each of the codec's passes). The sum has to fit the byte as well: two processes have 63 levels, 16 have 7.
 
     Raises:
         ConfigurationError: if a number is out of range, or (before training) codec, strategy or module cannot work together.
@@ -52,6 +54,7 @@ class GradientCodes(Callback):
         window: int = 8,
         min_size: int = 1024,
         seed: int = 0,
+        int8: bool = False,
     ) -> None:
         if warmup_steps < int(codec.needs_fit) or refit_every < 0 or window < 1 or min_size < 0:
             raise ConfigurationError(
@@ -71,6 +74,7 @@ class GradientCodes(Callback):
         self.window = window
         self.min_size = min_size
         self.seed = seed
+        self.int8 = int8
         self.steps = 0
         self.bytes = 0
         self.bytes_full = 0
@@ -104,6 +108,11 @@ class GradientCodes(Callback):
             raise ConfigurationError(
                 "Expected `trainer.precision` 32-true or bf16-mixed with integer codes but got 16-mixed: an overflow, by which the loss "
                 "is scaled, could not be seen in them"
+            )
+        if self.int8 and trainer.world_size > LARGEST_BYTE:
+            raise ConfigurationError(
+                f"Expected at most {LARGEST_BYTE} processes with `int8`, whose codes add up in one byte, but got {trainer.world_size}: "
+                "set `int8` to false"
             )
         if any(getattr(part, "sparse", False) is True for part in pl_module.modules()):
             raise ConfigurationError("Expected dense gradients but an embedding has sparse=True: set it to False")
@@ -173,6 +182,7 @@ class GradientCodes(Callback):
                 reduce,
                 self.steps < self.warmup_steps,
                 self.window if learns else 0,
+                self.int8,
             )
         self._step_bytes += sent
         self.bytes_full += 4 * sum(gradient.numel() for gradient in gradients)

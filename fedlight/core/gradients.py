@@ -2,6 +2,9 @@
 
 With error feedback (Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2): what a code leaves out of a gradient is added to the next.
 There is one codec for each parameter tensor: it survives however tensors are grouped into messages. Needs no Lightning.
+
+Float codes can travel as integers of one byte, whose sums are bytes as well: processes first add up the energies of their codes, and
+so agree on a step for each tensor's.
 """
 
 from __future__ import annotations
@@ -26,6 +29,12 @@ from fedlight.core.random import torch_generator
 Reduce = Callable[[Tensor], object]
 """Adds a tensor up over all processes, in place."""
 
+LARGEST_BYTE = 127
+"""The most that a sum of codes can be in one byte, and so how many processes there can be."""
+
+SPREAD = 5.0
+"""Root mean squares of a code within which its entries are not cut: what is, error feedback brings later."""
+
 
 class Channel:
     """One parameter tensor's way between processes: its codec, what codes have left out so far, and recent gradients to fit it to.
@@ -43,8 +52,10 @@ class Channel:
         self.shape = shape
         self.seed = seed
         self.codec = _bound(recipe, Layout((name,), (shape,)))
-        # Codecs that remember bring their own.
-        self.feedback = feedback and (self.codec is None or (self.codec.passes == 1 and not self.codec.client_state))
+        # Codecs that remember bring their own; what rounding their codes to bytes takes away they cannot know.
+        remembers = self.codec is not None and (self.codec.passes > 1 or self.codec.client_state)
+        self.feedback = feedback and not remembers
+        self.returns_rounding = feedback and remembers
         self.residual: Tensor | None = None
         self.server: State = {}
         self.private: State = {}
@@ -96,12 +107,20 @@ class Channel:
 
 
 def exchange(
-    channels: Sequence[Channel], gradients: Sequence[Tensor], step: int, rank: int, world: int, reduce: Reduce, plain: bool, window: int = 0
+    channels: Sequence[Channel],
+    gradients: Sequence[Tensor],
+    step: int,
+    rank: int,
+    world: int,
+    reduce: Reduce,
+    plain: bool,
+    window: int = 0,
+    int8: bool = False,
 ) -> tuple[list[Tensor], int]:
     """Return the mean gradient of all processes for each channel, flat ``[dim]`` float32, and the bytes that one process gave to sums.
 
-    ``gradients`` are this process's own; ``plain`` sends them in full, with what was left out before. What is not finite is sent as it is
-    (where codes are floats), so that everybody sees it and a loss scaler can react, and never remembered.
+    ``gradients`` are this process's own; ``plain`` sends them in full, with what was left out before. ``int8`` rounds float codes to bytes.
+    What is not finite is seen by everybody (where the codec's codes are floats), so that a loss scaler can react, and never remembered.
     """
     sources = [channel.corrected(gradient) for channel, gradient in zip(channels, gradients, strict=True)]
     for channel, source in zip(channels, sources, strict=True):
@@ -111,21 +130,33 @@ def exchange(
     means: list[Tensor] = [source.clone() for source in sources]
     sent = _sum([means[k] for k in full], world, reduce)
     for k in full:
-        _leave(channels[k], sources[k], sources[k])
-    passes = max((_codec(channels[k]).passes for k in coded), default=0)
-    replies: dict[int, Tensor] = {}
+        if channels[k].feedback or channels[k].residual is not None:
+            _leave(channels[k], sources[k], sources[k])
+    found, more = _exchange_codes([channels[k] for k in coded], [sources[k] for k in coded], step, rank, world, reduce, int8)
+    for k, mean in zip(coded, found, strict=True):
+        means[k] = mean.to(sources[k])
+    return means, sent + more
+
+
+def _exchange_codes(
+    channels: Sequence[Channel], sources: Sequence[Tensor], step: int, rank: int, world: int, reduce: Reduce, int8: bool
+) -> tuple[list[Tensor], int]:
+    """Return what each channel's codec makes of the sum of all processes' codes, pass by pass, and the bytes given to sums."""
+    sent, passes = 0, max((_codec(channel).passes for channel in channels), default=0)
+    replies: list[Tensor | None] = [None] * len(channels)
     for number in range(passes):
-        messages = {k: _encode(channels[k], sources[k], step, number, rank, replies.get(k)) for k in coded}
+        publics = [_public(channel, step, number, world, reply) for channel, reply in zip(channels, replies, strict=True)]
+        codes = [_encode(channel, source, rank, public) for channel, source, public in zip(channels, sources, publics, strict=True)]
+        units, spent = _agree(codes, world, reduce) if int8 else ([None] * len(codes), 0)
+        outgoing = [_outgoing(channel, code, number, world, unit) for channel, code, unit in zip(channels, codes, units, strict=True)]
         if number == passes - 1:
-            for k in coded:
-                _keep_error(channels[k], sources[k], messages[k], step, number)
-        codes = {k: _outgoing(channels[k], messages[k], number, world) for k in coded}
-        sent += _sum(list(codes.values()), world, reduce)
-        for k in coded:
-            replies[k] = _decode(channels[k], codes[k], step, number, world, replies.get(k))
-    for k in coded:
-        means[k] = replies[k].to(sources[k])
-    return means, sent
+            for channel, source, code, own, unit, public in zip(channels, sources, codes, outgoing, units, publics, strict=True):
+                _keep_error(channel, source, code, own, unit, replace(public, clients=1))
+        sent += spent + _sum(outgoing, world, reduce)
+        for k, (channel, total, unit, public) in enumerate(zip(channels, outgoing, units, publics, strict=True)):
+            mean = total if total.is_floating_point() else _in_units(total, unit) / world
+            replies[k] = _codec(channel).decoder.decode(mean, public, channel.server)
+    return [reply for reply in replies if reply is not None], sent
 
 
 def pack_codec(codec: Codec) -> bytes:
@@ -167,21 +198,42 @@ def _public(channel: Channel, step: int, number: int, clients: float, reply: Ten
     return Public(seed=channel.seed, round=step, step=number, clients=clients, announced=announced)
 
 
-def _encode(channel: Channel, source: Tensor, step: int, number: int, rank: int, reply: Tensor | None) -> Tensor:
+def _encode(channel: Channel, source: Tensor, rank: int, public: Public) -> Tensor:
     codec, finite = _codec(channel).to(source.device), bool(torch.isfinite(source.sum()))
     if codec.integer and not finite:
         source = torch.zeros_like(source)
-    generator = torch_generator(channel.seed, step, rank, channel.name, "encode", number)
+    generator = torch_generator(channel.seed, public.round, rank, channel.name, "encode", public.step)
     state = channel.private if finite else copy.deepcopy(channel.private)
-    return codec.encoder.encode(source, _public(channel, step, number, 0, reply), Private(generator, state))
+    return codec.encoder.encode(source, replace(public, clients=0), Private(generator, state))
 
 
-def _outgoing(channel: Channel, code: Tensor, number: int, world: int) -> Tensor:
-    """Return the code in the narrowest type in which its sum over processes can be held; floats are divided first, as DDP does."""
+def _agree(codes: list[Tensor], world: int, reduce: Reduce) -> tuple[list[Tensor | None], int]:
+    """Return the unit (0-d) of each float code's integers, the same on every process and not finite if a code is not, and the bytes."""
+    known = [k for k, code in enumerate(codes) if code.is_floating_point() and code.numel()]
+    units: list[Tensor | None] = [None] * len(codes)
+    if not known:
+        return units, 0
+    energies = torch.stack([codes[k].float().square().mean() for k in known])
+    sent = _sum([energies], world, reduce)
+    for k, energy in zip(known, energies, strict=True):
+        units[k] = (energy.sqrt() * SPREAD / (LARGEST_BYTE // world)).clamp(min=torch.finfo(torch.float32).tiny)
+    return units, sent
+
+
+def _outgoing(channel: Channel, code: Tensor, number: int, world: int, unit: Tensor | None) -> Tensor:
+    """Return the code in the narrowest type in which its sum over processes can be held, as integers where there is a ``unit``."""
     format = _codec(channel).encoder.format_at(number)
     if format.bits:
-        return code.to(torch.int8 if world * ((1 << (format.bits - 1)) - 1) <= 127 else torch.int32)
+        return code.to(torch.int8 if world * ((1 << (format.bits - 1)) - 1) <= LARGEST_BYTE else torch.int32)
+    if unit is not None:
+        limit = LARGEST_BYTE // world
+        return (code.float() / unit).round_().clamp_(-limit, limit).nan_to_num_(0.0).to(torch.int8)
     return code.to(getattr(format, "dtype", torch.float32), copy=True)
+
+
+def _in_units(code: Tensor, unit: Tensor | None) -> Tensor:
+    """Return what an outgoing code, or a sum of them, says, in the units of the codec's code."""
+    return code.float() if unit is None else code.float() * unit
 
 
 def _sum(tensors: list[Tensor], world: int, reduce: Reduce) -> int:
@@ -199,22 +251,19 @@ def _sum(tensors: list[Tensor], world: int, reduce: Reduce) -> int:
     return sent
 
 
-def _decode(channel: Channel, code: Tensor, step: int, number: int, world: int, reply: Tensor | None) -> Tensor:
-    mean = code if code.is_floating_point() else code.float() / world
-    return _codec(channel).decoder.decode(mean, _public(channel, step, number, world, reply), channel.server)
+def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, unit: Tensor | None, public: Public) -> None:
+    """Keep what this process's ``own`` outgoing code leaves out of the source, or out of the code of a codec that remembers."""
 
+    def alone(code: Tensor) -> Tensor:
+        return _codec(channel).decoder.decode(code, public, copy.deepcopy(channel.server)).to(source)
 
-def _keep_error(channel: Channel, source: Tensor, code: Tensor, step: int, number: int) -> None:
-    """Keep what this process's own code leaves out, as the receiver would decode it alone."""
-    if not channel.feedback:
-        return
-    codec = _codec(channel)
-    rounded = code if codec.encoder.format_at(number).bits else code.to(getattr(codec.encoder.format_at(number), "dtype", torch.float32))
-    public = replace(_public(channel, step, number, 1, None))
-    _leave(channel, source, codec.decoder.decode(rounded.float(), public, copy.deepcopy(channel.server)).to(source))
+    if channel.feedback:
+        _leave(channel, source, alone(_in_units(own, unit)))
+    elif channel.returns_rounding and unit is not None:
+        _leave(channel, alone(code), alone(_in_units(own, unit)))
 
 
 def _leave(channel: Channel, source: Tensor, arrived: Tensor) -> None:
     """Keep what did not arrive, unless it is not finite."""
-    if channel.feedback and bool(torch.isfinite(source.sum())) and bool(torch.isfinite(arrived.sum())):
+    if bool(torch.isfinite(source.sum())) and bool(torch.isfinite(arrived.sum())):
         channel.residual = source - arrived

@@ -54,8 +54,8 @@ class CodeFormat:
         bits = self.bits or self.dtype.itemsize * 8
         return (self.length * bits + 7) // 8
 
-    def pack(self, code: Tensor) -> bytes:
-        """Return the ``payload_bytes`` bytes of a code ``[length]``.
+    def pack(self, code: Tensor) -> bytes | memoryview:
+        """Return the ``payload_bytes`` bytes of a code ``[length]``; those of floats may be the code's own memory, not a copy.
 
         Raises:
             MessageError: if the code has another length, or an entry is no integer that fits its bits.
@@ -63,7 +63,8 @@ class CodeFormat:
         if code.shape != (self.length,):
             raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
         if not self.bits:
-            return code.detach().to("cpu", self.dtype).numpy().astype(_FLOATS[self.dtype], copy=False).tobytes()
+            numbers = code.detach().to("cpu", self.dtype).contiguous().numpy().astype(_FLOATS[self.dtype], copy=False)
+            return numbers.view(np.uint8).data
         if code.is_floating_point():
             raise MessageError(f"Expected an integer code for a format of {self.bits} bits but got {code.dtype}: round it first")
         return pack_integers(code.detach().cpu().numpy(), self.bits)
@@ -211,9 +212,9 @@ def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.n
     return groups.reshape(-1)[:length]
 
 
-def write_message(payload: bytes, kind: int, length: int, round: int, codec: int) -> bytes:
+def write_message(payload: bytes | memoryview, kind: int, length: int, round: int, codec: int) -> bytes:
     """Return header and payload: magic, wire version, format, round, codec fingerprint and code length, 16 bytes."""
-    return HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length) + payload
+    return b"".join((HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length), payload))
 
 
 def read_message(message: bytes, expected: Format, round: int, codec: int) -> memoryview:

@@ -55,22 +55,28 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
     if not several_processes():
         round.dropped_count += dropped
         return
-    format = codec.encoder.format_at(round.public.step)
-    kind = torch.int64 if codec.additive and format.bits else torch.float64
-    reach = _largest(round.codes.total) if kind is torch.int64 else 0
-    counts = [round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped, reach]
-    merged = reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    round.codes.weight, round.codes.count, round.codes.squares, round.uplink, round.sent, round.inside, dropped, reach = merged
+    format, decoder, codes = codec.encoder.format_at(round.public.step), codec.decoder, round.codes
+    integers = codec.additive and bool(format.bits)
+    length = decoder.sum_length(round.public.step)
+    reach = _largest(codes.total) if integers else 0
+    numbers = [codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach, round.loss, round.trained]
+    # Float sums travel with the numbers: for a small model the count of messages is what a round between processes takes.
+    floats = codes.total if codes.total is not None and not integers else torch.zeros(0 if integers else length, device=device)
+    message = torch.cat([torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device), floats.double()])
+    merged = reduce_sum(message)
+    *counts, loss, trained = merged[: len(numbers)].tolist()
+    codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach = map(int, counts)
     round.dropped_count += dropped
-    wire = narrowest(reach) if kind is torch.int64 else kind
-    _reduce_total(round.codes, codec.decoder.sum_length(round.public.step), kind, device, wire)
+    if integers:
+        _reduce_total(codes, length, torch.int64, device, narrowest(reach))
+    else:
+        codes.total = merged[len(numbers) :]
     if round.public.step:
         return
-    once = reduce_sum(torch.tensor([round.loss, round.trained], dtype=torch.float64, device=device)).tolist()
-    round.loss, round.trained = once[0], int(once[1])
+    round.loss, round.trained = loss, int(trained)
     if round.true is not None:
         _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device, sum_dtype(torch.float32))
-        round.true.weight = round.codes.weight
+        round.true.weight = codes.weight
 
 
 def narrowest(reach: int) -> torch.dtype:

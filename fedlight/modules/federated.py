@@ -31,6 +31,7 @@ from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout, flatten, float_buffers
+from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.rounds import Round
 from fedlight.metrics import TrafficCounter
@@ -223,6 +224,8 @@ class FederatedModule(Forwarding):
 
     def on_fit_start(self) -> None:
         """Check what was restored, and make the local model on the device that rounds run on."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.data.to(self.device)
         self.codec.to(self.device)
         model = self.local_model(self.data.augmentation)

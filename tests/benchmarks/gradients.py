@@ -59,6 +59,8 @@ ROWS: dict[str, Any] = {
     "PowerSGD of torch, rank 4": lambda: Torch(4),
     "PowerSGDCodec, rank 1": lambda: GradientCodes(PowerSGDCodec(1), warmup_steps=WARMUP),
     "PowerSGDCodec, rank 4": lambda: GradientCodes(PowerSGDCodec(4), warmup_steps=WARMUP),
+    "PowerSGDCodec, rank 4, int8": lambda: GradientCodes(PowerSGDCodec(4), warmup_steps=WARMUP, int8=True),
+    "PowerSGDCodec, rank 5, int8": lambda: GradientCodes(PowerSGDCodec(5), warmup_steps=WARMUP, int8=True),
 }
 
 

@@ -90,6 +90,42 @@ def test_what_arrives_and_what_is_left_out_add_up_to_the_gradients():
     assert float(channel.residual.norm()) > 1
 
 
+@pytest.mark.parametrize("codec", [LinearCodec(10, "random"), PowerSGDCodec(2)])
+def test_bytes_lose_nothing_either_what_rounding_takes_away_comes_later(codec):
+    """In int8, decoded + left out = gradients in every step, codecs with a memory of their own included; zeros stay zeros."""
+    channel = Channel("w", (20, 30), codec, feedback=True, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    given, arrived, lengths = torch.zeros(600), torch.zeros(600), []
+    for step in range(7):
+        gradient = torch.randn(20, 30, generator=generator) * (step != 3)
+        (mean,), sent = exchange([channel], [gradient], step, 0, 1, alone, plain=step == 5, int8=True)
+        lengths.append(sent)
+        given, arrived = given + gradient.flatten(), arrived + mean
+        left = sum(part for part in (channel.residual, channel.private.get("error")) if part is not None)
+        torch.testing.assert_close(arrived + left, given, atol=1e-4, rtol=0)
+    codes = [channel.codec.encoder.format_at(number).length for number in range(channel.codec.passes)]
+    assert lengths == [2400 if step == 5 else sum(codes) + 4 * len(codes) for step in range(7)]  # a byte a number, a float a pass
+    still = Channel("w", (20, 30), codec, feedback=True, seed=0)
+    assert not exchange([still], [torch.zeros(20, 30)], 0, 0, 1, alone, plain=False, int8=True)[0][0].any()
+
+
+@pytest.mark.parametrize("world", [2, 16, 127])
+def test_sums_of_bytes_fit_a_byte_whatever_processes_hold(world):
+    """The sum of what the largest entries of all processes become is a byte, and the mean is right to the unit they agreed on."""
+    channel, sent = Channel("w", (40, 40), IdentityCodec(), feedback=False, seed=0), []
+
+    def add(message):  # all hold the same
+        message *= world
+        sent.append(message.clone())
+
+    gradient = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    (mean,), count = exchange([channel], [gradient], 0, 0, world, add, plain=False, int8=True)
+    energy, integers = sent
+    assert integers.dtype is torch.int8 and count == 4 + 1600
+    unit = 5 * float(energy) ** 0.5 / (127 // world)
+    torch.testing.assert_close(mean, gradient.flatten(), atol=0.51 * unit, rtol=0)
+
+
 def test_two_processes_decode_the_mean_and_integers_sum_exactly():
     """Played one after another: each process's message is added to the other's, and both decode the same."""
     gradients = [torch.randn(8, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
@@ -114,11 +150,12 @@ def test_two_processes_decode_the_mean_and_integers_sum_exactly():
         torch.testing.assert_close(means[0], sum(gradients).flatten() / 2, atol=tolerance, rtol=0)
 
 
-def test_what_is_not_finite_is_seen_by_all_and_never_remembered():
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_not_finite_is_seen_by_all_and_never_remembered(int8):
     channel = Channel("w", (20, 30), LinearCodec(10, "random"), feedback=True, seed=0)
-    exchange([channel], [torch.ones(20, 30)], 0, 0, 1, alone, plain=False)
+    exchange([channel], [torch.ones(20, 30)], 0, 0, 1, alone, plain=False, int8=int8)
     before = channel.residual.clone()
-    (mean,), _ = exchange([channel], [torch.full((20, 30), torch.inf)], 1, 0, 1, alone, plain=False)
+    (mean,), _ = exchange([channel], [torch.full((20, 30), torch.inf)], 1, 0, 1, alone, plain=False, int8=int8)
     assert not torch.isfinite(mean).all()
     assert torch.equal(channel.residual, before)
 
@@ -215,5 +252,8 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigurationError, match="auto or ddp but got FSDPStrategy.*Use ddp"):
         GradientCodes(IdentityCodec()).setup(sharded, BoringModel(), "fit")
     scaled = SimpleNamespace(strategy=trainer(1).strategy, precision="16-mixed")
+    many = SimpleNamespace(strategy=trainer(1).strategy, precision="32-true", world_size=128)
+    with pytest.raises(ConfigurationError, match="at most 127 processes with `int8`.*128"):
+        GradientCodes(IdentityCodec(), int8=True).setup(many, BoringModel(), "fit")
     with pytest.raises(ConfigurationError, match="32-true or bf16-mixed with integer codes"):
         GradientCodes(QuantizeCodec()).setup(scaled, BoringModel(), "fit")
