@@ -41,6 +41,8 @@ class System:
     torchrun: bool = False
     rounds: int = 0  # 0 for the workload's
     warm: int = 0
+    engine: str = ""  # fedlight's: nothing for the one it has by itself
+    only: str = ""  # the benchmark that it can be run on: nothing for all
 
     @property
     def title(self) -> str:
@@ -64,6 +66,8 @@ def _variants(name: str, module: str, peer: str = "", torchrun: bool = False) ->
 
 SYSTEMS: tuple[System, ...] = (
     *_variants("fedlight", "fedlight"),
+    System("fedlight", "1 thread, vectorised", "fedlight", threads=1, engine="Vectorized", only="b1"),  # B2's dropout is refused
+    System("fedlight", "2 processes of 1 thread, vectorised", "fedlight", processes=2, threads=1, engine="Vectorized", only="b1"),
     *_variants("bare loop", "bare", torchrun=True),
     *_variants("pfl", "pfl", "pfl", torchrun=True),
     *_variants("FedLab", "fedlab", "fedlab")[:2],
@@ -93,8 +97,9 @@ def measure(name: str, repeats: int, systems: Sequence[System] = SYSTEMS, work: 
     with TemporaryDirectory() as scratch:
         job = Path(scratch) / "job.pt"
         make_job(work, data).save(job)
+        able = [system for system in systems if system.only in ("", name)]
         for repeat in range(repeats):
-            for system in list(systems)[:: -1 if repeat % 2 else 1]:
+            for system in able[:: -1 if repeat % 2 else 1]:
                 if system.title in skipped:
                     continue
                 try:
@@ -135,6 +140,7 @@ def run(system: System, job: Path, name: str, work: Workload) -> dict[str, Any]:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={system.processes}", "-m"]
         command += [f"peers.{system.module}", "--job", str(job), "--workload", name, "--folder", folder]
         command += ["--rounds", str(system.rounds or work.rounds), "--warm", str(system.warm or work.warm)]
+        command += ["--engine", system.engine] if system.engine else []
         output = execute([*command, "--processes", str(system.processes)], environment(system))
     lines: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines() if line.startswith('{"rounds"')]
     if len(lines) != system.reports:

@@ -24,7 +24,7 @@ from terminal import pseudo_terminal
 from torch import nn
 
 from fedlight.callbacks import RoundCheckpoint, RoundProgressBar, RunSummary
-from fedlight.clients import FedAvg
+from fedlight.clients import Engine, FedAvg
 from fedlight.core.layout import flatten
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Uniform
@@ -163,9 +163,9 @@ def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, **flags
     )
 
 
-def make_module(network: nn.Module) -> FederatedModule:
+def make_module(network: nn.Module, engine: Engine | None = None) -> FederatedModule:
     """Return the module: FedAvg without a codec."""
-    return FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0)
+    return FederatedModule(network, algorithm=FedAvg(lr=LR, batch_size=BATCH, epochs=1), sim_every=0, engine=engine)
 
 
 def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[float, float]:

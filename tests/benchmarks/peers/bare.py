@@ -8,6 +8,7 @@ import torch
 from bare import BareLoop, ClientTurn
 from torch import Tensor, distributed
 
+from fedlight.core.memory import keep_freed_memory
 from peers.job import Job, Watch, load_job, options
 
 
@@ -24,6 +25,7 @@ def plan_rounds(job: Job, rounds: int, rank: int, world: int) -> list[list[Clien
 def main() -> None:
     """Run the rounds."""
     arguments = options(__doc__)
+    keep_freed_memory()  # as fedlight does
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         distributed.init_process_group("gloo")

@@ -8,7 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from terminal import pseudo_terminal
 from throughput import STEPS, WORKLOADS, load_data, make_module, make_trainer, quiet
 
+from fedlight.clients import Engine, Sequential, Vectorized
 from peers.job import Watch, options
+
+ENGINES: dict[str, type[Engine]] = {"Sequential": Sequential, "Vectorized": Vectorized}
 
 
 class Clock(Callback):
@@ -37,7 +40,7 @@ def main() -> None:
     watch = Watch(network, arguments.warm, arguments.rounds, STEPS)
     with pseudo_terminal(), quiet():
         trainer = make_trainer(Clock(watch), arguments.warm + arguments.rounds, arguments.rounds, arguments.folder, **flags)
-        trainer.fit(make_module(network), datamodule=data)
+        trainer.fit(make_module(network, ENGINES[arguments.engine]()), datamodule=data)
     watch.print("fedlight", "lightning")
 
 
