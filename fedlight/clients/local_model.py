@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from fedlight.clients.memory_format import pays_channels_last
 from fedlight.core.layout import FlatModel
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -20,8 +19,6 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 class LocalModel:
     """A private copy of the global model with flat weights, and the few operations that local training is made of.
-
-    Batches of images lie channels last where that pays (``pays_channels_last``).
 
     Attributes:
         weights: the current weights ``[dim]``, a view that the model computes with.
@@ -43,7 +40,6 @@ class LocalModel:
         self._seed = torch.ones((), device=self.weights.device)  # the loss's derivative by itself
         self.start = torch.empty_like(self.weights)
         self.buffers = self.flat.buffers
-        self._channels_last: bool | None = None  # asked once, of the first batch
         self._mixed = False  # whether local training runs under autocast: asked in `load`, once a client
         # Counters (BatchNorm's batches seen) are no part of the global state: every client starts from the same ones.
         self._counters = [(b, b.clone()) for b in self.module.buffers() if not b.is_floating_point()]
@@ -95,12 +91,6 @@ class LocalModel:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
         return self.start - self.weights
 
-    def channels_last(self, x: Tensor) -> bool:
-        """Whether batches like ``x`` lie channels last."""
-        if self._channels_last is None:
-            self._channels_last = pays_channels_last(self.module, x)
-        return self._channels_last
-
     def batches(
         self, x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,8 +100,6 @@ class LocalModel:
             xs, ys = x.index_select(0, index), y.index_select(0, index)  # copies rows: several times faster than x[index]
             if self.augment is not None:
                 xs = self.augment(xs, generator)
-            if self.channels_last(xs):
-                xs = xs.contiguous(memory_format=torch.channels_last)
             yield from zip(xs.split(size), torch.split(ys, size), strict=True)  # type: ignore[no-untyped-call]
 
 

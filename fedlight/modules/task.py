@@ -239,10 +239,6 @@ class LocalSteps(LocalModel):
         super().load(weights, buffers)
         self.module.__dict__["batch_idx"] = 0
 
-    def channels_last(self, x: Tensor) -> bool:
-        """Return False: what a user's step does with images before they meet a layer cannot be known."""
-        return False
-
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss (detached) and its gradient per parameter tensor on one batch; metrics forget it."""
         found = super().gradients(x, y)
