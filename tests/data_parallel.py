@@ -19,7 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedlight.callbacks import GradientCodes
-from fedlight.codecs import HalfCodec, IdentityCodec, QuantizeCodec, TwoSidedCodec
+from fedlight.codecs import HalfCodec, IdentityCodec, PowerSGDCodec, QuantizeCodec, TwoSidedCodec
 from tests.federation import environment
 from tests.own import LitClassifier, Points
 
@@ -127,6 +127,7 @@ def conformance() -> dict[str, Any]:
         "fp16": lambda: Hook(default_hooks.fp16_compress_hook),
         "identity": lambda: GradientCodes(IdentityCodec(), warmup_steps=0, min_size=0),
         "half": lambda: GradientCodes(HalfCodec(), warmup_steps=0, min_size=0, feedback=False),
+        "bytes": lambda: GradientCodes(PowerSGDCodec(1), warmup_steps=1, min_size=50, int8=True),
         "integers": lambda: GradientCodes(QuantizeCodec(bits=6, smoothing=0.0), warmup_steps=2, min_size=0, refit_every=2),
     }
     results = {name: fit(lit(), make(), Points()) for name, make in hooks.items()}
@@ -139,16 +140,18 @@ def conformance() -> dict[str, Any]:
 
 
 def resume(folder: Path) -> dict[str, Any]:
-    """Return two epochs of eight steps at once, and one and one."""
-
-    def codes() -> GradientCodes:
-        return GradientCodes(TwoSidedCodec(ratio=8), warmup_steps=2, refit_every=3, min_size=50)
-
-    whole = fit(lit(), codes(), Points(), steps=16)
-    saver = ModelCheckpoint(folder, filename="half", every_n_train_steps=8)
-    fit(lit(), codes(), Points(), steps=8, more=[saver], enable_checkpointing=True)
-    rest = fit(lit(), codes(), Points(), steps=16, ckpt_path=folder / "half.ckpt")
-    return {"whole": whole, "resumed": rest}
+    """Return two epochs of eight steps at once, and one and one, for a codec that is fitted and one that remembers, in bytes."""
+    kinds: dict[str, CALLBACK] = {
+        "fitted": lambda: GradientCodes(TwoSidedCodec(ratio=8), warmup_steps=2, refit_every=3, min_size=50),
+        "bytes": lambda: GradientCodes(PowerSGDCodec(1), warmup_steps=1, min_size=50, int8=True),
+    }
+    results = {}
+    for name, codes in kinds.items():
+        results[f"whole, {name}"] = fit(lit(), codes(), Points(), steps=16)
+        saver = ModelCheckpoint(folder, filename=name, every_n_train_steps=8)
+        fit(lit(), codes(), Points(), steps=8, more=[saver], enable_checkpointing=True)
+        results[f"resumed, {name}"] = fit(lit(), codes(), Points(), steps=16, ckpt_path=folder / f"{name}.ckpt")
+    return results
 
 
 def in_two_processes(what: str, folder: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from fedlight.callbacks.codec import exactly
 from fedlight.core.codec import Codec, require_additive
+from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.gradients import LARGEST_BYTE, Channel, Reduce, exchange
+from fedlight.core.gradients import Channel, exchange
 
 STATE_KEY = "fedlight_gradients"
 
@@ -39,7 +40,8 @@ class GradientCodes(Callback):
         min_size: Parameter tensors of fewer numbers travel in full.
         seed: Seed of what encoders draw.
         int8: Whether float codes travel as integers of one byte, on steps that processes agree on first (one short message more for
-            each of the codec's passes). The sum has to fit the byte as well: two processes have 63 levels, 16 have 7.
+            each of the codec's passes). The sum has to fit the byte as well: two processes have 63 steps on either side of zero, 16
+            have 7.
 
     Raises:
         ConfigurationError: if a number is out of range, or (before training) codec, strategy or module cannot work together.

@@ -3,15 +3,15 @@
 With error feedback (Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2): what a code leaves out of a gradient is added to the next.
 There is one codec for each parameter tensor: it survives however tensors are grouped into messages. Needs no Lightning.
 
-Float codes can travel as integers of one byte, whose sums are bytes as well: processes first add up the energies of their codes, and
-so agree on a step for each tensor's.
+Float codes can travel as integers of one byte, whose sums are bytes as well: processes first add up powers of their codes' peaks, and
+so agree on a unit for each tensor's in which nobody's code is cut.
 """
 
 from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -21,19 +21,12 @@ from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.collectives import Reduce, add_up, agree_on_units, in_units, outgoing
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_from_config, codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
-
-Reduce = Callable[[Tensor], object]
-"""Adds a tensor up over all processes, in place."""
-
-LARGEST_BYTE = 127
-"""The most that a sum of codes can be in one byte, and so how many processes there can be."""
-
-SPREAD = 5.0
-"""Root mean squares of a code within which its entries are not cut: what is, error feedback brings later."""
+from fedlight.core.wire import Format
 
 
 class Channel:
@@ -128,9 +121,10 @@ def exchange(
     coded = [k for k, channel in enumerate(channels) if channel.ready and not plain]
     full = [k for k in range(len(channels)) if k not in set(coded)]
     means: list[Tensor] = [source.clone() for source in sources]
-    sent = _sum([means[k] for k in full], world, reduce)
+    sent = add_up([means[k] for k in full], world, reduce)
     for k in full:
-        if channels[k].feedback or channels[k].residual is not None:
+        remembers = channels[k].feedback or channels[k].residual is not None
+        if remembers and bool(torch.isfinite(means[k].sum())):
             _leave(channels[k], sources[k], sources[k])
     found, more = _exchange_codes([channels[k] for k in coded], [sources[k] for k in coded], step, rank, world, reduce, int8)
     for k, mean in zip(coded, found, strict=True):
@@ -143,19 +137,23 @@ def _exchange_codes(
 ) -> tuple[list[Tensor], int]:
     """Return what each channel's codec makes of the sum of all processes' codes, pass by pass, and the bytes given to sums."""
     sent, passes = 0, max((_codec(channel).passes for channel in channels), default=0)
+    before = [(_as_it_was(channel.server), _as_it_was(channel.private), channel.residual) for channel in channels]
     replies: list[Tensor | None] = [None] * len(channels)
     for number in range(passes):
         publics = [_public(channel, step, number, world, reply) for channel, reply in zip(channels, replies, strict=True)]
         codes = [_encode(channel, source, rank, public) for channel, source, public in zip(channels, sources, publics, strict=True)]
-        units, spent = _agree(codes, world, reduce) if int8 else ([None] * len(codes), 0)
-        outgoing = [_outgoing(channel, code, number, world, unit) for channel, code, unit in zip(channels, codes, units, strict=True)]
+        units, spent = agree_on_units(codes, world, reduce) if int8 else ([None] * len(codes), 0)
+        sums = [outgoing(code, _format(channel, number), world, unit) for channel, code, unit in zip(channels, codes, units, strict=True)]
         if number == passes - 1:
-            for channel, source, code, own, unit, public in zip(channels, sources, codes, outgoing, units, publics, strict=True):
+            for channel, source, code, own, unit, public in zip(channels, sources, codes, sums, units, publics, strict=True):
                 _keep_error(channel, source, code, own, unit, replace(public, clients=1))
-        sent += spent + _sum(outgoing, world, reduce)
-        for k, (channel, total, unit, public) in enumerate(zip(channels, outgoing, units, publics, strict=True)):
-            mean = total if total.is_floating_point() else _in_units(total, unit) / world
+        sent += spent + add_up(sums, world, reduce)
+        for k, (channel, total, unit, public) in enumerate(zip(channels, sums, units, publics, strict=True)):
+            mean = total if total.is_floating_point() else in_units(total, unit) / world
             replies[k] = _codec(channel).decoder.decode(mean, public, channel.server)
+    for channel, reply, was in zip(channels, replies, before, strict=True):
+        if reply is not None and not bool(torch.isfinite(reply.sum())):  # the same on every process
+            channel.server, channel.private, channel.residual = was
     return [reply for reply in replies if reply is not None], sent
 
 
@@ -181,14 +179,20 @@ def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:
         return None
     codec = codec_from_config(recipe.config())
     try:
-        return codec.bind(layout)
+        codec.bind(layout)
     except ConfigurationError:
         return None
+    lengths = [codec.encoder.format_at(number).length for number in range(codec.passes)]
+    return codec if codec.passes == 1 or sum(lengths) < layout.dim else None
 
 
 def _codec(channel: Channel) -> Codec:
     assert channel.codec is not None
     return channel.codec
+
+
+def _format(channel: Channel, number: int) -> Format:
+    return _codec(channel).encoder.format_at(number)
 
 
 def _public(channel: Channel, step: int, number: int, clients: float, reply: Tensor | None) -> Public:
@@ -204,51 +208,8 @@ def _encode(channel: Channel, source: Tensor, rank: int, public: Public) -> Tens
         source = torch.zeros_like(source)
     generator = torch_generator(channel.seed, public.round, rank, channel.name, "encode", public.step)
     state = channel.private if finite else copy.deepcopy(channel.private)
-    return codec.encoder.encode(source, replace(public, clients=0), Private(generator, state))
-
-
-def _agree(codes: list[Tensor], world: int, reduce: Reduce) -> tuple[list[Tensor | None], int]:
-    """Return the unit (0-d) of each float code's integers, the same on every process and not finite if a code is not, and the bytes."""
-    known = [k for k, code in enumerate(codes) if code.is_floating_point() and code.numel()]
-    units: list[Tensor | None] = [None] * len(codes)
-    if not known:
-        return units, 0
-    energies = torch.stack([codes[k].float().square().mean() for k in known])
-    sent = _sum([energies], world, reduce)
-    for k, energy in zip(known, energies, strict=True):
-        units[k] = (energy.sqrt() * SPREAD / (LARGEST_BYTE // world)).clamp(min=torch.finfo(torch.float32).tiny)
-    return units, sent
-
-
-def _outgoing(channel: Channel, code: Tensor, number: int, world: int, unit: Tensor | None) -> Tensor:
-    """Return the code in the narrowest type in which its sum over processes can be held, as integers where there is a ``unit``."""
-    format = _codec(channel).encoder.format_at(number)
-    if format.bits:
-        return code.to(torch.int8 if world * ((1 << (format.bits - 1)) - 1) <= LARGEST_BYTE else torch.int32)
-    if unit is not None:
-        limit = LARGEST_BYTE // world
-        return (code.float() / unit).round_().clamp_(-limit, limit).nan_to_num_(0.0).to(torch.int8)
-    return code.to(getattr(format, "dtype", torch.float32), copy=True)
-
-
-def _in_units(code: Tensor, unit: Tensor | None) -> Tensor:
-    """Return what an outgoing code, or a sum of them, says, in the units of the codec's code."""
-    return code.float() if unit is None else code.float() * unit
-
-
-def _sum(tensors: list[Tensor], world: int, reduce: Reduce) -> int:
-    """Replace the tensors by their mean over processes (integers by their sum), one message a type; return the bytes of the messages."""
-    sent = 0
-    for dtype in {tensor.dtype: None for tensor in tensors}:
-        mine = [tensor for tensor in tensors if tensor.dtype == dtype]
-        message = torch.cat([tensor.reshape(-1) for tensor in mine])
-        if dtype.is_floating_point:
-            message.div_(world)
-        reduce(message)
-        for tensor, piece in zip(mine, torch.split(message, [t.numel() for t in mine]), strict=True):
-            tensor.copy_(piece.view(tensor.shape))
-        sent += message.numel() * message.element_size()
-    return sent
+    code = codec.encoder.encode(source, replace(public, clients=0), Private(generator, state))
+    return code if finite or codec.integer else torch.full_like(code, torch.nan)  # some encoders would hide it
 
 
 def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, unit: Tensor | None, public: Public) -> None:
@@ -258,9 +219,16 @@ def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, uni
         return _codec(channel).decoder.decode(code, public, copy.deepcopy(channel.server)).to(source)
 
     if channel.feedback:
-        _leave(channel, source, alone(_in_units(own, unit)))
+        _leave(channel, source, alone(in_units(own, unit)))
     elif channel.returns_rounding and unit is not None:
-        _leave(channel, alone(code), alone(_in_units(own, unit)))
+        _leave(channel, alone(code), alone(in_units(own, unit)))
+    elif channel.residual is not None:  # of a run with other settings: it went out with this source
+        _leave(channel, source, source)
+
+
+def _as_it_was(state: State) -> State:
+    """Return the state with dictionaries of its own; codecs replace tensors in them, and change none in place."""
+    return {name: _as_it_was(value) if isinstance(value, dict) else value for name, value in state.items()}
 
 
 def _leave(channel: Channel, source: Tensor, arrived: Tensor) -> None:

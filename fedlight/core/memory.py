@@ -17,10 +17,10 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what this process frees, and return whether it does so (glibc alone).
 
     By itself glibc gives large blocks back to the system: a training step on the CPU, which frees and allocates the same tensors over
-    and over, has its pages zeroed and mapped again each time. Where one of glibc's own variables is set in the environment, such as
-    ``MALLOC_TRIM_THRESHOLD_``, the choice is the user's.
+    and over, has its pages zeroed and mapped again each time. It holds for the whole process and cannot be undone; set one of glibc's own
+    variables in the environment, such as ``MALLOC_TRIM_THRESHOLD_``, to choose otherwise.
     """
-    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    chosen = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"))
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)

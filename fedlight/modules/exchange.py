@@ -13,6 +13,9 @@ from fedlight.core.running_sum import RunningSum, sum_dtype
 
 T = TypeVar("T")
 
+SHORT = 1 << 16
+"""Numbers of a float sum up to which it travels with the counts: of a small model, messages cost more than what they hold."""
+
 
 def several_processes() -> bool:
     """Whether this is one of several processes."""
@@ -60,17 +63,20 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
     length = decoder.sum_length(round.public.step)
     reach = _largest(codes.total) if integers else 0
     numbers = [codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach, round.loss, round.trained]
-    # Float sums travel with the numbers: for a small model the count of messages is what a round between processes takes.
-    floats = codes.total if codes.total is not None and not integers else torch.zeros(0 if integers else length, device=device)
-    message = torch.cat([torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device), floats.double()])
+    message = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
+    joined = not integers and length <= SHORT
+    if joined:
+        message = torch.cat([message, torch.zeros(length, device=device).double() if codes.total is None else codes.total])
     merged = reduce_sum(message)
     *counts, loss, trained = merged[: len(numbers)].tolist()
     codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach = map(int, counts)
     round.dropped_count += dropped
-    if integers:
+    if joined:
+        codes.total = merged[len(numbers) :]
+    elif integers:
         _reduce_total(codes, length, torch.int64, device, narrowest(reach))
     else:
-        codes.total = merged[len(numbers) :]
+        _reduce_total(codes, length, torch.float64, device, torch.float64)
     if round.public.step:
         return
     round.loss, round.trained = loss, int(trained)

@@ -104,7 +104,7 @@ def test_bytes_lose_nothing_either_what_rounding_takes_away_comes_later(codec):
         left = sum(part for part in (channel.residual, channel.private.get("error")) if part is not None)
         torch.testing.assert_close(arrived + left, given, atol=1e-4, rtol=0)
     codes = [channel.codec.encoder.format_at(number).length for number in range(channel.codec.passes)]
-    assert lengths == [2400 if step == 5 else sum(codes) + 4 * len(codes) for step in range(7)]  # a byte a number, a float a pass
+    assert lengths == [2400 if step == 5 else sum(codes) + 8 * len(codes) for step in range(7)]  # a byte a number, a peak a pass
     still = Channel("w", (20, 30), codec, feedback=True, seed=0)
     assert not exchange([still], [torch.zeros(20, 30)], 0, 0, 1, alone, plain=False, int8=True)[0][0].any()
 
@@ -119,35 +119,74 @@ def test_sums_of_bytes_fit_a_byte_whatever_processes_hold(world):
         sent.append(message.clone())
 
     gradient = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    gradient[0, 0] = 1000.0
     (mean,), count = exchange([channel], [gradient], 0, 0, world, add, plain=False, int8=True)
-    energy, integers = sent
-    assert integers.dtype is torch.int8 and count == 4 + 1600
-    unit = 5 * float(energy) ** 0.5 / (127 // world)
+    power, integers = sent
+    assert integers.dtype is torch.int8 and count == 8 + 1600
+    unit = float(power * world) ** (1 / 8) / (127 // world)
+    assert 0 < int(integers[0]) <= 127 and 1000 <= unit * (127 // world) < 1000 * 1.9
     torch.testing.assert_close(mean, gradient.flatten(), atol=0.51 * unit, rtol=0)
 
 
-def test_two_processes_decode_the_mean_and_integers_sum_exactly():
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("codec", [PowerSGDCodec(2), ChainCodec([LinearCodec(10, "random"), HalfCodec()]), HalfCodec()])
+def test_one_gradient_that_is_not_finite_spoils_no_later_one(codec, int8):
+    channel, good = Channel("w", (20, 30), codec, feedback=True, seed=0), torch.ones(20, 30)
+    means = []
+    for step, gradient in enumerate((good, good * torch.inf, good, good)):
+        (mean,), _ = exchange([channel], [gradient], step, 0, 1, alone, plain=False, int8=int8)
+        means.append(mean)
+    assert [bool(torch.isfinite(mean).all()) for mean in means] == [True, False, True, True]
+
+
+def test_what_bytes_took_away_is_brought_once_when_bytes_are_no_longer_asked_for():
+    channel = Channel("w", (20, 30), PowerSGDCodec(2), feedback=True, seed=0)
+    gradient = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    arrived = torch.zeros(600)
+    for step in range(40):
+        (mean,), _ = exchange([channel], [gradient * (step == 0)], step, 0, 1, alone, plain=False, int8=step == 0)
+        arrived += mean
+    assert not channel.residual.any()
+    torch.testing.assert_close(arrived + channel.private["error"], gradient.flatten(), atol=1e-4, rtol=0)
+
+
+def test_tensors_that_two_factors_do_not_shrink_travel_in_full():
+    assert Channel("b", (2048,), PowerSGDCodec(2), feedback=True, seed=0).codec is None
+    assert Channel("w", (1024, 2), PowerSGDCodec(2), feedback=True, seed=0).codec is None
+    assert Channel("w", (64, 32), PowerSGDCodec(2), feedback=True, seed=0).codec is not None
+
+
+@pytest.mark.parametrize(
+    ("codec", "int8", "tolerance"),
+    [
+        (IdentityCodec(), False, 1e-6),
+        (HalfCodec(), False, 1e-2),
+        (PowerSGDCodec(1), False, 1e-4),
+        (IdentityCodec(), True, 0.1),
+        (PowerSGDCodec(1), True, 0.1),
+    ],
+)
+def test_two_processes_decode_the_mean(codec, int8, tolerance):
     """Played one after another: each process's message is added to the other's, and both decode the same."""
-    gradients = [torch.randn(8, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
-    for codec, tolerance in ((IdentityCodec(), 1e-6), (HalfCodec(), 1e-2), (PowerSGDCodec(8), 1e-4)):
-        messages: list[list[torch.Tensor]] = [[], []]
+    generator = torch.Generator().manual_seed(0)
+    column = torch.randn(12, 1, generator=generator)
+    gradients = [column @ torch.randn(1, 8, generator=generator) for _ in range(2)]
+    messages: list[list[torch.Tensor]] = [[], []]
+    for _ in range(8):  # again, until what the other one sends in each message is known
         means = []
-        for _ in range(4):  # again, until what the other one sends in each pass is known
-            means = []
-            for rank in range(2):
-                number = iter(range(9))
+        for rank in range(2):
+            number = iter(range(9))
 
-                def add(message, rank=rank, number=number, messages=messages):
-                    place, other = next(number), messages[1 - rank]
-                    mine = message.clone()
-                    messages[rank][place:] = [mine]
-                    if place < len(other):
-                        message += other[place]
+            def add(message, rank=rank, number=number):
+                place, other = next(number), messages[1 - rank]
+                messages[rank][place:] = [message.clone()]
+                if place < len(other):
+                    message += other[place]
 
-                channel = Channel("w", (8, 8), codec, feedback=False, seed=0)
-                means.append(exchange([channel], [gradients[rank]], 0, rank, 2, add, plain=False)[0][0])
-        assert torch.allclose(means[0], means[1], atol=1e-5)
-        torch.testing.assert_close(means[0], sum(gradients).flatten() / 2, atol=tolerance, rtol=0)
+            channel = Channel("w", (12, 8), codec, feedback=False, seed=0)
+            means.append(exchange([channel], [gradients[rank]], 0, rank, 2, add, plain=False, int8=int8)[0][0])
+    assert torch.allclose(means[0], means[1], atol=1e-5)
+    torch.testing.assert_close(means[0], sum(gradients).flatten() / 2, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("int8", [False, True])

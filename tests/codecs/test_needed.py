@@ -22,9 +22,7 @@ def orthonormal(n: int, r: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(n, r, generator=torch.Generator().manual_seed(n + r))).Q
 
 
-BASES = [
-    tuple(orthonormal(n, r) for n, r in zip(item.sides, grid, strict=False)) for item, grid in zip(MATRICES.items, GRIDS, strict=True)
-]
+BASES = [tuple(orthonormal(n, r) for n, r in zip(item.sides, grid, strict=False)) for item, grid in zip(MATRICES.items, GRIDS, strict=True)]
 SIZE = sum(map(math.prod, GRIDS))
 
 

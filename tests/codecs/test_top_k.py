@@ -95,7 +95,7 @@ def test_indices_that_are_no_places_are_refused(places: list[int]) -> None:
     codec = TopKCodec(69).bind(Layout.vector(DIM))  # 11 bytes: two entries
     values, indices = codec.encoder.format.parts
     assert (values.length, indices.bits) == (2, 8)
-    payload = values.pack(torch.ones(2)) + bytes(places)
+    payload = bytes(values.pack(torch.ones(2))) + bytes(places)
     message = write_message(payload, codec.encoder.format.kind, 4, 0, codec.encoder.fingerprint)
     with pytest.raises(MessageError, match=r"ascending indices below 200|within \+-127"):
         codec.decoder.read_message(message, Public())

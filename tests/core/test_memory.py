@@ -17,7 +17,7 @@ kept = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        blocks = [torch.empty(500_000).fill_(1.0) for _ in range(20)]
+        blocks = [torch.empty(250_000).fill_(1.0) for _ in range(40)]
         while blocks:
             blocks.pop()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -25,7 +25,7 @@ faults()
 print(kept, faults())
 """
 
-PAGES = 20 * 2_000_000 // 4096
+PAGES = 40 * 1_000_000 // 4096
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept on glibc alone")
 

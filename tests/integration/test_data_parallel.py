@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.data_parallel import in_two_processes
+from tests.own import LitClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +46,18 @@ def test_bytes_are_those_of_the_codes(fits):
     assert fits["half"]["figures"]["gradients/ratio"] == 2
     # Two of six steps in full, then one byte a number; three fits are sent as well.
     assert fits["integers"]["bytes"] > 4 * dim * 2 + dim * 4
+    # One of six in full; then a byte for each number of two factors, and two peaks of eight bytes, of each tensor that has a code.
+    shapes = [tuple(p.shape) for p in LitClassifier(norm=False).parameters()]
+    coded = [shape for shape in shapes if len(shape) == 2 and shape[0] * shape[1] >= 50]
+    short = sum(sum(shape) + 16 for shape in coded) + 4 * (dim - sum(rows * columns for rows, columns in coded))
+    assert coded and fits["bytes"]["bytes"] == 4 * dim + 5 * short
 
 
 def test_a_resumed_run_ends_with_the_same_weights_on_both(tmp_path):
     """What each process had left out, fitted codecs and counters are in the checkpoint."""
     ranks = in_two_processes("resume", tmp_path)
     for result in ranks.values():
-        whole, resumed = result["whole"], result["resumed"]
-        assert torch.equal(whole["weights"], resumed["weights"])
-        assert (whole["bytes"], whole["full"]) == (resumed["bytes"], resumed["full"])
+        for kind in ("fitted", "bytes"):
+            whole, resumed = result[f"whole, {kind}"], result[f"resumed, {kind}"]
+            assert torch.equal(whole["weights"], resumed["weights"]), kind
+            assert (whole["bytes"], whole["full"]) == (resumed["bytes"], resumed["full"])

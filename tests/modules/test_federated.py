@@ -315,3 +315,10 @@ def test_a_round_with_too_few_clients_is_repeated_with_another_cohort_and_counts
     assert max(attempts.values()) > 0
     for number, last in attempts.items():
         assert sum((n, a) == (number, last) for n, a, _ in spy.uploads) >= 5
+
+
+def test_on_the_cpu_freed_memory_is_kept_from_the_first_round_on(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr("fedlight.modules.federated.keep_freed_memory", lambda: calls.append(True))
+    run(federated(), rounds=1, data=federated_data())
+    assert calls == [True]
