@@ -22,18 +22,20 @@ from terminal import pseudo_terminal
 from throughput import BATCH, CIFAR_FILE, COHORT, LR, make_trainer, quiet
 from torch import nn
 
+from fedlight.callbacks import CodecPretraining
 from fedlight.clients import FedAvg
-from fedlight.codecs import ChainCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import ChainCodec, QuantizeCodec, TwoSidedCodec
 from fedlight.core.codec import Codec
+from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import IID, ArrayFile, Dirichlet, FederatedDataModule, Torchvision, Uniform
 from fedlight.modules import BenchmarkCNN, FederatedModule, LeNet5
 
+RECORDED = ProxyFederation(rounds=10, clients=4)
 NEEDED = 0.9  # of the rounds per second without a codec
 
 CODECS: dict[str, Callable[[], Codec | None]] = {
     "identity": lambda: None,
     "two-sided, 4 bits, 128x": lambda: ChainCodec([TwoSidedCodec(16), QuantizeCodec(4)]),
-    "transform, 128x": lambda: TransformCodec(128),
 }
 
 
@@ -90,14 +92,10 @@ def run(setting: Setting, data: FederatedDataModule, codec: Codec | None) -> flo
     """Return the rounds per second of one run."""
     seed_everything(0, workers=True, verbose=False)
     watch = Stopwatch(setting.warm)
-    module = FederatedModule(
-        setting.network(),
-        algorithm=setting.algorithm,
-        codec=codec,
-        sim_every=0,
-    )
+    module = FederatedModule(setting.network(), codec, algorithm=setting.algorithm, sim_every=0)
     with TemporaryDirectory() as folder, pseudo_terminal(), quiet():
-        make_trainer(watch, setting.warm + setting.rounds, setting.rounds, folder).fit(module, datamodule=data)
+        trainer = make_trainer(watch, setting.warm + setting.rounds, setting.rounds, folder, [CodecPretraining(RECORDED)])
+        trainer.fit(module, datamodule=data)
     return setting.rounds / (watch.end - watch.begin)
 
 

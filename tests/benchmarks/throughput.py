@@ -146,7 +146,7 @@ def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]
     return [[turn(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]
 
 
-def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, **flags: Any) -> FederatedTrainer:
+def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, more: Sequence[Callback] = (), **flags: Any) -> FederatedTrainer:
     """Return the Trainer that `fedlight fit` makes, a callback before all others; at least one checkpoint falls into ``repeat`` rounds."""
     return FederatedTrainer(
         accelerator="cpu",
@@ -158,7 +158,7 @@ def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, **flags
         enable_model_summary=False,
         logger=run_loggers("benchmark", folder),
         default_root_dir=folder,
-        callbacks=[first, RunSummary(), LearningRateMonitor("step"), RoundProgressBar(), RoundCheckpoint(min(10, repeat))],
+        callbacks=[first, RunSummary(), LearningRateMonitor("step"), RoundProgressBar(), RoundCheckpoint(min(10, repeat)), *more],
         **flags,
     )
 
