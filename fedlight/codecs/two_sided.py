@@ -17,8 +17,7 @@ from torch import Tensor
 
 from fedlight.codecs.factors import Factors
 from fedlight.codecs.matrices import Matrices, turn_back
-from fedlight.codecs.moments import TwoSidedMoments, measure
-from fedlight.codecs.needed import Needed
+from fedlight.codecs.moments import TwoSidedMoments, measure, project
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
@@ -61,16 +60,9 @@ class _TwoSidedHalf(Half):
 class TwoSidedEncoder(_TwoSidedHalf, Encoder):
     """Projects from both sides and keeps the chosen coefficients."""
 
-    places: Tensor
-
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
-        super().__init__(layout, selection, factor_bits)
-        self.needed = Needed(self.matrices, self.grids, selection.order)
-        self.register_buffer("places", self.needed.places, persistent=False)
-
     def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
-        return self.needed.coefficients(update, self.bases()).index_select(-1, self.places)
+        return project(self.matrices, update, self.bases()).index_select(-1, self.order)
 
 
 class TwoSidedDecoder(_TwoSidedHalf, Decoder):
