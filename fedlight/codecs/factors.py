@@ -63,6 +63,17 @@ def factor_bytes(shapes: list[Shape], bits: int) -> int:
     return (sum(n * r for n, r in shapes) * bits + 7) // 8
 
 
+def eigenvectors(symmetric: Tensor) -> Tensor:
+    """Return the eigenvectors ``[n, n]`` of a symmetric matrix, one a column, largest eigenvalue first.
+
+    In its own precision, and in float64 where that fails: some builds of LAPACK return NaN for a small matrix of low rank in float32.
+    """
+    found: Tensor = torch.linalg.eigh(symmetric).eigenvectors
+    if not bool(torch.isfinite(found).all()):
+        found = torch.linalg.eigh(symmetric.double()).eigenvectors.to(symmetric.dtype)
+    return found.flip(1)
+
+
 def orthonormal(matrix: Tensor) -> Tensor:
     """Return the matrix ``[n, r]`` with its columns made orthonormal one after another, each keeping its direction as far as it can."""
     q, r = torch.linalg.qr(matrix)
