@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedlight.codecs.factors import eigen
 from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
@@ -165,8 +166,8 @@ def principal(blocks: Tensor) -> tuple[Tensor, Tensor]:
     if len(rows) < rows.shape[1]:
         _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
         return values.square(), vectors.T
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    values, vectors = eigen(rows.T @ rows)
+    return values.clamp(min=0), vectors
 
 
 def plan_blocks(

@@ -63,15 +63,15 @@ def factor_bytes(shapes: list[Shape], bits: int) -> int:
     return (sum(n * r for n, r in shapes) * bits + 7) // 8
 
 
-def eigenvectors(symmetric: Tensor) -> Tensor:
-    """Return the eigenvectors ``[n, n]`` of a symmetric matrix, one a column, largest eigenvalue first.
+def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (eigenvalues ``[n]``, eigenvectors ``[n, n]``, one a column) of a symmetric matrix ``[n, n]``, largest eigenvalue first.
 
     In its own precision, and in float64 where that fails: some builds of LAPACK return NaN for a small matrix of low rank in float32.
     """
-    found: Tensor = torch.linalg.eigh(symmetric).eigenvectors
-    if not bool(torch.isfinite(found).all()):
-        found = torch.linalg.eigh(symmetric.double()).eigenvectors.to(symmetric.dtype)
-    return found.flip(1)
+    values, vectors = torch.linalg.eigh(symmetric)
+    if not bool(torch.isfinite(vectors).all()):
+        values, vectors = (found.to(symmetric.dtype) for found in torch.linalg.eigh(symmetric.double()))
+    return values.flip(0), vectors.flip(1)
 
 
 def orthonormal(matrix: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlight.codecs.factors import eigenvectors, orthonormal
+from fedlight.codecs.factors import eigen, orthonormal
 from fedlight.codecs.matrices import Matrices, contract, turn
 from fedlight.core.bank import UpdateBank
 from fedlight.core.random import torch_generator
@@ -133,8 +133,8 @@ class _Gram:
         """Return the basis ``[n, rank]`` of what was added and begin anew (a long side from the subspace found so far)."""
         total, self.total = self.total, torch.zeros(0)
         if self.dense:
-            return eigenvectors(total)[:, : self.rank].contiguous()
+            return eigen(total)[1][:, : self.rank].contiguous()
         inner = self.probe.T @ total  # the sum within the subspace of the probe: its eigenvectors order the new columns
-        turn = eigenvectors((inner + inner.T) / 2)
+        _, turn = eigen((inner + inner.T) / 2)
         self.probe = orthonormal(total @ turn)
         return self.probe[:, : self.rank].contiguous()
