@@ -9,7 +9,6 @@ so agree on a unit for each tensor's in which nobody's code is cut.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -207,7 +206,7 @@ def _encode(channel: Channel, source: Tensor, rank: int, public: Public) -> Tens
     if codec.integer and not finite:
         source = torch.zeros_like(source)
     generator = torch_generator(channel.seed, public.round, rank, channel.name, "encode", public.step)
-    state = channel.private if finite else copy.deepcopy(channel.private)
+    state = channel.private if finite else _as_it_was(channel.private)
     code = codec.encoder.encode(source, replace(public, clients=0), Private(generator, state))
     return code if finite or codec.integer else torch.full_like(code, torch.nan)  # some encoders would hide it
 
@@ -216,7 +215,7 @@ def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, uni
     """Keep what this process's ``own`` outgoing code leaves out of the source, or out of the code of a codec that remembers."""
 
     def alone(code: Tensor) -> Tensor:
-        return _codec(channel).decoder.decode(code, public, copy.deepcopy(channel.server)).to(source)
+        return _codec(channel).decoder.decode(code, public, _as_it_was(channel.server)).to(source)
 
     if channel.feedback:
         _leave(channel, source, alone(in_units(own, unit)))

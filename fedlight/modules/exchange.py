@@ -14,7 +14,7 @@ from fedlight.core.running_sum import RunningSum, sum_dtype
 T = TypeVar("T")
 
 SHORT = 1 << 16
-"""Numbers of a float sum up to which it travels with the counts: of a small model, messages cost more than what they hold."""
+"""Length up to which a float sum travels with the counts: for a small model, how many messages there are costs more than their length."""
 
 
 def several_processes() -> bool:
@@ -60,23 +60,22 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
         return
     format, decoder, codes = codec.encoder.format_at(round.public.step), codec.decoder, round.codes
     integers = codec.additive and bool(format.bits)
+    kind = torch.int64 if integers else torch.float64
     length = decoder.sum_length(round.public.step)
     reach = _largest(codes.total) if integers else 0
     numbers = [codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach, round.loss, round.trained]
     message = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
     joined = not integers and length <= SHORT
     if joined:
-        message = torch.cat([message, torch.zeros(length, device=device).double() if codes.total is None else codes.total])
+        message = torch.cat([message, torch.zeros(length, dtype=kind, device=device) if codes.total is None else codes.total])
     merged = reduce_sum(message)
     *counts, loss, trained = merged[: len(numbers)].tolist()
     codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach = map(int, counts)
     round.dropped_count += dropped
     if joined:
         codes.total = merged[len(numbers) :]
-    elif integers:
-        _reduce_total(codes, length, torch.int64, device, narrowest(reach))
     else:
-        _reduce_total(codes, length, torch.float64, device, torch.float64)
+        _reduce_total(codes, length, kind, device, narrowest(reach) if integers else kind)
     if round.public.step:
         return
     round.loss, round.trained = loss, int(trained)
