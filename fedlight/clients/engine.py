@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory
 from fedlight.clients.local_model import LocalModel, Objective
+from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError
 
@@ -58,6 +59,7 @@ class Sequential(Engine):
 
     def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
         """Yield every turn with its result; ``model.weights`` are that client's as well."""
+        quicken_pooling(model.module)
         for turn in turns:
             model.seed_noise(turn.noise)
             model.load(turn.weights, turn.buffers)

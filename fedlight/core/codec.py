@@ -31,7 +31,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.wire import Format, read_message, write_message
+from fedlight.core.wire import Format, Message, read_message, write_message
 
 State = dict[str, Any]
 Plan = dict[str, Any]
@@ -112,7 +112,9 @@ class Encoder(Half, ABC):
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
         return None if self.format_at(public.step).bits else 1.0
 
-    def encode_message(self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None) -> bytes:
+    def encode_message(
+        self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None
+    ) -> bytearray:
         """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
 
         Needs no Lightning.
@@ -165,7 +167,7 @@ class Decoder(Half, ABC):
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
 
-    def read_message(self, message: bytes, public: Public, device: torch.device | str = "cpu") -> Tensor:
+    def read_message(self, message: Message, public: Public, device: torch.device | str = "cpu") -> Tensor:
         """Return what the server adds up for one client's message, on ``device`` (the decoder's).
 
         Raises:
@@ -175,7 +177,7 @@ class Decoder(Half, ABC):
         code = format.unpack(read_message(message, format, public.round, self.fingerprint))
         return self.open(code.to(device))
 
-    def decode_sum(self, messages: Iterable[bytes], weights: Iterable[int], public: Public, state: State) -> Tensor:
+    def decode_sum(self, messages: Iterable[Message], weights: Iterable[int], public: Public, state: State) -> Tensor:
         """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
 
         Raises:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedlight.core.codec import Public
 from fedlight.core.running_sum import RunningSum
+from fedlight.core.wire import Message
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Upload:
     weight: int
     loss: float
     weighted: bool = False
-    message: bytes = b""
+    message: Message = b""
     usable: bool = True
     inside: bool | None = None
 

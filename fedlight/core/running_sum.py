@@ -7,6 +7,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 16
+"""Numbers that are cast at a time."""
+
 
 class RunningSum:
     """Adds weighted terms as they arrive: exactly (int64) for integers, in float64 for floats.
@@ -28,7 +31,10 @@ class RunningSum:
         """Add ``weight * term``, a term ``[n]``."""
         if self.total is None:
             self.total = torch.zeros(term.shape, dtype=sum_dtype(term.dtype), device=term.device)
-        self.total.add_(term, alpha=weight)
+        if term.is_cpu and term.is_floating_point():
+            _add_in_blocks(self.total, term, weight)
+        else:
+            self.total.add_(term, alpha=weight)
         self.weight += weight
         self.count += 1
         self.squares += weight * weight
@@ -43,6 +49,12 @@ class RunningSum:
         assert self.total is not None, "nothing was added"
         assert self.weight, "the weights add up to nothing"
         return (self.total.double() / self.weight).float()
+
+
+def _add_in_blocks(total: Tensor, term: Tensor, weight: int) -> None:
+    """Add floats of less precision block by block, cast in cache: torch's sum of mixed types takes half as long again."""
+    for part, new in zip(torch.split(total, BLOCK), torch.split(term, BLOCK), strict=True):
+        part.add_(new.double(), alpha=weight)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

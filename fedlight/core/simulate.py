@@ -12,6 +12,7 @@ from torch import Tensor
 from fedlight.core.codec import Codec, Private, Public, State
 from fedlight.core.random import torch_generator
 from fedlight.core.running_sum import RunningSum
+from fedlight.core.wire import Message
 
 
 def simulate_round(
@@ -21,7 +22,7 @@ def simulate_round(
     public: Public | None = None,
     server_state: State | None = None,
     client_states: Sequence[State] | None = None,
-    on_message: Callable[[int, int, bytes], None] | None = None,
+    on_message: Callable[[int, int, Message], None] | None = None,
 ) -> Tensor:
     """Return the aggregate ``[dim]`` that the server decodes from a cohort's messages, whatever the codec's passes and states.
 

@@ -15,6 +15,7 @@ from fedlight.core.errors import MessageError
 
 MAGIC = b"FL"
 WIRE_VERSION = 1
+Message = bytes | bytearray
 HEADER = struct.Struct("<2sBBIII")
 
 _FLOATS = {torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8"}
@@ -72,13 +73,16 @@ class CodeFormat:
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` (int32, or the format's float dtype) that ``pack`` wrote.
 
+        Floats are the payload's own memory, not a copy, where it can be written to.
+
         Raises:
             MessageError: if the payload has the wrong number of bytes, or holds a number that is not finite or out of range.
         """
         if len(payload) != self.payload_bytes:
             raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
         if not self.bits:
-            code = torch.from_numpy(np.frombuffer(payload, dtype=_FLOATS[self.dtype]).copy())
+            numbers = np.frombuffer(payload, dtype=_FLOATS[self.dtype])
+            code = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
             if not math.isfinite(code.sum()) and not torch.isfinite(code).all():  # the sum is cheap, and rarely infinite alone
                 raise MessageError("Expected finite numbers but the payload holds NaN or Inf")
             return code
@@ -212,12 +216,15 @@ def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.n
     return groups.reshape(-1)[:length]
 
 
-def write_message(payload: bytes | memoryview, kind: int, length: int, round: int, codec: int) -> bytes:
-    """Return header and payload: magic, wire version, format, round, codec fingerprint and code length, 16 bytes."""
-    return b"".join((HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length), payload))
+def write_message(payload: bytes | memoryview, kind: int, length: int, round: int, codec: int) -> bytearray:
+    """Return header and payload: magic, wire version, format, round, codec fingerprint and code length, 16 bytes.
+
+    A bytearray, so that whoever reads it in the same process need not copy a float code.
+    """
+    return bytearray().join((HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length), payload))
 
 
-def read_message(message: bytes, expected: Format, round: int, codec: int) -> memoryview:
+def read_message(message: Message, expected: Format, round: int, codec: int) -> memoryview:
     """Return the payload of a message after checking every field of its header.
 
     Raises:

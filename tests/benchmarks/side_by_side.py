@@ -41,7 +41,7 @@ class System:
     torchrun: bool = False
     rounds: int = 0  # 0 for the workload's
     warm: int = 0
-    engine: str = ""  # fedlight's: nothing for the one it has by itself
+    engine: str = ""  # fedlight's (nothing for the one it has by itself); the bare loop's is torch's layers, or `pooling`
     only: str = ""  # the benchmark that it can be run on: nothing for all
 
     @property
@@ -69,6 +69,7 @@ SYSTEMS: tuple[System, ...] = (
     System("fedlight", "1 thread, vectorised", "fedlight", threads=1, engine="Vectorized", only="b1"),  # B2's dropout is refused
     System("fedlight", "2 processes of 1 thread, vectorised", "fedlight", processes=2, threads=1, engine="Vectorized", only="b1"),
     *_variants("bare loop", "bare", torchrun=True),
+    System("bare loop", "2 processes of 1 thread, fedlight's pooling", "bare", "", 2, 1, True, engine="pooling", only="b2"),
     *_variants("pfl", "pfl", "pfl", torchrun=True),
     *_variants("FedLab", "fedlab", "fedlab")[:2],
     System("Flower", "as it comes", "flower", "flower", rounds=2, warm=1),
@@ -84,6 +85,7 @@ TARGETS = {
 METHOD = (
     "Side by side: the same initial weights and the same clients of 50 samples for all; each run is a process (or two) of its own, its "
     "warm-up rounds are not timed, runs alternate. fedlight, the bare loop and pfl train the same cohorts, the others draw their own. "
+    "In B2 fedlight pools with a quicker layer of its own, the same numbers bit for bit; the bare loop is measured with torch's and with that. "
     "`as it comes`: threads and processes that the system chooses by itself. Ratios are medians over repeats; memory is the sum of the "
     "peaks of a system's processes (Flower: Ray's too). How far the first round moves the weights is checked to be as in the bare loop.",
 )

@@ -8,6 +8,7 @@ import torch
 from bare import BareLoop, ClientTurn
 from torch import Tensor, distributed
 
+from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.memory import keep_freed_memory
 from peers.job import Job, Watch, load_job, options
 
@@ -36,6 +37,8 @@ def main() -> None:
             mean.div_(world)
 
     job = load_job(arguments.job)
+    if arguments.engine == "pooling":
+        quicken_pooling(job.network)
     loop = BareLoop(job.network, job.x.flatten(0, 1), job.y.flatten(), job.lr, job.batch_size, share)
     watch = Watch(job.network, arguments.warm, arguments.rounds, job.steps)
     for cohort in plan_rounds(job, arguments.warm + arguments.rounds, int(os.environ.get("RANK", "0")), world):
