@@ -85,7 +85,7 @@ TARGETS = {
 METHOD = (
     "Side by side: the same initial weights and the same clients of 50 samples for all; each run is a process (or two) of its own, its "
     "warm-up rounds are not timed, runs alternate. fedlight, the bare loop and pfl train the same cohorts, the others draw their own. "
-    "In B2 fedlight pools with a quicker layer of its own, the same numbers bit for bit; the bare loop is measured with torch's and with that. "
+    "B2: fedlight pools with a quicker layer, bit for bit the same numbers; the bare loop is measured with torch's layer and with this. "
     "`as it comes`: threads and processes that the system chooses by itself. Ratios are medians over repeats; memory is the sum of the "
     "peaks of a system's processes (Flower: Ray's too). How far the first round moves the weights is checked to be as in the bare loop.",
 )
