@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_ENV := $(VENV)/.installed-test
 DEV_ENV := $(VENV)/.installed-dev
+# A process for every core, each with whole files: what a file's tests share is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test check bench env clean
 .DEFAULT_GOAL := help
@@ -15,13 +17,13 @@ demo: $(TEST_ENV) ## train on the digits with and without a codec and compare
 	$(BIN)/fedlight fit --config configs/digits.yaml --baseline true
 
 test: $(TEST_ENV) ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(DEV_ENV) ## run ruff, mypy and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(TEST_ENV) ## run the benchmarks
 	$(BIN)/python tests/benchmarks/run.py

@@ -20,6 +20,7 @@ from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
 from fedlight.modules.exchange import merge
 from fedlight.modules.privacy import least_clients, release
+from fedlight.modules.shares import balanced_shares
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
@@ -36,7 +37,8 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
     work = np.array([module.algorithm.work(module.data.client_size(client)) for client in cohort.tolist()])
     present = module.turnout.present(cohort, work, Attempt(module.seed, number, attempt))
     trainer, codec = module.trainer, module.codec
-    round = Round(Public(module.seed, number, attempt), cohort, present[trainer.global_rank :: trainer.world_size])
+    shares = balanced_shares(present, work[np.isin(cohort, present)], trainer.world_size)
+    round = Round(Public(module.seed, number, attempt), cohort, shares[trainer.global_rank])
     round.absent = len(cohort) - len(present)
     round.server = module.algorithm.announce(module.server_state)
     compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0

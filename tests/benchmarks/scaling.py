@@ -45,7 +45,7 @@ METHOD = (
     f"MLP of two equal hidden layers, {CLIENTS:,} clients of {SAMPLES} random samples, batch {BATCH}, one local epoch, SGD; one thread a "
     "process; no logging, validation, checkpoints or comparison with the true aggregate. Seconds of a round are medians after a warm-up "
     "round; the codec's pretraining is outside of them.",
-    "Bytes all-reduced: length of all tensors that one process hands to `torch.distributed.all_reduce` in a round, counted there.",
+    "Bytes all-reduced: length of all tensors that one process hands to `torch.distributed.all_reduce` in a round, counted there, mean.",
     "1.5 M parameters: cohorts of more than 1,000 are left out.",
 )
 
@@ -100,7 +100,6 @@ def run(width: int, codec: str, cohort: int, processes: int, rounds: int) -> dic
         FederatedTrainer(callbacks=[clock, pretraining], **off, **limits, **where, **strategy).fit(module, datamodule=data)
     if not module.trainer.is_global_zero:
         return None
-    (reduced,) = set(clock.reduced)  # the same in every round
     return {
         "parameters": module.layout.dim,
         "codec": codec,
@@ -108,7 +107,7 @@ def run(width: int, codec: str, cohort: int, processes: int, rounds: int) -> dic
         "processes": processes,
         "seconds": statistics.median(clock.seconds[1:]),
         "runs": clock.seconds[1:],
-        "bytes_all_reduced": reduced,
+        "bytes_all_reduced": round(statistics.mean(clock.reduced)),  # sums of integers travel as narrow as they fit, round by round
         "message_bytes": module.traffic.mean_message,
     }
 
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="clients a round")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of the network's hidden layers")
-    parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default: 3 to 30, more of small cohorts)")
+    parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default: 2 to 30, more of small cohorts)")
     parser.add_argument("--worker-speed", type=float, default=1.0, help="model: how many times as fast as a core here a GPU is")
     parser.add_argument("--node-link", type=float, default=100.0, help="model: GB/s between GPUs of a node")
     parser.add_argument("--network-link", type=float, default=12.5, help="model: GB/s between nodes")
@@ -156,17 +155,19 @@ def main() -> None:
         if row := run(**arguments.one):
             print(json.dumps(row))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
+    text = ""
     for width, codec, clients, processes in itertools.product(arguments.widths, CODECS, arguments.clients, arguments.processes):
         if clients * width * (width + FEATURES) > MOST:
             continue
-        rounds = arguments.rounds or max(3, min(30, 3000 // clients))
+        rounds = arguments.rounds or max(2, min(30, 3000 // clients))
         one = {"width": width, "codec": codec, "cohort": clients, "processes": processes, "rounds": rounds}
         command = [sys.executable, __file__, "--one", json.dumps(one)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"parameters"')))
         print(one, f"{1 / rows[-1]['seconds']:.3g} rounds/s", flush=True)
-    print(report(rows, arguments), f"\nWritten to {arguments.output}")
+        text = report(rows, arguments)  # after every row: an hour's work is not lost to the last one
+    print(text, f"\nWritten to {arguments.output}")
 
 
 if __name__ == "__main__":
