@@ -162,7 +162,7 @@ def in_two_processes(what: str, folder: Path) -> dict[str, Any]:
     common = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     command = [sys.executable, "-m", "tests.data_parallel", what, str(folder)]
     pair = [subprocess.Popen(command, env={**common, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=240)[1] for process in pair]
+    errors = [process.communicate(timeout=600)[1] for process in pair]
     for process, error in zip(pair, errors, strict=True):
         assert process.returncode == 0, error[-3000:]
     return {rank: torch.load(folder / f"{what}_{rank}.pt") for rank in range(2)}

@@ -16,7 +16,7 @@ FIT = ["fit", *TINY, "--trainer.max_steps", "1", "--trainer.logger", "false", "-
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -36,7 +36,7 @@ def test_help_needs_neither_torch_nor_lightning():
 
 
 def test_the_package_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "fedlight", "--help"], env=environment(), capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-m", "fedlight", "--help"], env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and DESCRIPTION.split(":")[0] in done.stdout
 
 

@@ -179,7 +179,7 @@ class SecureAggregator(Aggregator):
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
         """Add the masked code to the sum of masked codes: the server's side."""
         assert self._running is not None
-        self._running.receive(upload.client, bytes(upload.message))
+        self._running.receive(upload.client, bytes(upload.message))  # bytes as they were sent: no copy
         return None
 
     def close(self, round: Round, device: torch.device) -> None:

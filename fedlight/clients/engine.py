@@ -58,7 +58,7 @@ class Sequential(Engine):
     """One client after another in one model: every algorithm and every network."""
 
     def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
-        """Yield every turn with its result; ``model.weights`` are that client's as well."""
+        """Yield every turn with its result; ``model.weights`` are that client's as well, and its max pooling becomes the quicker one."""
         quicken_pooling(model.module)
         for turn in turns:
             model.seed_noise(turn.noise)

@@ -1,4 +1,4 @@
-"""Max pooling of a client's model on the CPU: the numbers of torch's own, bit for bit, in half the time."""
+"""Max pooling of a client's model on the CPU: the numbers of torch's own, bit for bit, sooner (`tests/benchmarks/pooling.py`)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maxima ``[n, channels, height', width']`` of ``x`` ``[n, channels, height, width]``; other inputs take torch's way."""
-        if x.dim() != 4 or x.shape[1] < LEAST_CHANNELS or not x.is_cpu or not x.is_contiguous() or self.return_indices:
-            torchs: Tensor = super().forward(x)
-            return torchs
+        suits = x.dim() == 4 and x.shape[1] >= LEAST_CHANNELS and x.is_cpu and x.is_contiguous() and not self.return_indices
+        if not suits or torch._C._are_functorch_transforms_active():  # torch.func knows torch's own layer alone
+            pooled: Tensor = super().forward(x)
+            return pooled
         windows = [list(_pair(option)) for option in (self.kernel_size, self.stride, self.padding, self.dilation)]
-        pooled: Tensor = _ChannelsLast.apply(x, [*windows, self.ceil_mode])
+        pooled = _ChannelsLast.apply(x, [*windows, self.ceil_mode])
         return pooled
 
 
 class _ChannelsLast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: list[Any]) -> Tensor:
-        pooled, indices = torch.ops.aten.max_pool2d_with_indices(x.contiguous(memory_format=torch.channels_last), *options)
+        maxima, indices = torch.ops.aten.max_pool2d_with_indices(x.contiguous(memory_format=torch.channels_last), *options)
         ctx.save_for_backward(x, indices.contiguous())
         ctx.options = options
-        first: Tensor = pooled.contiguous()
-        return first
+        pooled: Tensor = maxima.contiguous()
+        return pooled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -156,7 +156,10 @@ class Decoder(Half, ABC):
         return aggregate
 
     def open(self, code: Tensor) -> Tensor:
-        """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed."""
+        """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed.
+
+        ``code`` may be the message's own memory: it must not be changed in place.
+        """
         return code
 
     def sum_length(self, step: int = 0) -> int:
@@ -168,7 +171,7 @@ class Decoder(Half, ABC):
         return {}
 
     def read_message(self, message: Message, public: Public, device: torch.device | str = "cpu") -> Tensor:
-        """Return what the server adds up for one client's message, on ``device`` (the decoder's).
+        """Return what the server adds up for one client's message, on ``device`` (the decoder's): not to be changed in place.
 
         Raises:
             MessageError: if the message is malformed or was meant for another round or codec.

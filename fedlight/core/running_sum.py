@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 16
-"""Numbers that are cast at a time."""
+"""Numbers that a thread casts at a time."""
 
 
 class RunningSum:
@@ -28,9 +28,11 @@ class RunningSum:
         self.squares: int | Fraction = 0
 
     def add(self, term: Tensor, weight: int = 1) -> None:
-        """Add ``weight * term``, a term ``[n]``."""
+        """Add ``weight * term``, a term ``[n]``; raises RuntimeError if its length is not that of the others."""
         if self.total is None:
             self.total = torch.zeros(term.shape, dtype=sum_dtype(term.dtype), device=term.device)
+        if term.shape != self.total.shape:
+            raise RuntimeError(f"Expected a term of shape {list(self.total.shape)}, as those before, but got {list(term.shape)}")
         if term.is_cpu and term.is_floating_point():
             _add_in_blocks(self.total, term, weight)
         else:
@@ -52,8 +54,9 @@ class RunningSum:
 
 
 def _add_in_blocks(total: Tensor, term: Tensor, weight: int) -> None:
-    """Add floats of less precision block by block, cast in cache: torch's sum of mixed types takes half as long again."""
-    for part, new in zip(torch.split(total, BLOCK), torch.split(term, BLOCK), strict=True):
+    """Add floats block by block, cast in cache: torch's own sum of mixed types waits longer for memory."""
+    block = BLOCK * torch.get_num_threads()
+    for part, new in zip(torch.split(total, block), torch.split(term.detach(), block), strict=True):
         part.add_(new.double(), alpha=weight)
 
 

@@ -15,8 +15,10 @@ from fedlight.core.errors import MessageError
 
 MAGIC = b"FL"
 WIRE_VERSION = 1
-Message = bytes | bytearray
 HEADER = struct.Struct("<2sBBIII")
+
+Message = bytes | bytearray
+"""What a client sends: header and packed code."""
 
 _FLOATS = {torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8"}
 _FLOAT_KINDS = {torch.float32: 64, torch.float16: 65, torch.float64: 66}
@@ -73,7 +75,7 @@ class CodeFormat:
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` (int32, or the format's float dtype) that ``pack`` wrote.
 
-        Floats are the payload's own memory, not a copy, where it can be written to.
+        Floats are the payload's own memory, not a copy, where it is aligned and can be written to.
 
         Raises:
             MessageError: if the payload has the wrong number of bytes, or holds a number that is not finite or out of range.
@@ -82,7 +84,7 @@ class CodeFormat:
             raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
         if not self.bits:
             numbers = np.frombuffer(payload, dtype=_FLOATS[self.dtype])
-            code = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
+            code = torch.from_numpy(numbers if numbers.flags.behaved else numbers.copy())
             if not math.isfinite(code.sum()) and not torch.isfinite(code).all():  # the sum is cheap, and rarely infinite alone
                 raise MessageError("Expected finite numbers but the payload holds NaN or Inf")
             return code

@@ -11,14 +11,14 @@ def balanced_shares(clients: np.ndarray, work: np.ndarray, processes: int) -> li
     """Return the clients ``[n]`` of every process, in their order, such that all have about equal ``work`` ``[n]`` (samples to go through).
 
     The longest go first, each to the process with the least work so far: none then works more than 4/3 as long as in the best division
-    (Graham 1969, Theorem 2). Equal clients are dealt out in turn. Everyone who calls this finds the same shares.
+    (Graham 1969, Theorem 2). Equal clients, and those without work, are dealt out in turn. Everyone who calls this finds the same shares.
     """
     if processes == 1:
         return [clients]
     shares: list[list[int]] = [[] for _ in range(processes)]
-    loads = [(0, process) for process in range(processes)]
+    loads = [(0, 0, process) for process in range(processes)]  # work and clients so far
     for place in np.argsort(-work, kind="stable").tolist():
-        load, process = loads[0]
+        load, count, process = loads[0]
         shares[process].append(place)
-        heapq.heapreplace(loads, (load + int(work[place]), process))
+        heapq.heapreplace(loads, (load + work[place].item(), count + 1, process))
     return [clients[np.sort(np.array(share, dtype=np.int64))] for share in shares]

@@ -107,7 +107,7 @@ def run(width: int, codec: str, cohort: int, processes: int, rounds: int) -> dic
         "processes": processes,
         "seconds": statistics.median(clock.seconds[1:]),
         "runs": clock.seconds[1:],
-        "bytes_all_reduced": round(statistics.mean(clock.reduced)),  # sums of integers travel as narrow as they fit, round by round
+        "bytes_all_reduced": round(statistics.mean(clock.reduced[1:])),  # sums of integers travel as narrow as they fit, round by round
         "message_bytes": module.traffic.mean_message,
     }
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from fedlight.callbacks import RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.clients import Engine, FedAvg
+from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.layout import flatten
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Uniform
@@ -177,6 +178,7 @@ def run_once(work: Workload, data: FederatedDataModule, folder: str) -> tuple[fl
     seed_everything(0, workers=True, verbose=False)
     network = work.network()
     loop = BareLoop(copy.deepcopy(network), data.x, data.y, LR, BATCH)
+    quicken_pooling(loop.network)  # as fedlight does
     rounds = work.warm + work.rounds
     alternation = Alternation(loop, plan_rounds(data, rounds), work)
     trainer = make_trainer(alternation, rounds, work.rounds, folder)

@@ -69,6 +69,16 @@ def test_other_inputs_and_layers_take_torchs_way(images: torch.Tensor) -> None:
     assert [type(layer) for layer in network] == [Own, nn.AvgPool2d]
 
 
+def test_gradients_of_any_layout_and_of_torch_func_are_torchs(images: torch.Tensor) -> None:
+    quick, plain = MaxPool2d(2), nn.MaxPool2d(2)
+    x = images.clone().requires_grad_()
+    ones = [torch.autograd.grad(layer(x).sum(), x)[0] for layer in (quick, plain)]  # an expanded gradient
+    turned = [torch.autograd.grad((layer(x).transpose(2, 3) * layer(x).transpose(2, 3)).sum(), x)[0] for layer in (quick, plain)]
+    assert torch.equal(*ones) and torch.equal(*turned)
+    each = [torch.func.vmap(torch.func.grad(lambda image, pool=pool: pool(image[None]).square().sum()))(images) for pool in (quick, plain)]
+    assert torch.equal(*each)
+
+
 def test_clients_train_with_it_to_the_same_weights() -> None:
     network = BenchmarkCNN(image_size=12)
     x, y = torch.randn(8, 3, 12, 12), torch.arange(8)

@@ -53,6 +53,25 @@ def test_a_payload_with_the_unused_highest_pattern_is_refused(bits: int) -> None
         CodeFormat(length, bits).unpack(b"\xff" * (length * bits // 8))
 
 
+def test_floats_are_read_where_they_lie_if_that_can_be_written_to() -> None:
+    format = CodeFormat(3)
+    message = write_message(format.pack(torch.tensor([1.0, 2.0, 3.0])), format.kind, 3, 0, 0)
+    for held, shared in ((message, True), (bytes(message), False)):
+        code = format.unpack(read_message(held, format, 0, 0))
+        place = np.frombuffer(held, np.uint8).ctypes.data + HEADER.size
+        assert code.tolist() == [1.0, 2.0, 3.0] and (code.data_ptr() == place) == shared
+    code.zero_()  # the copy of what cannot be written to
+    assert bytes(message) == held
+
+
+def test_floats_that_lie_askew_are_copied() -> None:
+    format = JointFormat((CodeFormat(3, 3), CodeFormat(2, dtype=torch.float64)))
+    message = write_message(format.pack(torch.tensor([1.0, -2.0, 3.0, 0.1, 1e300], dtype=torch.float64)), format.kind, 5, 0, 0)
+    assert format.unpack(read_message(message, format, 0, 0)).tolist() == [1.0, -2.0, 3.0, 0.1, 1e300]
+    askew = memoryview(message)[HEADER.size + 2 :]  # nine bits take two bytes
+    assert format.parts[1].unpack(askew).data_ptr() % 8 == 0
+
+
 @pytest.mark.parametrize("dtype", float_types)
 @given(data=st.data())
 def test_floats_come_back_bit_for_bit(dtype: torch.dtype, data: st.DataObject) -> None:

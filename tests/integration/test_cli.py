@@ -328,5 +328,5 @@ def test_the_console_script_runs(tmp_path):
     script = Path(sys.executable).with_name("fedlight")
     if not script.is_file():
         pytest.skip("no console script beside the interpreter: install the project")
-    done = subprocess.run([script, "fit", "--help"], env=environment(), capture_output=True, text=True, timeout=100)
+    done = subprocess.run([script, "fit", "--help"], env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "--model.network" in done.stdout

@@ -145,7 +145,7 @@ def command(folder: Path, *more: str, rounds: int = ROUNDS) -> list[str]:
 
 
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -166,13 +166,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path):
     """SIGTERM leaves a checkpoint of the round it struck after; SIGKILL the last regular one, whole."""
     marker = tmp_path / "rounds"
-    slow = ["--trainer.callbacks", "tests.federation.Slow", "--trainer.callbacks.marker", str(marker)]
+    slow = ["--trainer.callbacks", "tests.federation.Slow", "--trainer.callbacks.marker", str(marker), "--trainer.callbacks.seconds", "1.5"]
     with subprocess.Popen(command(tmp_path, *slow), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        limit = time.monotonic() + 100
+        limit = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < limit and not (marker.exists() and marker.read_text() >= "5"):
             time.sleep(0.02)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), errors
     done = int(marker.read_text())
     assert 5 <= done < ROUNDS

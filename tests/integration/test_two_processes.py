@@ -39,7 +39,7 @@ def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Pat
     options += [*more, *(["--model.codec", codec] if codec else [])]
     options += ["--trainer.devices", str(processes)] + (["--trainer.strategy", "ddp"] if processes > 1 else [])
     done = subprocess.run(
-        [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=360
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = (folder / "federated").iterdir()

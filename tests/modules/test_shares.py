@@ -33,8 +33,8 @@ def test_every_client_is_run_once_and_no_process_far_longer_than_need_be(work: l
     assert heaviest(shares, dict(zip(clients.tolist(), work, strict=True))) <= (4 / 3 - 1 / (3 * processes)) * best + 1e-9
 
 
-@given(st.integers(0, 40), st.integers(1, 5))
-def test_equal_clients_are_dealt_out_in_turn(count: int, processes: int) -> None:
+@given(st.integers(0, 40), st.integers(1, 5), st.sampled_from([7, 0.5, 0]))
+def test_equal_clients_are_dealt_out_in_turn(count: int, processes: int, work: float) -> None:
     clients = np.arange(count)
-    shares = balanced_shares(clients, np.full(count, 7), processes)
+    shares = balanced_shares(clients, np.full(count, work), processes)
     assert [share.tolist() for share in shares] == [clients[process::processes].tolist() for process in range(processes)]
