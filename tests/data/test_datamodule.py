@@ -21,6 +21,15 @@ from fedlight.data import (
 )
 
 
+def name(case: object) -> str:
+    """Return a test's name for its case, the same in every process: classes, not addresses."""
+    if isinstance(case, dict):
+        return ", ".join(
+            f"{key}={value if isinstance(value, int | float | str | None) else type(value).__name__}" for key, value in case.items()
+        )
+    return str(case)
+
+
 def make(**arguments) -> FederatedDataModule:
     data = FederatedDataModule(**arguments)
     data.setup()
@@ -103,7 +112,7 @@ def test_seed_decides_every_split_and_nothing_else_does(numbered):
 @pytest.mark.parametrize(
     "change",
     [{"num_clients": 10}, {"partitioner": IID()}, {"proxy_samples": 201}, {"client_holdout": 0.1}, {"normalize": False}, {"seed": 5}],
-    ids=str,
+    ids=name,
 )
 def test_fingerprint_differs_with_every_setting_of_the_data(change):
     assert make().fingerprint() != make(**change).fingerprint()
@@ -172,7 +181,7 @@ def test_no_proxy_at_all():
         ({"num_clients": None}, "needs a number, got None"),
         ({"partitioner": Natural(), "num_clients": None}, "Natural needs client ids"),
     ],
-    ids=str,
+    ids=name,
 )
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
