@@ -12,7 +12,7 @@ class FederatedCallback(Callback):
 
     The order in a round: ``on_round_start``; for every client ``on_client_update`` (on the client's side of the wire) and
     ``on_client_message`` (on the server's); ``on_cohort_end`` after each pass, once the sums of all processes have been added;
-    ``on_round_end``.
+    ``on_round_end``. Between a client's two hooks the next client may be trained, while a thread encodes the message.
     """
 
     def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:

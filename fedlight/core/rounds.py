@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +32,41 @@ class Upload:
     weight: int
     loss: float
     weighted: bool = False
-    message: Message = b""
+    _message: Message | Future[Message] = b""
     usable: bool = True
     inside: bool | None = None
 
+    @property
+    def message(self) -> Message:
+        """The bytes that leave the client; where they are still being encoded, whoever asks waits, and gets the encoder's error."""
+        self.settle()
+        assert not isinstance(self._message, Future)
+        return self._message
+
+    @message.setter
+    def message(self, message: Message) -> None:
+        self._message = message
+
+    def expect(self, message: Future[Message]) -> None:
+        """Take the message from another thread, which encodes it."""
+        self._message = message
+
+    @property
+    def expected(self) -> bool:
+        """Whether the message comes from another thread and nobody has waited for it yet."""
+        return isinstance(self._message, Future)
+
+    def settle(self) -> None:
+        """Wait for the message if it comes from another thread; after an error, which is raised here, there is none."""
+        if isinstance(self._message, Future):
+            encoding, self._message = self._message, b""
+            self._message = encoding.result()
+
     def outside(self) -> Upload:
         """Return what is seen of the upload outside of the client, where nothing but the message may be: no view of its tensors either."""
-        return Upload(self.client, torch.empty(0), torch.empty(0), 1, math.nan, message=self.message)
+        seen = Upload(self.client, torch.empty(0), torch.empty(0), 1, math.nan)
+        seen.message = self.message
+        return seen
 
     @property
     def sent_bytes(self) -> int:

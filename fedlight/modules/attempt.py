@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -56,9 +56,7 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
         try:
             with section(trainer, "sum"):
                 module.aggregator.open(round, codec, weights)
-            for upload in uploads:
-                if not _exchange(module, round, upload):
-                    continue
+            for upload in _exchange(module, round, uploads):
                 if step == 0 and upload.usable:
                     _note(round, upload)
                 if codec.passes > 1:
@@ -113,8 +111,29 @@ def way_out(refused: str | None, unsummed: bool) -> str:
     return "lower the client learning rate, or sample more clients"
 
 
-def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
-    """Carry one upload over the wire and return whether the server could use it; what was sent counts either way."""
+def _exchange(module: FederatedModule, round: Round, uploads: Iterable[Upload]) -> Iterator[Upload]:
+    """Carry uploads over the wire, one after another, and yield those that the server could use.
+
+    Where another thread encodes an upload, the next client is trained before anybody waits for the message: the order of hooks and sums
+    is the same, and no more than one update is held for it.
+    """
+    encoding: Upload | None = None
+    for upload in uploads:
+        if encoding is not None and _arrive(module, round, encoding):
+            yield encoding
+        encoding = None
+        if not _encode(module, round, upload):
+            continue
+        if upload.expected:
+            encoding = upload
+        elif _arrive(module, round, upload):
+            yield upload
+    if encoding is not None and _arrive(module, round, encoding):
+        yield encoding
+
+
+def _encode(module: FederatedModule, round: Round, upload: Upload) -> bool:
+    """Have one upload encoded, or begun to be, and return whether it goes on to the server."""
     upload.message = b""
     if upload.client in round.arrived:
         round.dropped.append((upload.client, "it has answered already"))
@@ -122,21 +141,37 @@ def _exchange(module: FederatedModule, round: Round, upload: Upload) -> bool:
     try:
         with section(module.trainer, "encode"):
             module.dispatch("on_client_update", round, upload)
+    except MessageError as error:
+        _drop(module, round, upload, error)
+        return False
+    return True
+
+
+def _arrive(module: FederatedModule, round: Round, upload: Upload) -> bool:
+    """Wait for one upload's message, add it to the sum and return whether the server could use it; what was sent counts either way."""
+    try:
+        if upload.expected:
+            with section(module.trainer, "wait_encode"):
+                upload.settle()
         with section(module.trainer, "sum"):
             module.aggregator.leave(round, upload)
             module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
     except MessageError as error:
-        module.store.drop(upload.client)
-        round.dropped.append((upload.client, str(error)))
+        _drop(module, round, upload, error)
         return False
     else:
         round.arrived.add(upload.client)
         round.inside += bool(upload.inside)
+        return True
     finally:
         if upload.message:
             round.sent += 1
             round.uplink += len(upload.message) if round.public.step else upload.sent_bytes
-    return True
+
+
+def _drop(module: FederatedModule, round: Round, upload: Upload, error: MessageError) -> None:
+    module.store.drop(upload.client)
+    round.dropped.append((upload.client, str(error)))
 
 
 def _note(round: Round, upload: Upload) -> None:
