@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16
-"""Numbers that a thread casts at a time."""
+_FLOATS = (torch.float16, torch.float32, torch.float64)  # that NumPy has as well
 
 
 class RunningSum:
@@ -33,8 +33,8 @@ class RunningSum:
             self.total = torch.zeros(term.shape, dtype=sum_dtype(term.dtype), device=term.device)
         if term.shape != self.total.shape:
             raise RuntimeError(f"Expected a term of shape {list(self.total.shape)}, as those before, but got {list(term.shape)}")
-        if term.is_cpu and term.is_floating_point():
-            _add_in_blocks(self.total, term, weight)
+        if term.is_cpu and term.dtype in _FLOATS:
+            _add_floats(self.total, term, weight)
         else:
             self.total.add_(term, alpha=weight)
         self.weight += weight
@@ -53,11 +53,13 @@ class RunningSum:
         return (self.total.double() / self.weight).float()
 
 
-def _add_in_blocks(total: Tensor, term: Tensor, weight: int) -> None:
-    """Add floats block by block, cast in cache: torch's own sum of mixed types waits longer for memory."""
-    block = BLOCK * torch.get_num_threads()
-    for part, new in zip(torch.split(total, block), torch.split(term.detach(), block), strict=True):
-        part.add_(new.double(), alpha=weight)
+def _add_floats(total: Tensor, term: Tensor, weight: int) -> None:
+    """Add floats on the CPU in one call, cast in cache: torch's sum of mixed types makes a copy of the term first.
+
+    One call, because each asks anew for the interpreter, which other threads may be training with.
+    """
+    numbers = term.detach().numpy()
+    np.add(total.numpy(), numbers if weight == 1 else np.multiply(numbers, weight, dtype=np.float64), out=total.numpy())
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlight.aggregation import RunningSum
-from fedlight.core.running_sum import BLOCK, sum_dtype
+from fedlight.core.running_sum import sum_dtype
 
 codes = st.integers(1, 5).flatmap(
     lambda n: st.lists(
@@ -98,22 +98,25 @@ def test_the_type_of_a_sum(dtype: torch.dtype, expected: torch.dtype) -> None:
     assert sum_dtype(dtype) == expected
 
 
-@pytest.mark.parametrize("length", [0, 1, BLOCK, 2 * BLOCK + 3])
-def test_long_sums_are_added_up_in_blocks_to_the_same_numbers(length: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0, 1, 100_003])
+def test_floats_are_added_up_in_double_precision(length: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    terms = [torch.randn(length, generator=generator) for _ in range(3)]
+    terms = [torch.randn(2 * length, generator=generator).to(dtype)[::2] for _ in range(3)]  # views with gaps
     total, exact = RunningSum(), torch.zeros(length, dtype=torch.float64)
-    for weight, term in enumerate(terms, 7):
+    for weight, term in zip((1, 7, 3), terms, strict=True):
+        before = term.clone()
         total.add(term, weight)
-        exact += weight * term.double()
-    assert torch.allclose(total.total, exact, rtol=1e-14, atol=0)
+        exact = exact + weight * term.double()
+        assert torch.equal(term, before)
+    assert torch.equal(total.total, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
 def test_a_term_that_would_be_stretched_is_refused_and_changes_nothing(dtype: torch.dtype) -> None:
     total = RunningSum()
-    total.add(torch.ones(BLOCK + 34_464, dtype=dtype))
-    for length in (BLOCK + 1, BLOCK, 1):
+    total.add(torch.ones(100_000, dtype=dtype))
+    for length in (100_001, 99_999, 1):
         with pytest.raises(RuntimeError, match=rf"Expected a term of shape \[100000\], .*got \[{length}\]"):
             total.add(torch.ones(length, dtype=dtype))
     assert total.count == 1 and bool((total.total == 1).all())
