@@ -19,7 +19,7 @@ class FederatedCallback(Callback):
         """Called before the first client of an attempt (and before each further pass of a codec with several)."""
 
     def on_client_update(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Called with a client's update, on the client's side: may read and change it, and set ``upload.message``."""
+        """Called with a client's update, on the client's side: may read it, change it (before the encoder) and set ``upload.message``."""
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         """Called when the client's message has arrived, on the server's side: use ``upload.message`` and ``upload.weight`` alone."""

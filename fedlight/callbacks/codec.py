@@ -46,7 +46,7 @@ class GradientEncoder(_CodecHalf):
     Args:
         codec: the codec, shared with the `GradientDecoder` of the same Trainer.
         beside: whether a thread of its own encodes while the next client trains, with the same messages. If not given, it does on a CPU
-            with a core to spare, once encoding the first three clients has taken `WORTH_A_THREAD` seconds or more each.
+            with a core to spare, where clients train one by one and encoding each of the first three took `WORTH_A_THREAD` seconds or more.
 
     Raises:
         ConfigurationError: if the Trainer has no matching decoder, or the module runs no federated rounds.
@@ -60,9 +60,10 @@ class GradientEncoder(_CodecHalf):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get a thread ready, where there is a core for it."""
-        spare = pl_module.device.type == "cpu" and spare_cores(trainer.num_devices) >= trainer.num_devices
-        if spare if self.beside is None else self.beside:
-            self._thread = ThreadPoolExecutor(1, "fedlight-encode")
+        idle = pl_module.device.type == "cpu" and spare_cores(trainer.num_devices) >= trainer.num_devices
+        fits = idle and cast("FederatedModule", pl_module).engine.one_by_one
+        if fits if self.beside is None else self.beside:
+            self._thread = ThreadPoolExecutor(1, "fedlight-encode", torch.set_num_threads, (torch.get_num_threads(),))
         self._tries = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +84,7 @@ class GradientEncoder(_CodecHalf):
         public = round.public
         generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
         private = Private(generator, pl_module.store.draft(upload.client).setdefault("codec", {}))
-        if self._thread is not None and self._worth_a_thread():
+        if self._thread is not None and self._worth_a_thread(public.step):
             upload.expect(self._thread.submit(self._encode, pl_module.privacy, upload, public, private))
             return
         begin = time.perf_counter()
@@ -91,8 +92,10 @@ class GradientEncoder(_CodecHalf):
         if len(self._tries) < TRIES:
             self._tries.append(time.perf_counter() - begin)
 
-    def _worth_a_thread(self) -> bool:
-        return bool(self.beside) or (len(self._tries) == TRIES and min(self._tries) >= WORTH_A_THREAD)
+    def _worth_a_thread(self, step: int) -> bool:
+        if self.beside:
+            return True
+        return step == 0 and len(self._tries) == TRIES and min(self._tries) >= WORTH_A_THREAD  # nobody trains in later passes
 
     def _encode(self, privacy: PrivacyMechanism | None, upload: Upload, public: Public, private: Private) -> Message:
         """Return the client's message; touches nothing but what is this client's, for the next one may be in training."""

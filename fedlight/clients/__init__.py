@@ -11,6 +11,7 @@ from fedlight.clients.proxy import record_bank
 from fedlight.clients.qfedavg import QFedAvg
 from fedlight.clients.scaffold import Scaffold
 from fedlight.clients.schedule import Constant, Cosine, Exponential, Schedule
+from fedlight.clients.threaded import Threaded
 from fedlight.clients.turnout import Deadline, DropOut, FirstToAnswer, Full, Several, Times, Turnout
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Schedule",
     "Sequential",
     "Several",
+    "Threaded",
     "Times",
     "Turn",
     "Turnout",

@@ -1,9 +1,13 @@
-"""How a process trains the clients of a cohort: one after another, or many at once as one computation on stacked weights."""
+"""How a process trains the clients of a cohort: one after another, or many at once as one computation on stacked weights.
+
+In threads: `fedlight.clients.threaded`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
@@ -39,31 +43,56 @@ class Turn:
 
 
 class Engine(ABC):
-    """Trains clients. Law 5: a client's result is the same whoever it is trained with, and of every engine the same to rounding."""
+    """Trains clients. Law 5: a client's result is the same whoever it is trained with, and of every engine the same to rounding.
+
+    Attributes:
+        one_by_one: whether a client begins to train when its result is asked for, so that there is time to do something else beside it.
+    """
+
+    one_by_one: bool = False
 
     @abstractmethod
-    def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
-        """Yield every turn with its result, in the order of ``turns``; ``model.buffers`` are that client's until the next is asked for."""
+    def train(
+        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
+    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        """Yield every turn, in their order, with its result and the model whose buffers are that client's until the next is asked for."""
 
     def check(  # noqa: B027  (one after another, clients can do anything)
-        self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool
+        self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device
     ) -> None:
         """Raise ``ConfigurationError``, before training starts, for what the engine cannot train.
 
-        ``data`` is some client's; ``personal`` says whether clients keep normalisation layers to themselves.
+        ``data`` is some client's; ``personal`` says whether clients keep normalisation layers to themselves; rounds run on ``device``.
         """
+
+
+def train_client(model: LocalModel, algorithm: Algorithm, turn: Turn, round: int, precision: torch.dtype | None = None) -> LocalResult:
+    """Train one client in ``model``, from its own weights and with its own draws, under autocast if a ``precision`` is given."""
+    # Without autocast's cache of cast weights: all threads have one in common, and weights change between steps.
+    with torch.autocast(turn.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
+        model.seed_noise(turn.noise)
+        model.load(turn.weights, turn.buffers)
+        return algorithm.run(model, turn.x, turn.y, round, turn.generator, turn.memory)
+
+
+def precision_on(device: torch.device) -> torch.dtype | None:
+    """Return the low precision that this thread computes in on a device, None if in full."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 class Sequential(Engine):
     """One client after another in one model: every algorithm and every network."""
 
-    def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
-        """Yield every turn with its result; ``model.weights`` are that client's as well, and its max pooling becomes the quicker one."""
+    one_by_one = True
+
+    def train(
+        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
+    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        """Yield every turn with its result and ``model``, whose max pooling becomes the quicker one."""
         quicken_pooling(model.module)
+        precision = precision_on(model.weights.device)
         for turn in turns:
-            model.seed_noise(turn.noise)
-            model.load(turn.weights, turn.buffers)
-            yield turn, algorithm.run(model, turn.x, turn.y, round, turn.generator, turn.memory)
+            yield turn, train_client(model, algorithm, turn, round, precision), model
 
 
 class Vectorized(Engine):
@@ -85,14 +114,17 @@ class Vectorized(Engine):
             raise ConfigurationError(f"Expected `clients` >= 1 but got {clients}")
         self.clients = clients
 
-    def train(self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int) -> Iterator[tuple[Turn, LocalResult]]:
+    def train(
+        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
+    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
         """Train a chunk of clients at once, then yield their results one by one: no more than a chunk is in memory."""
         assert isinstance(algorithm, FedAvg)
         waiting = iter(turns)
         while chunk := list(islice(waiting, self.clients)):
-            yield from zip(chunk, _train_chunk(model, algorithm, chunk, round), strict=True)
+            for turn, result in zip(chunk, _train_chunk(model, algorithm, chunk, round), strict=True):
+                yield turn, result, model
 
-    def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool) -> None:
+    def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
         """Refuse what is more than local SGD on tensors, and try two clients' first step."""
         if not _is_local_sgd(algorithm):
             raise ConfigurationError(

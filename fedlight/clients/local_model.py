@@ -24,6 +24,7 @@ class LocalModel:
         weights: the current weights ``[dim]``, a view that the model computes with.
         start: the weights ``[dim]`` that the round started from.
         buffers: floating-point buffers ``[buffer_dim]`` (BatchNorm statistics), also a view.
+        noise: the generator that its dropout draws from; the device's own, if there is none.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class LocalModel:
         self.module = self.flat.module.train()
         self.objective = objective
         self.augment = augment
+        self.noise: torch.Generator | None = None
         self.weights = self.flat.weights
         self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors that autograd does not watch
         self._parameters = tuple(self.flat.parameters)
@@ -56,6 +58,9 @@ class LocalModel:
 
     def seed_noise(self, seed: int) -> None:
         """Seed the generators that dropout draws from, on the model's device."""
+        if self.noise is not None:
+            self.noise.manual_seed(seed)
+            return
         # `torch.manual_seed` does this for every kind of accelerator, and for each that is not in use it keeps a stack trace for ever.
         if self.weights.device.type not in ("cpu", "cuda"):
             torch.manual_seed(seed)

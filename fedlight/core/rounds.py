@@ -53,14 +53,13 @@ class Upload:
 
     @property
     def expected(self) -> bool:
-        """Whether the message comes from another thread and nobody has waited for it yet."""
+        """Whether the message comes from another thread and nobody has got it yet."""
         return isinstance(self._message, Future)
 
     def settle(self) -> None:
-        """Wait for the message if it comes from another thread; after an error, which is raised here, there is none."""
+        """Wait for the message if it comes from another thread, whose error is raised here."""
         if isinstance(self._message, Future):
-            encoding, self._message = self._message, b""
-            self._message = encoding.result()
+            self._message = self._message.result()
 
     def outside(self) -> Upload:
         """Return what is seen of the upload outside of the client, where nothing but the message may be: no view of its tensors either."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,59 +34,73 @@ def attempt_round(module: FederatedModule, number: int, attempt: int, weights: T
 
     Every process runs its share of the cohort. A codec with several passes keeps the clients' updates between them, as clients would.
     """
-    cohort = module.data.cohort(number, attempt)
-    work = np.array([module.algorithm.work(module.data.client_size(client)) for client in cohort.tolist()])
-    present = module.turnout.present(cohort, work, Attempt(module.seed, number, attempt))
-    trainer, codec = module.trainer, module.codec
-    shares = balanced_shares(present, work[np.isin(cohort, present)], trainer.world_size)
-    round = Round(Public(module.seed, number, attempt), cohort, shares[trainer.global_rank])
-    round.absent = len(cohort) - len(present)
-    round.server = module.algorithm.announce(module.server_state)
-    compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
-    round.true = RunningSum() if compares else None
-    uploads: Iterable[Upload] = each_in_section(trainer, "train_client", module.runner.run(round, weights, buffers))
-    for step in range(codec.passes):
-        round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
-        round.handshake_up = round.handshake_down = 0
-        round.arrived = set()
-        known = len(round.dropped) if step else 0
-        with section(trainer, "downlink"):
-            module.dispatch("on_round_start", round)
-            module.downlink.count(module, round)
-        kept = []
-        try:
-            with section(trainer, "sum"):
-                module.aggregator.open(round, codec, weights)
-            for upload in _exchange(module, round, uploads):
-                if step == 0 and upload.usable:
-                    _note(round, upload)
-                if codec.passes > 1:
-                    kept.append(upload)
-            with section(trainer, "sum"):
-                module.aggregator.close(round, module.device)
-        except MessageError as error:
-            round.failed = str(error)
-            log.warning("Round %d: attempt %d ended without a sum. %s", number, attempt, error)
-        uploads = kept
-        for client, reason in round.dropped[known:]:
-            log.warning("Round %d: client %d was dropped, %s", number, client, reason)
-        with section(trainer, "all_reduce"):
-            merge(round, codec, module.device, len(round.dropped) - known)
-        module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
-        module.traffic.add_handshake(round.handshake_up, round.handshake_down)
-        round.uplink_passes += round.uplink + round.handshake_up
-        if round.failed or round.codes.count < least_clients(module):
-            round.aggregate = None
-            return round
-        if module.privacy is not None:
-            release(module, round)
-        with section(trainer, "decode"):
-            module.dispatch("on_cohort_end", round)
-    round.refused = untrusted(codec, round) if round.aggregate is not None else None  # a callback may have taken it away
+    round = _invite(module, number, attempt)
+    # Closed also where something else fails: nobody goes on training for a round that is over.
+    with closing(module.runner.run(round, weights, buffers)) as trained:
+        uploads: Iterable[Upload] = each_in_section(module.trainer, "train_client", trained)
+        for step in range(module.codec.passes):
+            uploads = _run_pass(module, round, step, uploads, weights)
+            if round.failed or round.codes.count < least_clients(module):
+                round.aggregate = None
+                return round
+            if module.privacy is not None:
+                release(module, round)
+            with section(module.trainer, "decode"):
+                module.dispatch("on_cohort_end", round)
+    round.refused = untrusted(module.codec, round) if round.aggregate is not None else None  # a callback may have taken it away
     if round.refused:
         log.warning("Round %d: the decoded aggregate was refused, %s", number, round.refused)
         round.aggregate = None
     return round
+
+
+def _invite(module: FederatedModule, number: int, attempt: int) -> Round:
+    """Draw a cohort, and which of its clients answer and are run by this process."""
+    cohort = module.data.cohort(number, attempt)
+    work = np.array([module.algorithm.work(module.data.client_size(client)) for client in cohort.tolist()])
+    present = module.turnout.present(cohort, work, Attempt(module.seed, number, attempt))
+    shares = balanced_shares(present, work[np.isin(cohort, present)], module.trainer.world_size)
+    round = Round(Public(module.seed, number, attempt), cohort, shares[module.trainer.global_rank])
+    round.absent = len(cohort) - len(present)
+    round.server = module.algorithm.announce(module.server_state)
+    compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
+    round.true = RunningSum() if compares else None
+    return round
+
+
+def _run_pass(module: FederatedModule, round: Round, step: int, uploads: Iterable[Upload], weights: Tensor) -> list[Upload]:
+    """Sum up one pass's codes over all processes, and return the uploads that a codec with another pass will need."""
+    trainer, codec, number = module.trainer, module.codec, round.public.round
+    round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
+    round.handshake_up = round.handshake_down = 0
+    round.arrived = set()
+    known = len(round.dropped) if step else 0
+    with section(trainer, "downlink"):
+        module.dispatch("on_round_start", round)
+        module.downlink.count(module, round)
+    kept = []
+    try:
+        with section(trainer, "sum"):
+            module.aggregator.open(round, codec, weights)
+        for upload in _exchange(module, round, uploads):
+            if step == 0 and upload.usable:
+                _note(round, upload)
+            if codec.passes > 1:
+                kept.append(upload)
+        with section(trainer, "sum"):
+            module.aggregator.close(round, module.device)
+    except MessageError as error:
+        round.failed = str(error)
+        log.warning("Round %d: attempt %d ended without a sum. %s", number, round.public.attempt, error)
+    round.dropped[known:] = sorted(round.dropped[known:])  # which was found first depends on who waits for whom
+    for client, reason in round.dropped[known:]:
+        log.warning("Round %d: client %d was dropped, %s", number, client, reason)
+    with section(trainer, "all_reduce"):
+        merge(round, codec, module.device, len(round.dropped) - known)
+    module.traffic.add_message(round.uplink, round.sent if step == 0 else 0)
+    module.traffic.add_handshake(round.handshake_up, round.handshake_down)
+    round.uplink_passes += round.uplink + round.handshake_up
+    return kept
 
 
 def untrusted(codec: Codec, round: Round) -> str | None:
@@ -148,11 +163,15 @@ def _encode(module: FederatedModule, round: Round, upload: Upload) -> bool:
 
 
 def _arrive(module: FederatedModule, round: Round, upload: Upload) -> bool:
-    """Wait for one upload's message, add it to the sum and return whether the server could use it; what was sent counts either way."""
-    try:
-        if upload.expected:
+    """Add one upload's message to the sum and return whether the server could use it; what was sent counts either way."""
+    if upload.expected:
+        try:
             with section(module.trainer, "wait_encode"):
                 upload.settle()
+        except MessageError as error:
+            _drop(module, round, upload, error)
+            return False
+    try:
         with section(module.trainer, "sum"):
             module.aggregator.leave(round, upload)
             module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)

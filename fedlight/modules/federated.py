@@ -70,7 +70,8 @@ class FederatedModule(Forwarding):
         codec_path: Folder of a trained codec (`encoder.safetensors`, `decoder.safetensors`) to use instead of pretraining one.
         algorithm: Local training of the clients; 10 steps of 32 samples if not given: of a LightningModule's own optimizer, or of SGD at
             learning rate 0.05.
-        engine: How a process trains its clients: one after another (Sequential, if not given) or many at once (Vectorized; for a GPU).
+        engine: How a process trains its clients: one after another (Sequential, if not given), each in a thread (Threaded; for a CPU) or
+            many as one computation (Vectorized; for a GPU).
         loss: Loss of outputs and targets (cross entropy if not given; a LightningModule has its own).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
@@ -196,7 +197,8 @@ class FederatedModule(Forwarding):
         if stage == "fit":
             local = self.batch_norm == "local"
             with self.trainer.precision_plugin.forward_context():
-                self.engine.check(partial(self.local_model, None), self.algorithm, self.data.client_data(0), local)
+                model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
+                self.engine.check(model, self.algorithm, self.data.client_data(0), local, device)
             self.aggregator.check(self._setting())
             warn_of_unseen_models(self)
         if stage == "fit" and not self.rounds:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class CohortRunner:
     """Trains the clients of a cohort from one global state; nothing of one client reaches the next.
 
     Args:
-        model: the local model of this process, which the engine trains clients with.
+        model: the local model of this process, which the engine trains clients with, or makes others like it.
         algorithm: the local training.
         data: clients' data.
         store: clients' own state.
@@ -52,15 +53,18 @@ class CohortRunner:
         self.silent = silent
         self.engine = engine or Sequential()
 
-    def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Iterator[Upload]:
+    def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Generator[Upload]:
         """Yield the upload of every client of this process whose training stayed finite; name the others in ``round.dropped``."""
         public = round.public
         devices = [weights.device] if weights.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            # Dropout draws from the global generator, which is seeded for every client and put back after the cohort.
-            turns = (self._turn(client, round, weights, buffers) for client in map(int, round.mine))
-            for turn, result in self.engine.train(self.model, self.algorithm, turns, public.round):
-                upload = self._upload(turn, result)
+        turns = (self._turn(client, round, weights, buffers) for client in map(int, round.mine))
+        # Dropout may draw from the global generator, which is seeded for every client and put back after the cohort.
+        with (
+            torch.random.fork_rng(devices=devices),
+            closing(self.engine.train(self.model, self.algorithm, turns, public.round)) as trained,
+        ):
+            for turn, result, model in trained:
+                upload = self._upload(turn, result, model)
                 reason = unusable(upload)
                 if reason is None:
                     yield upload
@@ -82,10 +86,10 @@ class CohortRunner:
         noise = derive_seed(public.seed, public.round, public.attempt, client, "dropout")
         return Turn(client, x, y, weights, buffers, generator, noise, Memory(own, round.server), norm)
 
-    def _upload(self, turn: Turn, result: LocalResult) -> Upload:
-        sent = self.model.buffers.clone()
+    def _upload(self, turn: Turn, result: LocalResult, model: LocalModel) -> Upload:
+        sent = model.buffers.clone()
         if self.personal:
-            self.personal.keep(turn.norm, self.model.weights, self.model.buffers, result.update)
+            self.personal.keep(turn.norm, model.weights, model.buffers, result.update)
             sent = sent[:0]
         weight = len(turn.y) if self.by_samples else 1
         return Upload(turn.client, result.upload(), sent, weight, float(result.loss), self.by_samples)

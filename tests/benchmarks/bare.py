@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -55,21 +57,54 @@ class BareLoop:
         for cohort in rounds:
             total.zero_()
             for client in cohort:
-                self.weights.copy_(start)
-                self._train(client)
-                total.add_(self.weights)
+                self.add_client(client, start, total)
             torch.div(total, len(cohort), out=start)
             if self.share is not None:
                 self.share(start)
         self.weights.copy_(start)
 
-    def _train(self, client: ClientTurn) -> None:
+    def add_client(self, client: ClientTurn, start: Tensor, total: Tensor) -> None:
+        """Train one client from ``start`` and add its weights to ``total``, in place."""
+        self.weights.copy_(start)
         if self.noisy:
             torch.default_generator.manual_seed(client.seed)
         for x, y in self._batches(client.rows):
             grads = torch.autograd.grad(cross_entropy(self.network(x), y), self.parameters)
             torch._foreach_add_(self.pieces, grads, alpha=-self.lr)  # without the autograd bookkeeping of parameters
+        total.add_(self.weights)
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+
+
+class BareThreads:
+    """The same in threads of one process, each with a loop (and a sum) of its own: whoever is done takes the next client.
+
+    Dropout draws from the one generator of all threads, so runs differ in their numbers, not in their work.
+    """
+
+    def __init__(self, loops: Sequence[BareLoop]) -> None:
+        self.loops = loops
+
+    def run(self, rounds: Sequence[Sequence[ClientTurn]]) -> None:
+        """Run rounds, one sequence of clients each."""
+        start = self.loops[0].weights.clone()
+        totals = [torch.empty_like(start) for _ in self.loops]
+        for cohort in rounds:
+            waiting = deque(cohort)
+            work = [(loop, waiting, start, total.zero_()) for loop, total in zip(self.loops, totals, strict=True)]
+            with ThreadPoolExecutor(len(work)) as threads:
+                list(threads.map(_work, work))  # raises what a thread did
+            start = torch.stack(totals).sum(0).div_(len(cohort))
+        self.loops[0].weights.copy_(start)
+
+
+def _work(task: tuple[BareLoop, deque[ClientTurn], Tensor, Tensor]) -> None:
+    loop, waiting, start, total = task
+    while waiting:
+        try:
+            client = waiting.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        loop.add_client(client, start, total)

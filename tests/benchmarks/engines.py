@@ -1,7 +1,8 @@
-"""Client steps per second of the two engines, in turn on one device: `python tests/benchmarks/engines.py --device auto`.
+"""Client steps per second of the engines, in turn on one device: `python tests/benchmarks/engines.py --device auto`.
 
-B1's linear model, and B2's CNN without its dropout, which the vectorised engine refuses. Both engines train the same cohorts on the same
-batches, from the global weights to every client's checked update; nothing is encoded. Their updates must agree before anything is timed.
+B1's linear model, and B2's CNN without its dropout, which the vectorised engine refuses; threads on a CPU alone. All engines train the
+same cohorts on the same batches, from the global weights to every client's checked update; nothing is encoded. Their updates must agree
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from throughput import BATCH, COHORT, LR, STEPS, linear, load_data
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Vectorized
+from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Threaded, Vectorized
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Public
+from fedlight.core.cores import usable_cores
 from fedlight.core.rounds import Round
 from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
@@ -44,7 +46,7 @@ WORKLOADS = {"b1": ("B1 linear(3072, 10)", linear), "b2": ("B2 BenchmarkCNN with
 
 
 class Contest:
-    """Both engines on one model, one set of clients and the same rounds."""
+    """The engines on one model, one set of clients and the same rounds."""
 
     def __init__(self, network: nn.Module, data: FederatedDataModule, device: torch.device, clients: int) -> None:
         self.model = LocalModel(network, lambda net, x, y: cross_entropy(net(x), y), device)
@@ -53,6 +55,8 @@ class Contest:
         self.start = self.model.weights.clone()
         self.algorithm = FedAvg(lr=LR, batch_size=BATCH, epochs=1)
         self.engines: dict[str, Engine] = {"sequential": Sequential(), f"vectorized({clients})": Vectorized(clients)}
+        if device.type == "cpu":
+            self.engines[f"threaded({usable_cores()})"] = Threaded()
 
     def run(self, name: str, number: int) -> list[torch.Tensor]:
         """Return the updates of one round's clients."""
@@ -76,10 +80,10 @@ class Contest:
             torch.cuda.synchronize(self.device)
 
     def distance(self) -> float:
-        """Return the largest relative distance between the engines' updates of a round."""
-        ours, theirs = (self.run(name, 0) for name in self.engines)
-        assert len(ours) == len(theirs) == COHORT
-        return max(float((a - b).norm() / a.norm()) for a, b in zip(ours, theirs, strict=True))
+        """Return the largest relative distance of the other engines' updates in a round from the sequential one's."""
+        first, *others = (self.run(name, 0) for name in self.engines)
+        assert all(len(updates) == COHORT for updates in (first, *others))
+        return max(float((a - b).norm() / a.norm()) for updates in others for a, b in zip(first, updates, strict=True))
 
 
 class Utilization:
@@ -113,17 +117,16 @@ def measure(name: str, data: FederatedDataModule, device: torch.device, clients:
             with Utilization() as utilization:
                 rates[engine].append(rounds * STEPS / contest.seconds(engine, rounds))
             busy[engine] += [] if utilization.mean is None else [utilization.mean]
-    first, second = rates.values()
-    ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
+    first = rates["sequential"]
     return [
         {
             "benchmark": title,
             "system": f"fedlight, {engine}, {device.type}",
             "client_steps_per_second": statistics.median(runs),
-            "ratio_to_sequential": 1.0 if runs is first else ratio,
+            "ratio_to_sequential": statistics.median(own / other for own, other in zip(runs, first, strict=True)),
             "gpu_utilization": statistics.mean(busy[engine]) if busy[engine] else None,
             "update_distance": distance,
-            "peak_rss_mb": None,  # both run in one process
+            "peak_rss_mb": None,  # all run in one process
             "runs": runs,
         }
         for engine, runs in rates.items()

@@ -26,6 +26,7 @@ from fedlight.data import FederatedDataModule
 NAMES = {"b1peers": "b1", "b2peers": "b2"}
 SECONDS = 600  # that one run may take
 WITH_POOLING = "2 processes of 1 thread, fedlight's pooling"
+THREADS = "clients in threads"
 SAME_WORK = 0.2  # of how far the bare loop's first round moves: cohorts and batch orders are not the same in every system
 
 
@@ -42,7 +43,7 @@ class System:
     torchrun: bool = False
     rounds: int = 0  # 0 for the workload's
     warm: int = 0
-    engine: str = ""  # fedlight's (nothing for the one it has by itself); the bare loop's is torch's layers, or `pooling`
+    engine: str = ""  # fedlight's (nothing for the one it has by itself); the bare loop's is torch's layers, `pooling` or `threads`
     only: str = ""  # the benchmark that it can be run on: nothing for all
 
     @property
@@ -67,10 +68,12 @@ def _variants(name: str, module: str, peer: str = "", torchrun: bool = False) ->
 
 SYSTEMS: tuple[System, ...] = (
     *_variants("fedlight", "fedlight"),
+    System("fedlight", THREADS, "fedlight", threads=1, engine="Threaded"),
     System("fedlight", "1 thread, vectorised", "fedlight", threads=1, engine="Vectorized", only="b1"),  # B2's dropout is refused
     System("fedlight", "2 processes of 1 thread, vectorised", "fedlight", processes=2, threads=1, engine="Vectorized", only="b1"),
     *_variants("bare loop", "bare", torchrun=True),
     System("bare loop", WITH_POOLING, "bare", processes=2, threads=1, torchrun=True, engine="pooling", only="b2"),
+    System("bare loop", f"{THREADS}, fedlight's pooling", "bare", threads=1, engine="threads"),
     *_variants("pfl", "pfl", "pfl", torchrun=True),
     *_variants("FedLab", "fedlab", "fedlab")[:2],
     System("Flower", "as it comes", "flower", "flower", rounds=2, warm=1),
@@ -86,7 +89,8 @@ TARGETS = {
 METHOD = (
     "Side by side: the same initial weights and the same clients of 50 samples for all; each run is a process (or two) of its own, its "
     "warm-up rounds are not timed, runs alternate. fedlight, the bare loop and pfl train the same cohorts, the others draw their own. "
-    "B2: fedlight pools with a quicker layer, bit for bit the same numbers; the bare loop has torch's, and in two processes that one too. "
+    "B2: fedlight pools with a quicker layer, bit for bit the same numbers; the bare loop has torch's, in two processes and in threads "
+    "fedlight's too. "
     "`as it comes`: threads and processes that the system chooses by itself. Ratios are medians over repeats; memory is the sum of the "
     "peaks of a system's processes (Flower: Ray's too). How far the first round moves the weights is checked to be as in the bare loop.",
 )

@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback, GradientDecoder, GradientEncoder
 from fedlight.callbacks.codec import TRIES, WORTH_A_THREAD
-from fedlight.clients import FedAvg, Scaffold
+from fedlight.clients import FedAvg, Scaffold, Threaded
 from fedlight.codecs import CountSketchCodec, IdentityCodec, PowerSGDCodec, QSGDCodec, QuantizeCodec, TopKCodec
 from fedlight.codecs.identity import IdentityEncoder
 from fedlight.core.cores import spare_cores
@@ -215,7 +215,15 @@ def test_a_callback_behind_the_encoder_is_given_the_message():
     assert len(lengths) == CLIENTS and set(lengths) == {module.codec.encoder.format.payload_bytes + 16}
 
 
-def names_of(monkeypatch, seconds: float, cores: int, beside: bool | None = None) -> list[str]:
+class TwicePassed(Watched):
+    """The same in two passes."""
+
+    passes = 2
+
+
+def names_of(
+    monkeypatch, seconds: float, cores: int, beside: bool | None = None, codec: type[Watched] = Watched, **changes: Any
+) -> list[str]:
     """Return the thread of every encoding when each takes so many seconds and the machine has so many cores."""
     names: list[str] = []
 
@@ -224,7 +232,7 @@ def names_of(monkeypatch, seconds: float, cores: int, beside: bool | None = None
         time.sleep(seconds)
 
     monkeypatch.setattr("fedlight.callbacks.codec.spare_cores", lambda processes: cores - processes)
-    fit(federated(codec=Watched(before)), beside, rounds=1)
+    fit(federated(codec=codec(before), **changes), beside, rounds=1)
     return [name.partition("_")[0] for name in names]
 
 
@@ -234,6 +242,13 @@ def test_slow_encoders_get_a_thread_after_a_few_clients_where_a_core_is_free(mon
     assert names_of(monkeypatch, slow, cores=1) == [main] * CLIENTS
     assert names_of(monkeypatch, slow, cores=2, beside=False) == [main] * CLIENTS
     assert names_of(monkeypatch, 0.0, cores=1, beside=True) == ["fedlight-encode"] * CLIENTS
+
+
+def test_none_is_started_where_nobody_would_train_beside_it(monkeypatch):
+    slow, main = 2 * WORTH_A_THREAD, threading.current_thread().name
+    assert names_of(monkeypatch, slow, cores=4, engine=Threaded(2)) == [main] * CLIENTS, "the other clients train already"
+    first, second = [main] * TRIES + ["fedlight-encode"] * (CLIENTS - TRIES), [main] * CLIENTS
+    assert names_of(monkeypatch, slow, cores=2, codec=TwicePassed) == first + second, "in the second pass nobody trains"
 
 
 def test_quick_encoders_get_none(monkeypatch):

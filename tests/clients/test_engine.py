@@ -80,8 +80,8 @@ def turns(model: LocalModel, shape: tuple[int, ...] = (6,), sizes: tuple[int, ..
 
 def results(engine: Engine, model: LocalModel, algorithm: Any, made: list[Turn], round: int = 2) -> list[LocalResult]:
     found = list(engine.train(model, algorithm, made, round))
-    assert [turn for turn, _ in found] == made
-    return [result for _, result in found]
+    assert [turn for turn, *_ in found] == made
+    return [result for _, result, _ in found]
 
 
 def assert_same(ours: list[LocalResult], theirs: list[LocalResult], tolerance: float = TOLERANCE) -> None:
@@ -94,7 +94,7 @@ def assert_same(ours: list[LocalResult], theirs: list[LocalResult], tolerance: f
 
 def check(engine: Engine, model: LocalModel, algorithm: Any, x: Any = None, personal: bool = False) -> None:
     data = (turns(model)[0].x if x is None else x, turns(model)[0].y)
-    engine.check(lambda: model, algorithm, data, personal)
+    engine.check(lambda: model, algorithm, data, personal, model.weights.device)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -157,7 +157,7 @@ def test_no_more_than_a_chunk_is_taken_before_its_results_are() -> None:
             taken.append(turn.client)
             yield turn
 
-    seen = [(turn.client, len(taken)) for turn, _ in Vectorized(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), one_by_one(), 0)]
+    seen = [(turn.client, len(taken)) for turn, *_ in Vectorized(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), one_by_one(), 0)]
     assert seen == [(0, 2), (1, 2), (2, 4), (3, 4), (4, 5)]
 
 

@@ -174,11 +174,12 @@ def test_a_logger_of_ones_own(fedlight, tmp_path):
     assert list((tmp_path / "own").rglob("metrics.csv")) and not list(tmp_path.rglob("events.*"))
 
 
-def test_an_engine_by_options(fedlight, tmp_path):
-    fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--model.engine", "Vectorized", "--model.engine.clients", "2")
+@pytest.mark.parametrize(("engine", "option"), [("Threaded", "workers"), ("Vectorized", "clients")])
+def test_an_engine_by_options(engine, option, fedlight, tmp_path):
+    fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--model.engine", engine, f"--model.engine.{option}", "2")
     assert summary(tmp_path)["rounds"] == 2
     kept = yaml.safe_load((last_run(tmp_path) / "config.yaml").read_text())["model"]["engine"]
-    assert kept == {"class_path": "fedlight.clients.Vectorized", "init_args": {"clients": 2}}
+    assert kept == {"class_path": f"fedlight.clients.{engine}", "init_args": {option: 2}}
 
 
 def test_callbacks_by_yaml(fedlight, tmp_path):
@@ -273,7 +274,7 @@ def test_every_option_of_ours_is_explained_in_help(command, capsys):
         *(f"--model.codec.help={kind}" for kind in ("AutoencoderCodec", "QuantizeCodec", "ChainCodec", "LinearCodec")),
         *(f"--model.algorithm.help={kind}" for kind in ("FedAvg", "FedProx", "FedSGD", "FedNova", "FedDyn", "Ditto", "QFedAvg")),
         *(f"--model.privacy.help={kind}" for kind in ("CentralDP", "DistributedDP", "LocalDP")),
-        "--model.engine.help=Vectorized",
+        *(f"--model.engine.help={kind}" for kind in ("Threaded", "Vectorized")),
         *(f"--data.source.help={kind}" for kind in ("Digits", "ArrayFile", "Torchvision", "WithClients")),
         *(f"--data.partitioner.help={kind}" for kind in ("Dirichlet", "IID")),
         *(f"--data.sampler.help={kind}" for kind in ("Uniform", "Poisson")),

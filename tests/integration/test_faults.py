@@ -58,8 +58,8 @@ class Trained(FederatedCallback):
     def on_train_start(self, trainer, pl_module):
         made = pl_module.runner._upload
 
-        def tampered(turn, result):
-            upload = made(turn, result)
+        def tampered(turn, result, model):
+            upload = made(turn, result, model)
             if turn.client == BAD:
                 upload.update.fill_(self.value)
             return upload

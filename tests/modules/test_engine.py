@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from fedlight.clients import FedAvg, Scaffold, Sequential, Vectorized
-from fedlight.core.errors import ConfigurationError
+from fedlight.callbacks import FederatedCallback, GradientDecoder, GradientEncoder
+from fedlight.clients import FedAvg, Scaffold, Sequential, Threaded, Vectorized
+from fedlight.codecs import PowerSGDCodec, TopKCodec
+from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.data import Dirichlet
 from tests.federation import FEATURES, federated, federated_data, learned, mlp, run, trainer, weights_of
 
@@ -33,11 +36,103 @@ def test_rounds_are_the_same_by_either_engine(weighting: str) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_a_client_that_is_not_finite_is_dropped_alone(caplog: pytest.LogCaptureFixture) -> None:
+RUNS: dict[str, Any] = {
+    "dropout": lambda: {"network": mlp(dropout=0.5)},
+    "batch norm, by samples": lambda: {"network": mlp(norm=True), "weighting": "samples"},
+    "batch norm at home": lambda: {"network": mlp(norm=True), "batch_norm": "local"},
+    "control variates": lambda: {"algorithm": Scaffold(lr=0.1, steps=3, batch_size=8)},
+    "learned code": lambda: {"codec": learned()},
+    "two passes": lambda: {"codec": PowerSGDCodec(1)},
+    "states in files": lambda: {"codec": TopKCodec(4), "client_memory_mb": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_rounds_in_threads_are_those_of_one_client_after_another_bit_for_bit(case: str) -> None:
+    ends = []
+    for engine in (Sequential(), Threaded(3)):
+        module = federated(engine=engine, **RUNS[case]())
+        spy = run(module, rounds=3)
+        ends.append((weights_of(module), spy.totals, spy.clients, module.store.state_dict()))
+    (weights, totals, clients, states), (weights_too, totals_too, clients_too, states_too) = ends
+    assert torch.equal(weights, weights_too) and clients == clients_too
+    assert all(torch.equal(totals[number], totals_too[number]) for number in range(3))
+    assert same(states, states_too)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether nested dicts hold the same tensors."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    return torch.equal(first, second) if isinstance(first, Tensor) else bool(first == second)
+
+
+class Spoils(FederatedCallback):
+    """Makes every client's first attempt unusable, in some rounds."""
+
+    def on_client_update(self, trainer: Any, pl_module: Any, round: Any, upload: Any) -> None:
+        if round.public.attempt == 0 and round.public.round == 1:
+            raise MessageError("not this time")
+
+
+def test_attempts_that_fail_in_threads_leave_nothing_of_clients_behind() -> None:
+    ends = []
+    for engine in (Sequential(), Threaded(3)):
+        module = federated(engine=engine, algorithm=Scaffold(lr=0.1, steps=3, batch_size=8))
+        run(module, rounds=3, callbacks=[Spoils()])
+        ends.append((weights_of(module), module.store.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_threads_that_train_and_one_that_encodes_go_together(beside: bool) -> None:
+    ends = []
+    for engine in (Sequential(), Threaded(3)):
+        module = federated(engine=engine, codec=TopKCodec(4))
+        callbacks = [GradientEncoder(module.codec, beside), GradientDecoder(module.codec)]
+        trainer(3, callbacks=callbacks).fit(module, datamodule=federated_data())
+        ends.append((weights_of(module), module.store.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
+
+
+class Breaks(FederatedCallback):
+    """Fails between two clients, as a callback with a mistake does."""
+
+    def on_client_message(self, trainer: Any, pl_module: Any, round: Any, upload: Any) -> None:
+        raise ZeroDivisionError("in a callback")
+
+
+def test_an_error_between_two_clients_ends_the_others_and_puts_everything_back() -> None:
+    """Also while somebody holds the traceback, with all that was suspended in it."""
+    module, threads = federated(mlp(dropout=0.5), engine=Threaded(2)), torch.get_num_threads()
+    noise = torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError) as held:
+            trainer(1, callbacks=[Breaks()]).fit(module, datamodule=federated_data())
+        assert held.value.__traceback__ is not None
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fedlight-train")] == []
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), noise)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_second_fit_takes_the_same_engine() -> None:
+    engine, ends = Threaded(2), []
+    for _ in range(2):
+        module = federated(mlp(dropout=0.5), engine=engine)
+        run(module)
+        ends.append(weights_of(module))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("engine", [Vectorized(clients=8), Threaded(3)], ids=["vectorized", "threaded"])
+def test_a_client_that_is_not_finite_is_dropped_alone(engine: Any, caplog: pytest.LogCaptureFixture) -> None:
     data = federated_data()
     data.setup()
     data.x[data.client_indices(3)[0]] = float("nan")
-    module = federated(engine=Vectorized(clients=8))
+    module = federated(engine=engine)
     spy = run(module, rounds=1, data=data)
     assert spy.clients[0] == [0, 1, 2, 4, 5, 6, 7]
     assert "client 3 was dropped" in caplog.text and torch.isfinite(weights_of(module)).all()
@@ -70,12 +165,13 @@ def test_a_lightning_module_is_refused() -> None:
             return nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
 
     for algorithm, named in ((FedAvg(steps=1), "`loss`"), (None, "`algorithm`")):
-        module = federated(Own(), engine=Vectorized(), algorithm=algorithm)
-        with pytest.raises(ConfigurationError, match=f"{named}.*engine Sequential"):
-            trainer(1).fit(module, datamodule=federated_data())
+        for engine, refused in ((Vectorized(), named), (Threaded(), "`loss`")):
+            module = federated(Own(), engine=engine, algorithm=algorithm)
+            with pytest.raises(ConfigurationError, match=f"{refused}.*engine Sequential"):
+                trainer(1).fit(module, datamodule=federated_data())
 
 
-def test_a_run_goes_on_with_the_other_engine(tmp_path: Any) -> None:
+def test_a_run_goes_on_with_another_engine(tmp_path: Any) -> None:
     def fit(engine: Any, rounds: int, **resume: Any) -> tuple[Any, Any]:
         module = federated(engine=engine)
         used = trainer(rounds)
@@ -85,5 +181,7 @@ def test_a_run_goes_on_with_the_other_engine(tmp_path: Any) -> None:
     _, whole = fit(Sequential(), 2)
     half, _ = fit(Sequential(), 1)
     half.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = fit(Threaded(3), 2, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert torch.equal(weights_of(resumed), weights_of(whole))
     _, resumed = fit(Vectorized(3), 2, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
     assert float((weights_of(resumed) - weights_of(whole)).norm()) <= 1e-5 * float((weights_of(whole) - weights_of(mlp())).norm())

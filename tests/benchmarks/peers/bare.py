@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import torch
-from bare import BareLoop, ClientTurn
-from torch import Tensor, distributed
+from bare import BareLoop, BareThreads, ClientTurn
+from torch import Tensor, distributed, nn
 
 from fedlight.clients.pooling import quicken_pooling
+from fedlight.core.cores import usable_cores
 from fedlight.core.memory import keep_freed_memory
 from peers.job import Job, Watch, load_job, options
 
@@ -37,12 +39,18 @@ def main() -> None:
             mean.div_(world)
 
     job = load_job(arguments.job)
-    if arguments.engine == "pooling":
+    if arguments.engine in ("pooling", "threads"):
         quicken_pooling(job.network)
-    loop = BareLoop(job.network, job.x.flatten(0, 1), job.y.flatten(), job.lr, job.batch_size, share)
+
+    def make(network: nn.Module) -> BareLoop:
+        return BareLoop(network, job.x.flatten(0, 1), job.y.flatten(), job.lr, job.batch_size, share)
+
+    copies = [copy.deepcopy(job.network) for _ in range(usable_cores() - 1)] if arguments.engine == "threads" else []
+    loop = make(job.network)
+    run = BareThreads([loop, *map(make, copies)]).run if copies else loop.run
     watch = Watch(job.network, arguments.warm, arguments.rounds, job.steps)
     for cohort in plan_rounds(job, arguments.warm + arguments.rounds, int(os.environ.get("RANK", "0")), world):
-        loop.run([cohort])
+        run([cohort])
         watch.round_ends(loop.network)
     watch.print()
     if world > 1:

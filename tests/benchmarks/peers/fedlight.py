@@ -8,10 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from terminal import pseudo_terminal
 from throughput import STEPS, WORKLOADS, load_data, make_module, make_trainer, quiet
 
-from fedlight.clients import Engine, Sequential, Vectorized
+from fedlight.clients import Engine, Sequential, Threaded, Vectorized
 from peers.job import Watch, options
 
-ENGINES: dict[str, type[Engine]] = {"Sequential": Sequential, "Vectorized": Vectorized}
+ENGINES: dict[str, type[Engine]] = {"Sequential": Sequential, "Threaded": Threaded, "Vectorized": Vectorized}
 
 
 class Clock(Callback):

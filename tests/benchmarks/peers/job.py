@@ -110,6 +110,10 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=1, help="rounds before them")
     parser.add_argument("--processes", type=int, default=0, help="processes, where the system starts them itself (default: as it comes)")
     parser.add_argument("--workload", default="b1", help="fedlight alone: b1 or b2")
-    parser.add_argument("--engine", default="Sequential", help="fedlight: Sequential or Vectorized; bare loop: `pooling` for fedlight's")
+    parser.add_argument(
+        "--engine",
+        default="Sequential",
+        help="fedlight: Sequential, Threaded or Vectorized; bare loop: `pooling` for fedlight's, `threads` for both",
+    )
     parser.add_argument("--folder", default=".", help="fedlight alone: where the run's logs go")
     return parser.parse_args()

@@ -1,0 +1,122 @@
+"""Several clients at once on the cores of one process, each in a thread: for CPUs and steps that keep a core busy for milliseconds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
+from fedlight.clients.dropout import own_dropout
+from fedlight.clients.engine import Batch, Engine, Turn, precision_on, train_client
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.pooling import quicken_pooling
+from fedlight.core.cores import cores_of_a_process
+from fedlight.core.errors import ConfigurationError
+
+
+class Threaded(Engine):
+    """Clients in threads of one torch thread each: a thread that is done takes the next client, so that cores seldom wait for each other.
+
+    A client's update is that of `Sequential` on one torch thread, bit for bit, whoever trains beside it: threads have models and
+    generators of their own, and results are handed on in the clients' order. What a step costs in Python the threads cannot share: for
+    models whose steps take less than a millisecond processes (`--trainer.devices`) or `Vectorized` are faster. The algorithm, the loss
+    and augmentations are used by all threads at once: they must not change themselves, which fedlight's do not.
+
+    Args:
+        workers: Threads that train; as many as the process may use cores, divided by the processes, if not given. At most twice as many
+            models are made.
+
+    Raises:
+        ConfigurationError: if ``workers`` is less than 1, or (before training) for what it cannot train: on another device than the CPU,
+            a LightningModule, data that is not in memory, whatever draws from the process's own generator (but ``nn.Dropout``).
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigurationError(f"Expected `workers` >= 1 but got {workers}")
+        self.workers = workers
+        self._pattern: LocalModel | None = None
+        self._models: list[LocalModel] = []
+
+    def train(
+        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
+    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        """Yield every turn with its result; no more clients than there are models are in training, or trained and not asked for yet."""
+        workers = self.workers or cores_of_a_process()
+        precision, waiting = precision_on(model.weights.device), iter(turns)
+        running: deque[tuple[Turn, LocalModel, Future[LocalResult]]] = deque()
+        free = deque(self._twins(model))
+        with _one_torch_thread(), ThreadPoolExecutor(workers, "fedlight-train", torch.set_num_threads, (1,)) as threads:
+            try:
+                while True:
+                    # Two models a thread, so that none need wait until the last result has been taken.
+                    while len(running) < 2 * workers and (turn := next(waiting, None)) is not None:
+                        own = free.popleft() if free else self._another(model)
+                        running.append((turn, own, threads.submit(train_client, own, algorithm, turn, round, precision)))
+                    if not running:
+                        return
+                    turn, own, result = running.popleft()
+                    yield turn, result.result(), own
+                    free.append(own)
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _twins(self, model: LocalModel) -> list[LocalModel]:
+        """Return what models like this one there are from earlier rounds."""
+        if self._pattern is not model:
+            self._pattern, self._models = model, []
+        return self._models
+
+    def _another(self, model: LocalModel) -> LocalModel:
+        self._models.append(twin(model))
+        return self._models[-1]
+
+    def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
+        """Refuse what threads cannot keep apart, by a try at local training on a client's first sample, twice."""
+        model, (x, y) = make_model(), data
+        name = type(model.module).__name__
+        if type(model) is not LocalModel or not isinstance(x, Tensor):
+            raise ConfigurationError(
+                f"Expected a plain network, a `loss` and data in memory under `engine` Threaded but got {name} on {type(x).__name__}: "
+                "steps of a LightningModule and items of a data module may touch what threads share; use the engine Sequential"
+            )
+        if device.type != "cpu":
+            raise ConfigurationError(
+                f"Expected the CPU under `engine` Threaded but got {device}: use the engine Vectorized or Sequential, or "
+                "`--trainer.accelerator cpu`"
+            )
+        before, sample = torch.get_rng_state(), torch.zeros(2, dtype=torch.int64)  # BatchNorm takes no batch of one
+        turn = Turn(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
+        turn.memory = Memory(server=algorithm.announce({}))
+        train_client(twin(model), algorithm, turn, 0, precision_on(model.weights.device))
+        if not torch.equal(torch.get_rng_state(), before):
+            torch.set_rng_state(before)
+            raise ConfigurationError(
+                f"Expected local training that draws from its own generators under `engine` Threaded but that of {name} by "
+                f"{type(algorithm).__name__} draws from the process's, which its threads would share: replace nn.functional.dropout by "
+                "nn.Dropout, have augmentations draw from the generator that they are given, or use the engine Sequential"
+            )
+
+
+def twin(model: LocalModel) -> LocalModel:
+    """Return a model like this one that shares nothing with it, and draws from a generator of its own."""
+    made = LocalModel(model.module, model.objective, augment=model.augment)
+    quicken_pooling(made.module)
+    made.noise = own_dropout(made.module)
+    return made
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Have new threads compute on one core each, and this one too, until the end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
