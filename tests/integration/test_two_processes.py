@@ -21,12 +21,14 @@ ROUNDS = 3
 
 CODECS: dict[str, str | None] = {
     "learned integers": CODEC,
+    "learned integers, in threads": CODEC,
     "identity": None,
     "top-k": json.dumps({"class_path": "TopKCodec", "init_args": {"ratio": 8}}),
     "power sgd": json.dumps({"class_path": "PowerSGDCodec", "init_args": {"rank": 1}}),
     "transform, refreshed": json.dumps({"class_path": "TransformCodec", "init_args": {"ratio": 6, "encoder_share": 1.0}}),
 }
-INTEGERS = {"learned integers", "transform, refreshed"}
+INTEGERS = {"learned integers", "learned integers, in threads", "transform, refreshed"}
+THREADS = ["--model.engine", "Threaded", "--model.engine.workers", "2"]
 REFRESH = ["--trainer.callbacks+", "fedlight.callbacks.CodecRefresh", "--trainer.callbacks.every_n_rounds", "2"]
 REFRESH += ["--trainer.callbacks.proxy.rounds", "8", "--trainer.callbacks.proxy.clients", "3", "--model.downlink", "CatchUp"]
 
@@ -48,10 +50,11 @@ def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Pat
 
 @pytest.fixture(scope="module", params=CODECS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
-    """One process's run and two processes' run."""
+    """One process's run and two processes' run, these with two threads each that train, where threads are asked for."""
     folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]
     more = REFRESH if "refreshed" in request.param else []
-    one, two = (fit(folder, count, CODECS[request.param], more) for count, folder in enumerate(folders, 1))
+    threads = THREADS if "threads" in request.param else []
+    one, two = (fit(folder, count, CODECS[request.param], more + threads * (count - 1)) for count, folder in enumerate(folders, 1))
     return one, two, request.param in INTEGERS
 
 
