@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,12 +33,12 @@ class Threaded(Engine):
     and augmentations are used by all threads at once: they must not change themselves, which fedlight's do not.
 
     Args:
-        workers: Threads that train; as many as the process may use cores, divided by the processes, if not given. At most twice as many
-            models are made.
+        workers: Threads that train; as many as the process may use cores, divided by the processes, if not given. Up to two models a
+            thread are made, and kept from round to round.
 
     Raises:
         ConfigurationError: if ``workers`` is less than 1, or (before training) for what it cannot train: on another device than the CPU,
-            a LightningModule, data that is not in memory, whatever draws from the process's own generator (but ``nn.Dropout``).
+            a LightningModule, data that is not in memory, whatever draws from the process's own generators (but ``nn.Dropout``).
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -77,7 +82,7 @@ class Threaded(Engine):
         return self._models[-1]
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
-        """Refuse what threads cannot keep apart, by a try at local training on a client's first sample, twice."""
+        """Refuse what threads cannot keep apart, by a try at a local step on two copies of a client's first sample."""
         model, (x, y) = make_model(), data
         name = type(model.module).__name__
         if type(model) is not LocalModel or not isinstance(x, Tensor):
@@ -90,22 +95,38 @@ class Threaded(Engine):
                 f"Expected the CPU under `engine` Threaded but got {device}: use the engine Vectorized or Sequential, or "
                 "`--trainer.accelerator cpu`"
             )
-        before, sample = torch.get_rng_state(), torch.zeros(2, dtype=torch.int64)  # BatchNorm takes no batch of one
+        before, sample = _generators(), torch.zeros(2, dtype=torch.int64)  # BatchNorm takes no batch of one
         turn = Turn(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
         turn.memory = Memory(server=algorithm.announce({}))
-        train_client(twin(model), algorithm, turn, 0, precision_on(model.weights.device))
-        if not torch.equal(torch.get_rng_state(), before):
-            torch.set_rng_state(before)
+        with torch.random.fork_rng(devices=[]):
+            train_client(twin(model, _OneBatch), algorithm, turn, 0, precision_on(model.weights.device))
+            untouched = _generators() == before
+        if not untouched:
             raise ConfigurationError(
                 f"Expected local training that draws from its own generators under `engine` Threaded but that of {name} by "
-                f"{type(algorithm).__name__} draws from the process's, which its threads would share: replace nn.functional.dropout by "
-                "nn.Dropout, have augmentations draw from the generator that they are given, or use the engine Sequential"
+                f"{type(algorithm).__name__} draws from the process's (torch's, NumPy's or Python's), which threads share: replace "
+                "nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they are given, or use the engine "
+                "Sequential"
             )
 
 
-def twin(model: LocalModel) -> LocalModel:
+class _OneBatch(LocalModel):
+    """Ends local training after a step: enough to see what it draws from."""
+
+    def batches(self, *arguments: Any) -> Iterator[Batch]:
+        """Yield the first batch alone."""
+        return islice(super().batches(*arguments), 1)
+
+
+def _generators() -> bytes:
+    """Return the states of the generators that all threads of the process share: torch's, NumPy's and Python's."""
+    states = torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()  # noqa: NPY002 (the legacy one is looked at)
+    return pickle.dumps(states)
+
+
+def twin(model: LocalModel, kind: type[LocalModel] = LocalModel) -> LocalModel:
     """Return a model like this one that shares nothing with it, and draws from a generator of its own."""
-    made = LocalModel(model.module, model.objective, augment=model.augment)
+    made = kind(model.module, model.objective, augment=model.augment)
     quicken_pooling(made.module)
     made.noise = own_dropout(made.module)
     return made
@@ -113,7 +134,7 @@ def twin(model: LocalModel) -> LocalModel:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Have new threads compute on one core each, and this one too, until the end."""
+    """Have this thread compute on one core, as those that train do, until the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 18
+"""Numbers that are weighed at a time."""
+
 _FLOATS = (torch.float16, torch.float32, torch.float64)  # that NumPy has as well
 
 
@@ -36,7 +39,7 @@ class RunningSum:
         if term.is_cpu and term.dtype in _FLOATS:
             _add_floats(self.total, term, weight)
         else:
-            self.total.add_(term, alpha=weight)
+            self.total.add_(term.detach(), alpha=weight)
         self.weight += weight
         self.count += 1
         self.squares += weight * weight
@@ -54,12 +57,18 @@ class RunningSum:
 
 
 def _add_floats(total: Tensor, term: Tensor, weight: int) -> None:
-    """Add floats on the CPU in one call, cast in cache: torch's sum of mixed types makes a copy of the term first.
+    """Add floats on the CPU, cast in cache: torch's sum of mixed types makes a copy of the whole term first.
 
-    One call, because each asks anew for the interpreter, which other threads may be training with.
+    In few calls, because each asks anew for the interpreter, which other threads may be training with: one where the weight is 1.
     """
-    numbers = term.detach().numpy()
-    np.add(total.numpy(), numbers if weight == 1 else np.multiply(numbers, weight, dtype=np.float64), out=total.numpy())
+    held, new = total.numpy().reshape(-1), term.detach().numpy().reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):  # as in torch: what is not finite is somebody else's to refuse
+        if weight == 1:
+            np.add(held, new, out=held)
+            return
+        for start in range(0, len(new), BLOCK):
+            block = slice(start, start + BLOCK)
+            held[block] += np.multiply(new[block], weight, dtype=np.float64)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

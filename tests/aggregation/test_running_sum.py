@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlight.aggregation import RunningSum
-from fedlight.core.running_sum import sum_dtype
+from fedlight.core.running_sum import BLOCK, sum_dtype
 
 codes = st.integers(1, 5).flatmap(
     lambda n: st.lists(
@@ -99,7 +101,7 @@ def test_the_type_of_a_sum(dtype: torch.dtype, expected: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("length", [0, 1, 100_003])
+@pytest.mark.parametrize("length", [0, 1, BLOCK, 2 * BLOCK + 3])
 def test_floats_are_added_up_in_double_precision(length: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     terms = [torch.randn(2 * length, generator=generator).to(dtype)[::2] for _ in range(3)]  # views with gaps
@@ -110,6 +112,20 @@ def test_floats_are_added_up_in_double_precision(length: int, dtype: torch.dtype
         exact = exact + weight * term.double()
         assert torch.equal(term, before)
     assert torch.equal(total.total, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sum_knows_nothing_of_how_its_terms_were_computed(dtype: torch.dtype) -> None:
+    total = RunningSum()
+    total.add(2 * torch.ones(3, dtype=dtype, requires_grad=True))
+    assert total.total is not None and not total.total.requires_grad
+
+
+def test_what_is_not_finite_stays_so_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    total = RunningSum()
+    for value, weight in ((math.inf, 1), (-math.inf, 1), (math.nan, 3)):
+        total.add(torch.tensor([value, 1.0]), weight)
+    assert total.total is not None and math.isnan(total.total[0]) and total.total[1] == 5 and not recwarn.list
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])

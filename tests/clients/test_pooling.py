@@ -89,7 +89,7 @@ def test_clients_train_with_it_to_the_same_weights() -> None:
         turn = Turn(0, x, y, start, model.buffers, torch.Generator().manual_seed(1), noise=5)
         with torch.random.fork_rng():
             if quick:
-                ((_, result),) = Sequential().train(model, algorithm, [turn], round=0)
+                ((_, result, _),) = Sequential().train(model, algorithm, [turn], round=0)
                 assert any(type(layer) is MaxPool2d for layer in model.module.modules())
             else:
                 model.seed_noise(turn.noise)

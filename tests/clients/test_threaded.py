@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -269,9 +271,11 @@ def test_augmentations_and_algorithms_that_draw_from_it_are_refused() -> None:
         def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
             return gradient + torch.randn(gradient.shape)
 
-    augmented = local_model()
-    augmented.augment = lambda x, generator: x + torch.randn(x.shape)
-    for model, algorithm in ((augmented, None), (local_model(), Noisy(steps=1, momentum=0.5))):
+    augmented = [local_model() for _ in range(3)]
+    augmented[0].augment = lambda x, generator: x + torch.randn(x.shape)
+    augmented[1].augment = lambda x, generator: x * random.random()
+    augmented[2].augment = lambda x, generator: x * float(np.random.rand())  # noqa: NPY002 (that is the point)
+    for model, algorithm in (*((one, None) for one in augmented), (local_model(), Noisy(steps=1, momentum=0.5))):
         with pytest.raises(ConfigurationError, match="its own generators under `engine` Threaded.*engine Sequential"):
             check(model, algorithm=algorithm)
 
@@ -281,6 +285,18 @@ def test_every_algorithm_is_taken_and_leaves_the_global_generator_alone(name: st
     before = torch.get_rng_state()
     check(local_model(), algorithm=ALGORITHMS[name]())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_try_takes_one_step() -> None:
+    taken = []
+
+    class Counted(FedAvg):
+        def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
+            taken.append(1)
+            return gradient
+
+    check(local_model(), algorithm=Counted(epochs=50, momentum=0.5))
+    assert len(taken) == 1
 
 
 def test_what_threads_cannot_keep_apart_is_refused() -> None:
