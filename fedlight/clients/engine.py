@@ -80,6 +80,15 @@ def precision_on(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def require_plain(model: LocalModel, x: object, engine: str, why: str) -> None:
+    """Raise ``ConfigurationError`` unless clients train a plain network on inputs ``x`` that are a tensor, which ``engine`` needs."""
+    if type(model) is not LocalModel or not isinstance(x, Tensor):
+        raise ConfigurationError(
+            f"Expected a plain network, a `loss` and data in memory under `engine` {engine} but got {type(model.module).__name__} on "
+            f"{type(x).__name__}: {why}; use the engine Sequential"
+        )
+
+
 class Sequential(Engine):
     """One client after another in one model: every algorithm and every network."""
 
@@ -139,11 +148,7 @@ class Vectorized(Engine):
             )
         model, (x, y) = make_model(), data
         name = type(model.module).__name__
-        if type(model).gradients is not LocalModel.gradients or not isinstance(x, Tensor):
-            raise ConfigurationError(
-                f"Expected a plain network, a `loss` and data in memory under `engine` Vectorized but got {name} on {type(x).__name__}: "
-                "steps of a LightningModule and batches of a data module are one client's; use the engine Sequential"
-            )
+        require_plain(model, x, "Vectorized", "steps of a LightningModule and batches of a data module are one client's")
         model.load(model.weights.clone(), model.buffers.clone())
         weights = model.weights.repeat(2, 1)
         try:

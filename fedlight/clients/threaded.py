@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
 from fedlight.clients.dropout import own_dropout
-from fedlight.clients.engine import Batch, Engine, Turn, precision_on, train_client
+from fedlight.clients.engine import Batch, Engine, Turn, precision_on, require_plain, train_client
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.cores import cores_of_a_process
@@ -84,12 +83,7 @@ class Threaded(Engine):
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
         """Refuse what threads cannot keep apart, by a try at a local step on two copies of a client's first sample."""
         model, (x, y) = make_model(), data
-        name = type(model.module).__name__
-        if type(model) is not LocalModel or not isinstance(x, Tensor):
-            raise ConfigurationError(
-                f"Expected a plain network, a `loss` and data in memory under `engine` Threaded but got {name} on {type(x).__name__}: "
-                "steps of a LightningModule and items of a data module may touch what threads share; use the engine Sequential"
-            )
+        require_plain(model, x, "Threaded", "steps of a LightningModule and items of a data module may touch what threads share")
         if device.type != "cpu":
             raise ConfigurationError(
                 f"Expected the CPU under `engine` Threaded but got {device}: use the engine Vectorized or Sequential, or "
@@ -103,10 +97,10 @@ class Threaded(Engine):
             untouched = _generators() == before
         if not untouched:
             raise ConfigurationError(
-                f"Expected local training that draws from its own generators under `engine` Threaded but that of {name} by "
-                f"{type(algorithm).__name__} draws from the process's (torch's, NumPy's or Python's), which threads share: replace "
-                "nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they are given, or use the engine "
-                "Sequential"
+                "Expected local training that draws from its own generators under `engine` Threaded but that of "
+                f"{type(model.module).__name__} by {type(algorithm).__name__} draws from the process's (torch's, NumPy's or Python's), "
+                "which threads share: replace nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they are "
+                "given, or use the engine Sequential"
             )
 
 

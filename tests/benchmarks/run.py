@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"comma-separated, of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of which the median is taken (default: 3)")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: torch's own choice, as in `fedlight fit`)")
+    parser.add_argument("--systems", default="", help="of b1peers and b2peers, titles separated by semicolons (default: all)")
     parser.add_argument("--output", type=Path, default=Path("logs/benchmarks"), help="folder of benchmarks.json and benchmarks.md")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.only.split(",")]
@@ -169,6 +170,10 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(BENCHMARKS)} but got {', '.join(unknown)}")
     if arguments.repeats < 1 or arguments.threads < 0:
         parser.error(f"expected --repeats >= 1 and --threads >= 0 but got {arguments.repeats} and {arguments.threads}")
+    try:
+        systems = side_by_side.chosen(arguments.systems)
+    except ValueError as error:
+        parser.error(f"--systems: {error}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     console = Console()
@@ -179,7 +184,7 @@ def main() -> None:
         if name == "memory":
             found, note = measure_memory(arguments.repeats, arguments.threads)
         elif name in side_by_side.NAMES:
-            found, note = side_by_side.measure(side_by_side.NAMES[name], arguments.repeats)
+            found, note = side_by_side.measure(side_by_side.NAMES[name], arguments.repeats, systems)
         elif name == "b5":
             found, note = coding.measure(arguments.repeats)
         elif name == "b6":

@@ -80,6 +80,20 @@ SYSTEMS: tuple[System, ...] = (
     System("Flower", "2 processes", "flower", "flower", processes=2, rounds=2, warm=1),
 )
 
+
+def chosen(titles: str) -> tuple[System, ...]:
+    """Return the systems of these titles, separated by semicolons; all if there is none.
+
+    Raises:
+        ValueError: if there is no system of a title.
+    """
+    wanted = [title.strip() for title in titles.split(";") if title.strip()]
+    known = {system.title: system for system in SYSTEMS}
+    if unknown := [title for title in wanted if title not in known]:
+        raise ValueError(f"Expected titles of {list(known)} but got {unknown}")
+    return tuple(known[title] for title in wanted) or SYSTEMS
+
+
 TARGETS = {
     "b1": (("pfl", "as it comes", 4.0), ("pfl", "", 2.0), ("Flower", "as it comes", 100.0)),
     "b2": (("pfl", "as it comes", 1.3), ("pfl", "", 1.05), ("bare loop", "", 0.95)),

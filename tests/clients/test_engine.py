@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import Engine, FedAvg, FedProx, FedSGD, LocalModel, LocalResult, Sequential, Turn, Vectorized
+from fedlight.clients import Engine, FedAvg, FedProx, FedSGD, LocalModel, LocalResult, Sequential, Threaded, Turn, Vectorized
 from fedlight.clients.engine import in_company
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import MLP, LeNet5, SmallCNN
@@ -56,6 +56,12 @@ def frozen(network: nn.Module) -> nn.Module:
     return network
 
 
+ENGINES: dict[str, Callable[[], Engine]] = {"vectorized": lambda: Vectorized(5), "threaded": lambda: Threaded(2)}
+"""Laws that hold of every engine but the one that all are compared with."""
+
+any_engine = pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+
+
 def local_model(network: str | nn.Module = "perceptron", dtype: torch.dtype = torch.float32) -> LocalModel:
     torch.manual_seed(0)
     made = NETWORKS[network][0]() if isinstance(network, str) else network
@@ -74,7 +80,7 @@ def turns(model: LocalModel, shape: tuple[int, ...] = (6,), sizes: tuple[int, ..
         if client == spoilt:
             x[0] = float("nan")
             x[-1] = float("inf")
-        made.append(Turn(client, x, y, model.start, model.buffers.clone(), torch.Generator().manual_seed(100 + client)))
+        made.append(Turn(client, x, y, model.start, model.buffers.clone(), torch.Generator().manual_seed(100 + client), 200 + client))
     return made
 
 
@@ -132,18 +138,20 @@ def test_clients_of_any_sizes_in_chunks_of_any_size_have_their_own_updates(
     assert_same(*both, tolerance=1e-10)
 
 
-def test_augmentation_draws_the_same_numbers() -> None:
+@any_engine
+def test_augmentation_draws_the_same_numbers(make: Callable[[], Engine]) -> None:
     model = local_model()
     model.augment = lambda x, generator: x + torch.randn(x.shape, generator=generator)
     algorithm = FedAvg(lr=0.1, batch_size=4, epochs=2)
-    assert_same(*[results(engine, model, algorithm, turns(model)) for engine in (Vectorized(3), Sequential())])
+    assert_same(*[results(engine, model, algorithm, turns(model)) for engine in (make(), Sequential())])
 
 
-def test_nothing_non_finite_of_one_client_reaches_another() -> None:
+@any_engine
+def test_nothing_non_finite_of_one_client_reaches_another(make: Callable[[], Engine]) -> None:
     model, algorithm = local_model("convolutions"), FedAvg(lr=0.1, batch_size=4, epochs=2, momentum=0.5, max_grad_norm=1.0)
     shape = NETWORKS["convolutions"][1]
-    clean = results(Vectorized(5), model, algorithm, turns(model, shape))
-    spoilt = results(Vectorized(5), model, algorithm, turns(model, shape, spoilt=2))
+    clean = results(make(), model, algorithm, turns(model, shape))
+    spoilt = results(make(), model, algorithm, turns(model, shape, spoilt=2))
     assert not torch.isfinite(spoilt[2].update).all()
     for client in (0, 1, 3, 4):
         assert torch.equal(spoilt[client].update, clean[client].update) and torch.equal(spoilt[client].loss, clean[client].loss)
@@ -161,9 +169,10 @@ def test_no_more_than_a_chunk_is_taken_before_its_results_are() -> None:
     assert seen == [(0, 2), (1, 2), (2, 4), (3, 4), (4, 5)]
 
 
-def test_updates_are_vectors_of_their_own() -> None:
+@any_engine
+def test_updates_are_vectors_of_their_own(make: Callable[[], Engine]) -> None:
     model = local_model()
-    first, second, *_ = results(Vectorized(5), model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model))
+    first, second, *_ = results(make(), model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model))
     kept = second.update.clone()
     first.update.fill_(1.0)
     assert torch.equal(second.update, kept) and second.update.untyped_storage().nbytes() == kept.untyped_storage().nbytes()

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import Engine, FedAvg, LocalModel, LocalResult, Memory, Sequential, Threaded, Turn
+from fedlight.clients import Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded, Turn
 from fedlight.clients.dropout import OwnDropout, own_dropout
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_algorithms import ALGORITHMS
+from tests.clients.test_engine import turns as clients_of
 
 WAIT = 60  # seconds after which a thread that waits for another gives up
 SIZES = (10, 7, 4, 12, 9, 10, 3)
@@ -41,13 +42,7 @@ def local_model(name: str = "dropout") -> LocalModel:
 
 
 def turns(model: LocalModel, shape: tuple[int, ...] = (6,)) -> list[Turn]:
-    made = []
-    for client, size in enumerate(SIZES):
-        draws = torch.Generator().manual_seed(client)
-        x, y = torch.randn(size, *shape, generator=draws), torch.randint(3, (size,), generator=draws)
-        order = torch.Generator().manual_seed(100 + client)
-        made.append(Turn(client, x, y, model.start, model.buffers.clone(), order, 200 + client, Memory()))
-    return made
+    return clients_of(model, shape, SIZES)
 
 
 def train(engine: Engine, model: LocalModel, algorithm: Any, made: list[Turn]) -> list[tuple[int, LocalResult, Tensor, Tensor]]:
