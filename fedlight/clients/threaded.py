@@ -99,8 +99,8 @@ class Threaded(Engine):
             raise ConfigurationError(
                 "Expected local training that draws from its own generators under `engine` Threaded but that of "
                 f"{type(model.module).__name__} by {type(algorithm).__name__} draws from the process's (torch's, NumPy's or Python's), "
-                "which threads share: replace nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they are "
-                "given, or use the engine Sequential"
+                "which threads share: replace nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they "
+                "are given, or use the engine Sequential"
             )
 
 
