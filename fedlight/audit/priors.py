@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.linalg import svd
 
 
 class Prior(ABC):
@@ -118,7 +119,7 @@ class PrincipalComponents(Prior):
         """Keep mean and scaled components."""
         flat = images.flatten(1)
         self.mean = flat.mean(0)
-        _, sizes, directions = torch.linalg.svd(flat - self.mean, full_matrices=False)
+        _, sizes, directions = svd(flat - self.mean)
         kept = min(self.components, len(flat) - 1, int((sizes > 1e-9 * sizes[0]).sum()))
         self.basis = directions[:kept] * (sizes[:kept, None] / max(len(flat) - 1, 1) ** 0.5)
 

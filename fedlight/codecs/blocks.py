@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedlight.codecs.factors import eigen
 from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
+from fedlight.core.linalg import eigen, svd
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def principal(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = blocks.flatten(0, -2)
     if len(rows) < rows.shape[1]:
-        _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+        _, values, vectors = svd(rows)
         return values.square(), vectors.T
     values, vectors = eigen(rows.T @ rows)
     return values.clamp(min=0), vectors

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedlight.core.linalg import orthonormal
 from fedlight.core.wire import pack_integers, unpack_integers
 
 Shape = tuple[int, int]
@@ -61,22 +62,3 @@ def _read_again(factors: Factors, _: object) -> None:
 def factor_bytes(shapes: list[Shape], bits: int) -> int:
     """Return the bytes of matrices ``[n, r]`` at so many bits an entry."""
     return (sum(n * r for n, r in shapes) * bits + 7) // 8
-
-
-def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (eigenvalues ``[n]``, eigenvectors ``[n, n]``, one a column) of a symmetric matrix ``[n, n]``, largest eigenvalue first.
-
-    In its own precision, and in float64 where that fails: some builds of LAPACK return NaN for a small matrix of low rank in float32.
-    """
-    values, vectors = torch.linalg.eigh(symmetric)
-    if not bool(torch.isfinite(vectors).all()):
-        values, vectors = (found.to(symmetric.dtype) for found in torch.linalg.eigh(symmetric.double()))
-    return values.flip(0), vectors.flip(1)
-
-
-def orthonormal(matrix: Tensor) -> Tensor:
-    """Return the matrix ``[n, r]`` with its columns made orthonormal one after another, each keeping its direction as far as it can."""
-    q, r = torch.linalg.qr(matrix)
-    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
-    fixed: Tensor = q * signs
-    return fixed

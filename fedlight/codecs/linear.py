@@ -13,6 +13,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
+from fedlight.core.linalg import qr
 from fedlight.core.random import Part, torch_generator
 from fedlight.core.wire import CodeFormat
 
@@ -20,7 +21,7 @@ from fedlight.core.wire import CodeFormat
 def random_bases(blocks: Blocks, *path: Part) -> list[Tensor]:
     """Return random orthonormal columns ``[length, code]`` a group, drawn and orthonormalised on the CPU: the same bits for everybody."""
     drawn = [torch.randn(g.length, g.code, generator=torch_generator(*path, i)) for i, g in enumerate(blocks.groups)]
-    return [torch.linalg.qr(square).Q for square in drawn]
+    return [qr(square)[0] for square in drawn]
 
 
 class LinearHalf(Half):

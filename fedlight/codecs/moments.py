@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlight.codecs.factors import eigen, orthonormal
 from fedlight.codecs.matrices import Matrices, contract, turn
 from fedlight.core.bank import UpdateBank
+from fedlight.core.linalg import eigen, orthonormal
 from fedlight.core.random import torch_generator
 
 LONGEST_DENSE_SIDE = 1024

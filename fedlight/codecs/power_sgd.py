@@ -18,6 +18,7 @@ from torch import Tensor
 from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
+from fedlight.core.linalg import qr
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat, Format
 
@@ -101,8 +102,7 @@ class LowRank:
 def orthonormal(factor: Tensor) -> Tensor:
     """Return orthonormal columns that span those of ``factor`` ``[..., n, rank]``; zero columns become any that fit."""
     # In float64, where no magnitude that float32 holds can overflow or vanish.
-    columns: Tensor = torch.linalg.qr(factor.double()).Q
-    return columns.to(factor.dtype)
+    return qr(factor.double())[0].to(factor.dtype)
 
 
 def _flat(factors: list[Tensor], like: Tensor) -> Tensor:

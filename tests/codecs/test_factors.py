@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedlight.codecs.factors import Factors, eigen, factor_bytes, orthonormal
+from fedlight.codecs.factors import Factors, factor_bytes
+from fedlight.core.linalg import orthonormal
 
 CPU = torch.device("cpu")
 SHAPES = [(20, 4), (7, 7), (5, 0), (1, 1), (64, 16)]
@@ -83,48 +84,3 @@ def test_writing_again_replaces() -> None:
     factors = written(drawn(), 8)
     factors.write(drawn(seed=1))
     assert all(torch.equal(a, b) for a, b in zip(factors.bases(CPU), written(drawn(seed=1), 8).bases(CPU), strict=True))
-
-
-@given(n=st.integers(1, 20), seed=st.integers(0, 100))
-def test_orthonormal_is_gram_schmidt(n: int, seed: int) -> None:
-    """Columns span what the first columns span, and point the way they did."""
-    r = max(1, n // 2)
-    matrix = torch.randn(n, r, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    q = orthonormal(matrix)
-    torch.testing.assert_close(q.T @ q, torch.eye(r, dtype=torch.float64))
-    upper = q.T @ matrix
-    torch.testing.assert_close(upper.tril(-1), torch.zeros(r, r, dtype=torch.float64), atol=1e-9, rtol=0)
-    assert (upper.diagonal() >= 0).all()
-
-
-def low_rank(scale: float) -> Tensor:
-    """A Gram matrix of which most rows are zero, as of an embedding whose words were not seen."""
-    seen = torch.randn(97, 8, generator=torch.Generator().manual_seed(0)) * (torch.arange(97) % 7 == 0)[:, None]
-    return seen @ seen.T * scale
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8])
-def test_they_diagonalise_the_matrix_largest_first(scale: float) -> None:
-    matrix = low_rank(scale)
-    values, vectors = eigen(matrix)
-    vectors = vectors.double()
-    torch.testing.assert_close(vectors.T @ vectors, torch.eye(97, dtype=torch.float64), atol=1e-5, rtol=0)
-    diagonal = vectors.T @ (matrix.double() / scale) @ vectors
-    torch.testing.assert_close(diagonal, torch.diag(diagonal.diagonal()), atol=1e-3, rtol=0)
-    assert (values.diff() <= 0).all()
-    torch.testing.assert_close(values.double() / scale, diagonal.diagonal(), atol=1e-3, rtol=0)
-
-
-def test_what_fails_in_float32_is_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some builds of LAPACK do: NaN for float32 alone."""
-    whole = torch.linalg.eigh
-
-    def failing(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        found = whole(matrix)
-        return found if matrix.dtype == torch.float64 else (found[0], found[1] * torch.nan)
-
-    matrix = low_rank(1e-8)
-    expected = whole(matrix.double())
-    monkeypatch.setattr(torch.linalg, "eigh", failing)
-    values, vectors = eigen(matrix)
-    assert torch.equal(values, expected[0].flip(0).float()) and torch.equal(vectors, expected[1].flip(1).float())
