@@ -57,22 +57,22 @@ class Spy(FederatedCallback):
         self.uploads: dict[tuple[int, int, int], Upload] = {}
         self.sizes: dict[int, int] = {}  # bytes on the wire, by round
         self.clients: dict[int, list[int]] = {}
-        self.announced: dict[int, dict[str, Any]] = {}
+        self.broadcast: dict[int, dict[str, Any]] = {}
         self.totals: dict[int, Tensor] = {}
         self.aggregates: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        number = round.public.round
+        number = round.context.round
         copied = replace(upload, update=upload.update.clone(), buffers=upload.buffers.clone())
-        self.uploads[number, round.public.attempt, upload.client] = copied
+        self.uploads[number, round.context.attempt, upload.client] = copied
         weight = 4 if pl_module.weighting == "samples" else 0
         self.sizes[number] = self.sizes.get(number, 0) + len(upload.message) + 4 * upload.buffers.numel() + weight
         self.clients.setdefault(number, []).append(upload.client)
-        self.announced[number] = dict(round.public.announced)
+        self.broadcast[number] = dict(round.context.broadcast)
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
-        number = round.public.round
+        number = round.context.round
         self.totals[number] = round.codes.total.clone()
         self.aggregates[number] = round.aggregate.clone()
         self.weights[number] = weights_of(pl_module)
@@ -87,14 +87,14 @@ class CodeDump(FederatedCallback):
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(round.codes.total, self.folder / f"round_{round.public.round}.pt")
+            torch.save(round.codes.total, self.folder / f"round_{round.context.round}.pt")
 
 
 class TrueDump(FederatedCallback):
     """Writes the first round's true aggregate to the run's folder."""
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
-        if round.public.round == 0 and round.true is not None:
+        if round.context.round == 0 and round.true is not None:
             torch.save(round.true.mean(), Path(str(trainer.log_dir)) / "true.pt")
 
 
@@ -109,8 +109,8 @@ class Slow(FederatedCallback):
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         import time
 
-        Path(self.marker).write_text(str(round.public.round + 1))
-        if round.public.round + 1 >= self.after:
+        Path(self.marker).write_text(str(round.context.round + 1))
+        if round.context.round + 1 >= self.after:
             time.sleep(self.seconds)
 
 

@@ -55,7 +55,7 @@ class Aggregator(ABC):
         sim_logs: whether the simulation may log what needs single clients' updates or losses.
     """
 
-    conceals: bool = False
+    hides_messages: bool = False
     sums: bool = True
     sim_logs: bool = True
 
@@ -102,6 +102,6 @@ class PlainAggregator(Aggregator):
 
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
         """Add one client's code to the running sum."""
-        term = decoder.read_message(upload.message, round.public, device)
+        term = decoder.read_message(upload.message, round.context, device)
         round.codes.add(term, upload.weight)
         return term

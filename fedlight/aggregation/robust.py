@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlight.aggregation.base import AggregationSetting, Aggregator
-from fedlight.core.codec import Codec, Decoder, Public
+from fedlight.core.codec import Codec, Context, Decoder
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
@@ -80,23 +80,23 @@ class NormBound(_SeesCodes):
                 f"Expected clients that upload nothing but the update for NormBound, but those of {setting.algorithm} upload more, of "
                 "which no one norm is the bound: set `model.algorithm` to FedAvg or FedProx, or `model.aggregator` to Median"
             )
-        if setting.codec.bound and self._unit_of(setting.codec, Public(announced=setting.codec.decoder.announce({}))) is None:
+        if setting.codec.bound and self._unit_of(setting.codec, Context(broadcast=setting.codec.decoder.broadcast({}))) is None:
             raise ConfigurationError(
                 f"Expected codes of one common step for NormBound but the coefficients of {type(setting.codec).__name__} have steps of "
                 "their own: use TransformCodec, or leave QuantizeCodec out"
             )
 
     @staticmethod
-    def _unit_of(codec: Codec, public: Public) -> float | None:
-        return codec.encoder.common_step(public) if codec.additive else 1.0
+    def _unit_of(codec: Codec, context: Context) -> float | None:
+        return codec.encoder.common_step(context) if codec.additive else 1.0
 
     def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
         """Take note of the attempt's unit."""
-        self._unit = self._unit_of(codec, round.public) or 1.0
+        self._unit = self._unit_of(codec, round.context) or 1.0
 
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
         """Add one client's bounded code to the running sum."""
-        code = decoder.read_message(upload.message, round.public, device)
+        code = decoder.read_message(upload.message, round.context, device)
         round.codes.add(bound_norm(code, self.bound / self._unit), upload.weight)
         return code
 
@@ -123,7 +123,7 @@ class _AllCodes(_SeesCodes):
 
     def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
         """Keep one client's code."""
-        code = decoder.read_message(upload.message, round.public, device)
+        code = decoder.read_message(upload.message, round.context, device)
         self._codes.append((upload.client, code))
         return code
 

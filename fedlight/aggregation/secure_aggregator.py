@@ -15,7 +15,7 @@ from torch import Tensor
 from fedlight.aggregation.base import AggregationSetting, Aggregator
 from fedlight.aggregation.drop_outs import DropOuts
 from fedlight.core.codec import Codec, Decoder, require_additive
-from fedlight.core.digest import digest_public, digest_tensors, encoder_digest
+from fedlight.core.digest import digest_context, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
@@ -50,7 +50,7 @@ class SecureAggregator(Aggregator):
             be aggregated securely.
     """
 
-    conceals = True
+    hides_messages = True
 
     def __init__(
         self,
@@ -139,21 +139,21 @@ class SecureAggregator(Aggregator):
         from fedlight.aggregation import secure
 
         self._running, self._codec = None, codec
-        public, encoder = round.public, codec.encoder
-        told = replace(public, announced={**public.announced, "server": round.server})  # by the codec's server and the algorithm's
+        context, encoder = round.context, codec.encoder
+        told = replace(context, broadcast={**context.broadcast, "server": round.server})  # by the codec's server and the algorithm's
         session = secure.Session(
             secrets.token_bytes(secure.SESSION_BYTES),
-            public.round,
+            context.round,
             secure.SumFormat.of(encoder.format, self.cohort, self.max_weight),
             self.threshold,
             encoder.fingerprint,
             encoder_digest(encoder),
             digest_tensors({"weights": weights}),
-            digest_public(told),
+            digest_context(told),
             digest_tensors({}, self._training),
         )
         clients = [int(client) for client in round.cohort]
-        silent = self.drop_outs.draw(public.round, public.attempt, clients) if self.drop_outs else {}
+        silent = self.drop_outs.draw(context.round, context.attempt, clients) if self.drop_outs else {}
         running = secure.SecureCohort(session, clients, self._identities, silent)
         try:
             here = set(running.open())
@@ -170,7 +170,7 @@ class SecureAggregator(Aggregator):
         # The code as the encoder packed it never leaves the client.
         encoded, upload.message = upload.message, b""
         encoder = self._codec.encoder
-        code = encoder.format.unpack(read_message(encoded, encoder.format, round.public.round, encoder.fingerprint))
+        code = encoder.format.unpack(read_message(encoded, encoder.format, round.context.round, encoder.fingerprint))
         upload.message = self._running.send(upload.client, code.numpy(), upload.weight)
         upload.weighted = False  # the weight travels inside the sum
         if round.true is not None:

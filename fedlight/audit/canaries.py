@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.random import derive_seed
 from fedlight.privacy import CentralDP
 from fedlight.privacy.clipping import clip_norm
@@ -33,7 +33,7 @@ def audited_mechanism(noise: float, delta: float, clients: int, rounds: int, len
     if not noise:
         return None
     mechanism = CentralDP(clip=1.0, noise_multiplier=noise, delta=delta, simulation_seed=derive_seed(seed, "audit noise"))
-    mechanism.begin(AccountingSetting(rate=1.0, cohort=clients, rounds=rounds, length=length, integer=False), clients)
+    mechanism.calibrate(AccountingSetting(rate=1.0, cohort=clients, rounds=rounds, length=length, integer=False), clients)
     return mechanism
 
 
@@ -57,9 +57,9 @@ def toss_canaries(
     total = rounds * (inside.double() @ directions + (0 if background is None else background.double()))
     for number in range(rounds):
         if mechanism is not None:
-            noise = mechanism.sum_noise(length, 1.0, Public(round=number))
+            noise = mechanism.sum_noise(length, 1.0, Context(round=number))
             total = total + noise
-            mechanism.settle(0.0)
+            mechanism.record_release(0.0)
     expected = total / rounds - directions.sum(0) / 2
     # Coins have variance 1/4; the small term keeps the system regular without noise.
     ridge = 4 * (mechanism.multiplier if mechanism else 0.0) ** 2 / rounds + 1e-3

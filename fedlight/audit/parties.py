@@ -51,9 +51,9 @@ def member_scores(subject: Subject, sight: Sight, trials: int, shadows: int, see
     """Return scores of the images of ``trials`` cohorts, and of as many test images against the same sums."""
     victim, view = subject.victim(None, sight), subject.view(None, sight)
     generator = torch_generator(seed, "audit membership")
-    public, size = subject.public, sight.batch_size
-    drawn = torch.randint(len(public.labels), (shadows, sight.clients, size), generator=generator)
-    shadow = torch.stack([view.observe(victim.updates(public.images[rows], public.labels[rows]), generator) for rows in drawn])
+    context, size = subject.context, sight.batch_size
+    drawn = torch.randint(len(context.labels), (shadows, sight.clients, size), generator=generator)
+    shadow = torch.stack([view.observe(victim.updates(context.images[rows], context.labels[rows]), generator) for rows in drawn])
     plain: list[list[Tensor]] = [[], []]
     ratio: list[list[Tensor]] = [[], []]
     for trial in range(trials):
@@ -105,9 +105,9 @@ def honest_sum(subject: Subject, view: CodeView, clients: int, seed: int) -> Ten
     clip = subject.typical_length(None, sight, view)
     victim = subject.victim(None, sight)
     total = torch.zeros(view.codec.encoder.code_dim, dtype=torch.float64)
-    for i in range(min(clients, len(subject.public.labels))):
+    for i in range(min(clients, len(subject.context.labels))):
         code = view.observe(
-            victim.update(subject.public.images[i : i + 1], subject.public.labels[i : i + 1])[None], torch_generator(seed, i)
+            victim.update(subject.context.images[i : i + 1], subject.context.labels[i : i + 1])[None], torch_generator(seed, i)
         )
         total += (code / clip / (code.norm() / clip).clamp(min=1)).cpu()
     return total

@@ -70,9 +70,9 @@ class Session:
 
     def run(self, subject: Subject, model: str) -> None:
         """Try every attack on every sight of one model; what cannot be run becomes a row that says why."""
-        controls = Controls.of(subject.public.images, subject.public.labels, subject.public.classes)
+        controls = Controls.of(subject.context.images, subject.context.labels, subject.context.classes)
         for number, attack in enumerate(self.audit.tried):
-            prepared = attack.prepare(subject.public, torch_generator(self.parts.seed, "audit prior", number))
+            prepared = attack.prepare(subject.context, torch_generator(self.parts.seed, "audit prior", number))
             for sight in self.audit.sights:
                 row = Row(attack.name, sight.words, sight.codec or "none", sight.clients, attack.prior.name, model=model)
                 row = replace(row, batch_size=sight.batch_size, local_steps=sight.local_steps, noise=sight.noise)
@@ -90,7 +90,7 @@ class Session:
                 if isinstance(code, CodeView):
                     row.code_dim = code.codec.encoder.code_dim
                     row.message_ratio = 4 * code.codec.encoder.dim / code.codec.encoder.format.payload_bytes
-                self.rows.append(fill(row, result, control, most_common(subject.public.labels), sight == sight.control))
+                self.rows.append(fill(row, result, control, most_common(subject.context.labels), sight == sight.control))
                 self.shown.append((row, result, control))
                 self.advance("")
 
@@ -112,7 +112,7 @@ class Session:
                 images, truth = subject.draw(seed, trial, sight.clients, sight.batch_size)
                 self._check_memory(victim.bytes_per_image(images.flatten(0, 1)), sight, attack)
                 seen = view.observe(victim.updates(images, truth), torch_generator(seed, "audit seen", trial))
-                case = Case(victim, view, seen, truth, subject.public)
+                case = Case(victim, view, seen, truth, subject.context)
                 attack.check(case)
                 guess = attack.run(case, torch_generator(seed, "audit attack", trial))
                 true = images.flatten(0, 1)

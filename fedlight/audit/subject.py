@@ -49,7 +49,7 @@ class Subject:
         if parts.data.proxy is None:
             raise ConfigurationError("Expected public proxy data for attackers and codecs but there is none: raise `data.proxy_samples`")
         x, y = parts.data.proxy
-        self.public = Auxiliary(self.pixels.images(x).clamp(0, 1), y, parts.data.num_classes)
+        self.context = Auxiliary(self.pixels.images(x).clamp(0, 1), y, parts.data.num_classes)
         self._victims: dict[tuple[str, int], Victim] = {}
         self._banks: dict[tuple[str, int, int], UpdateBank] = {}
         self._views: dict[tuple[str, Sight], View | ConfigurationError] = {}
@@ -59,7 +59,7 @@ class Subject:
         key = (_tampering(attack), sight.local_steps)
         if key not in self._victims:
             plain = Victim(self.network, self.parts.loss, self.pixels, self.lr, sight.local_steps)
-            sent = attack.tamper(plain, self.public) if attack is not None else None
+            sent = attack.tamper(plain, self.context) if attack is not None else None
             self._victims[key] = plain if sent is None else Victim(sent, self.parts.loss, self.pixels, self.lr, sight.local_steps)
         return self._victims[key]
 
@@ -100,10 +100,10 @@ class Subject:
     def typical_length(self, attack: Attack | None, sight: Sight, view: View) -> float:
         """Return the median length of messages of public images."""
         victim, size = self.victim(attack, sight), sight.batch_size
-        batches = min(CLIP_COHORT, len(self.public.labels) // size)
+        batches = min(CLIP_COHORT, len(self.context.labels) // size)
         lengths = []
         for i in range(max(batches, 1)):
-            x, y = self.public.images[i * size : (i + 1) * size], self.public.labels[i * size : (i + 1) * size]
+            x, y = self.context.images[i * size : (i + 1) * size], self.context.labels[i * size : (i + 1) * size]
             lengths.append(view.observe(victim.update(x, y)[None], torch_generator("audit", "clip", i)).norm())
         return float(torch.stack(lengths).median())
 

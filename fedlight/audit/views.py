@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.quantize import QuantizeEncoder
-from fedlight.core.codec import Codec, Encoder, Private, Public
+from fedlight.core.codec import Codec, Context, Encoder, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
@@ -97,8 +97,8 @@ class CodeView(View):
                 f"Expected a codec whose codes are summed in one pass but got {type(codec).__name__}: its messages are not audited"
             )
         self.codec = codec
-        self.public = Public(announced=codec.decoder.announce({}))
-        self.smooth, scale = without_rounding(codec.encoder, self.public.announced)
+        self.context = Context(broadcast=codec.decoder.broadcast({}))
+        self.smooth, scale = without_rounding(codec.encoder, self.context.broadcast)
         self.scale = None if scale is None else scale.double()
         self.linear = self._probe()
 
@@ -123,21 +123,21 @@ class CodeView(View):
     def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean of the codes as sent."""
         with torch.no_grad():
-            codes = [self.codec.encoder.encode(update.float(), self.public, Private(generator)) for update in updates]
+            codes = [self.codec.encoder.encode(update.float(), self.context, Private(generator)) for update in updates]
         mean = torch.stack(codes).double().mean(0)
         return mean if self.scale is None else mean * self.scale
 
     def predict(self, updates: Tensor) -> Tensor:
         """Return the mean of the codes without rounding."""
         flat = updates.float()
-        code = flat if self.smooth is None else self.smooth.encode(flat, self.public, self._private())
+        code = flat if self.smooth is None else self.smooth.encode(flat, self.context, self._private())
         return code.double().mean(0)
 
     def decoded(self, seen: Tensor) -> Tensor:
         """Return what the decoder makes of the mean code."""
         code = seen if self.scale is None else seen / self.scale
         with torch.no_grad():
-            return self.codec.decoder.decode(code.float(), self.public, {}).double()
+            return self.codec.decoder.decode(code.float(), self.context, {}).double()
 
 
 class NoisyView(View):
@@ -173,14 +173,14 @@ class NoisyView(View):
         return self.view.decoded(seen)
 
 
-def without_rounding(encoder: Encoder, announced: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:
+def without_rounding(encoder: Encoder, broadcast: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:
     """Return an encoder's float part (None if it is nothing but rounding) and step times gain of its last, integer stage if it has one."""
     encoder = copy.deepcopy(encoder).requires_grad_(False)
     if isinstance(encoder, QuantizeEncoder):
-        return None, encoder.step * float(announced.get("gain", 1.0))
+        return None, encoder.step * float(broadcast.get("gain", 1.0))
     if not isinstance(encoder, ChainEncoder):
         return encoder, None
     stages = [encoder.stage(i) for i in range(len(encoder.stages))]
-    last, scale = without_rounding(stages[-1], announced.get(str(len(stages) - 1), {}))
+    last, scale = without_rounding(stages[-1], broadcast.get(str(len(stages) - 1), {}))
     kept = stages[:-1] if last is None else [*stages[:-1], last]
     return (ChainEncoder(Layout.from_json(encoder.layout.to_json()), kept) if kept else None), scale

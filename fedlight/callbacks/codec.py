@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from fedlight.callbacks.base import FederatedCallback
-from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.cores import spare_cores
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
@@ -81,14 +81,14 @@ class GradientEncoder(_CodecHalf):
 
     def on_client_update(self, trainer: Trainer, pl_module: FederatedModule, round: Round, upload: Upload) -> None:  # type: ignore[override]
         """Set the client's message, or have it encoded beside what follows."""
-        public = round.public
-        generator = torch_generator(public.seed, public.round, public.attempt, upload.client, "encode", public.step)
+        context = round.context
+        generator = torch_generator(context.seed, context.round, context.attempt, upload.client, "encode", context.step)
         private = Private(generator, pl_module.store.draft(upload.client).setdefault("codec", {}))
-        if self._thread is not None and self._worth_a_thread(public.step):
-            upload.expect(self._thread.submit(self._encode, pl_module.privacy, upload, public, private))
+        if self._thread is not None and self._worth_a_thread(context.step):
+            upload.expect(self._thread.submit(self._encode, pl_module.privacy, upload, context, private))
             return
         begin = time.perf_counter()
-        upload.message = self._encode(pl_module.privacy, upload, public, private)
+        upload.message = self._encode(pl_module.privacy, upload, context, private)
         if len(self._tries) < TRIES:
             self._tries.append(time.perf_counter() - begin)
 
@@ -97,15 +97,15 @@ class GradientEncoder(_CodecHalf):
             return True
         return step == 0 and len(self._tries) == TRIES and min(self._tries) >= WORTH_A_THREAD  # nobody trains in later passes
 
-    def _encode(self, privacy: PrivacyMechanism | None, upload: Upload, public: Public, private: Private) -> Message:
+    def _encode(self, privacy: PrivacyMechanism | None, upload: Upload, context: Context, private: Private) -> Message:
         """Return the client's message; touches nothing but what is this client's, for the next one may be in training."""
         encoder = self.codec.encoder
         with exactly(upload.update.device):
             if privacy is None:
-                return encoder.encode_message(upload.update.float(), public, private)
+                return encoder.encode_message(upload.update.float(), context, private)
             update = upload.update.float() if upload.usable else torch.zeros_like(upload.update, dtype=torch.float32)
-            protection = privacy.protection(encoder, public, private, upload.client, silent=not upload.usable)
-            message = encoder.encode_message(update, public, private, protection)
+            protection = privacy.protection(encoder, context, private, upload.client, silent=not upload.usable)
+            message = encoder.encode_message(update, context, private, protection)
             upload.inside = protection.inside if privacy.sends_bits else None
             return message
 
@@ -127,16 +127,16 @@ class GradientDecoder(_CodecHalf):
 
     def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Announce what every client has to know before it encodes: a gain, or the previous pass's result."""
-        if round.public.step == 0:
+        if round.context.step == 0:
             # What decoding changes is kept only if the round succeeds.
             self._draft = copy.deepcopy(self.server_state)
-        announced = dict(self.codec.decoder.announce(self._draft))
+        broadcast = dict(self.codec.decoder.broadcast(self._draft))
         privacy = cast("FederatedModule", pl_module).privacy
         if privacy is not None:
-            announced |= privacy.announce()
+            broadcast |= privacy.broadcast()
         if round.aggregate is not None:
-            announced["reply"] = round.aggregate
-        round.public = replace(round.public, announced=announced)
+            broadcast["reply"] = round.aggregate
+        round.context = replace(round.context, broadcast=broadcast)
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         """Have the aggregator take one client's message into account: add its code to the running sum."""
@@ -144,13 +144,13 @@ class GradientDecoder(_CodecHalf):
         with exactly(pl_module.device):
             term = aggregator.arrive(round, upload, self.codec.decoder, pl_module.device)
         if term is not None and round.true is not None and self.codec.additive:
-            round.saturation.append(saturation(term, self.codec.decoder.format_at(round.public.step)))
+            round.saturation.append(saturation(term, self.codec.decoder.format_at(round.context.step)))
 
     def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Decode the cohort's sum."""
-        public = replace(round.public, clients=round.codes.effective_count)
+        context = ServerContext.of(round.context, round.codes.effective_count, getattr(round.context, "noise", 0))
         with exactly(pl_module.device):
-            round.aggregate = self.codec.decoder.decode(round.codes.mean(), public, self._draft)
+            round.aggregate = self.codec.decoder.decode(round.codes.mean(), context, self._draft)
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Keep the server's state of the round that succeeded."""

@@ -48,7 +48,7 @@ class UpdateRecorder(FederatedCallback):
 
     def on_client_update(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         """Keep a client's update."""
-        if round.public.round % self.every_n_rounds == 0 and len(self._current) < self.clients:
+        if round.context.round % self.every_n_rounds == 0 and len(self._current) < self.clients:
             self._current.append(upload.update.detach().cpu().clone())
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:

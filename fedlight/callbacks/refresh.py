@@ -114,7 +114,7 @@ class CodecRefresh(FederatedCallback):
             assert round.aggregate is not None
             module = cast("FederatedModule", pl_module)
             with exactly(module.device):
-                seen = module.codec.decoder.observe(round.codes.mean(), round.public, round.aggregate)
+                seen = module.codec.decoder.observe(round.codes.mean(), round.context, round.aggregate)
             self._aggregates.appendleft(seen.float().cpu().clone())
 
     def state_dict(self) -> dict[str, Any]:

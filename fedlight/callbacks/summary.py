@@ -71,7 +71,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     }
     return (
         {name.replace("/", "_"): value for name, value in metrics.items()}
-        | (handshakes if module.aggregator.conceals else {})
+        | (handshakes if module.aggregator.hides_messages else {})
         | {
             "rounds": module.rounds,
             "clients": module.data.num_population,

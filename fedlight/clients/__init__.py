@@ -1,8 +1,9 @@
 """What happens on a client: local training by an algorithm, and the state that stays there."""
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
+from fedlight.clients.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 from fedlight.clients.ditto import Ditto
-from fedlight.clients.engine import Engine, Sequential, Turn, Vectorized
+from fedlight.clients.engine import ClientTask, Engine, Sequential, Vectorized
 from fedlight.clients.feddyn import FedDyn
 from fedlight.clients.fednova import FedNova
 from fedlight.clients.local_model import LocalModel, Objective
@@ -12,10 +13,10 @@ from fedlight.clients.qfedavg import QFedAvg
 from fedlight.clients.scaffold import Scaffold
 from fedlight.clients.schedule import Constant, Cosine, Exponential, Schedule
 from fedlight.clients.threaded import Threaded
-from fedlight.clients.turnout import Deadline, DropOut, FirstToAnswer, Full, Several, Times, Turnout
 
 __all__ = [
     "Algorithm",
+    "Availability",
     "ClientOptimizer",
     "Constant",
     "Cosine",
@@ -42,8 +43,6 @@ __all__ = [
     "Several",
     "Threaded",
     "Times",
-    "Turn",
-    "Turnout",
     "Vectorized",
     "record_bank",
 ]

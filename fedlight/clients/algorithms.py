@@ -74,7 +74,7 @@ class Algorithm(ABC):
         """Return how many samples a client with so many goes through in a round: what its time is reckoned from."""
         return samples
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the part of the server's state that clients are sent before a round (its bytes are downlink)."""
         return {}
 

@@ -25,7 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Turn:
+class ClientTask:
     """One client's part of a round: samples ``x`` ``[n, ...]`` and ``y`` ``[n]``, its own weights ``[dim]`` and buffers to start from.
 
     Batches are drawn from ``generator``, dropout from the seed ``noise``; ``norm`` holds the client's own normalisation layers, if any.
@@ -53,8 +53,8 @@ class Engine(ABC):
 
     @abstractmethod
     def train(
-        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
-    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
+    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
         """Yield every turn, in their order, with its result and the model whose buffers are that client's until the next is asked for."""
 
     def check(  # noqa: B027  (one after another, clients can do anything)
@@ -66,13 +66,15 @@ class Engine(ABC):
         """
 
 
-def train_client(model: LocalModel, algorithm: Algorithm, turn: Turn, round: int, precision: torch.dtype | None = None) -> LocalResult:
+def train_client(
+    model: LocalModel, algorithm: Algorithm, task: ClientTask, round: int, precision: torch.dtype | None = None
+) -> LocalResult:
     """Train one client in ``model``, from its own weights and with its own draws, under autocast if a ``precision`` is given."""
     # Without autocast's cache of cast weights: all threads have one in common, and weights change between steps.
-    with torch.autocast(turn.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
-        model.seed_noise(turn.noise)
-        model.load(turn.weights, turn.buffers)
-        return algorithm.run(model, turn.x, turn.y, round, turn.generator, turn.memory)
+    with torch.autocast(task.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
+        model.seed_noise(task.noise)
+        model.load(task.weights, task.buffers)
+        return algorithm.run(model, task.x, task.y, round, task.generator, task.memory)
 
 
 def precision_on(device: torch.device) -> torch.dtype | None:
@@ -95,13 +97,13 @@ class Sequential(Engine):
     one_by_one = True
 
     def train(
-        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
-    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
+    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
         """Yield every turn with its result and ``model``, whose max pooling becomes the quicker one."""
         quicken_pooling(model.module)
         precision = precision_on(model.weights.device)
-        for turn in turns:
-            yield turn, train_client(model, algorithm, turn, round, precision), model
+        for task in tasks:
+            yield task, train_client(model, algorithm, task, round, precision), model
 
 
 class Vectorized(Engine):
@@ -125,14 +127,14 @@ class Vectorized(Engine):
         self.clients = clients
 
     def train(
-        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
-    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
+    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
         """Train a chunk of clients at once, then yield their results one by one: no more than a chunk is in memory."""
         assert isinstance(algorithm, FedAvg)
-        waiting = iter(turns)
+        waiting = iter(tasks)
         while chunk := list(islice(waiting, self.clients)):
-            for turn, result in zip(chunk, _train_chunk(model, algorithm, chunk, round), strict=True):
-                yield turn, result, model
+            for task, result in zip(chunk, _train_chunk(model, algorithm, chunk, round), strict=True):
+                yield task, result, model
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
         """Refuse what is more than local SGD on tensors, and try two clients' first step."""
@@ -169,14 +171,14 @@ def _is_local_sgd(algorithm: Algorithm) -> bool:
     return kind.run is FedAvg.run and kind.correction is FedAvg.correction
 
 
-def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[Turn], round: int) -> Iterator[LocalResult]:
+def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[ClientTask], round: int) -> Iterator[LocalResult]:
     model.load(chunk[0].weights, chunk[0].buffers)
     weights = model.weights.repeat(len(chunk), 1)
     velocity = torch.zeros_like(weights) if algorithm.momentum else None
     totals, steps = weights.new_zeros(len(chunk)), [0] * len(chunk)
     step = together(model, algorithm, algorithm.lr * algorithm.schedule.factor(round))
     size, epochs, count = algorithm.batch_size, algorithm.epochs, algorithm.steps
-    for group, x, y in in_company([model.batches(turn.x, turn.y, size, epochs, count, turn.generator) for turn in chunk]):
+    for group, x, y in in_company([model.batches(task.x, task.y, size, epochs, count, task.generator) for task in chunk]):
         if len(group) == len(chunk):
             totals += step(weights, velocity, x, y)
         else:

@@ -49,7 +49,7 @@ class QFedAvg(FedAvg):
         part = self.q * relative ** (self.q - 1) * square + relative**self.q
         return LocalResult(result.update * relative**self.q, result.loss, result.steps, scalars=(part, loss))
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the last round's mean loss, once there is one."""
         return {"level": state["level"]} if "level" in state else {}
 

@@ -59,7 +59,7 @@ class Scaffold(FedAvg):
         memory.own["control"] = (change if own is None else own.to(change) + change).cpu()
         return LocalResult(result.update, result.loss, result.steps, (reach * change,), (reach,))
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the server's control variate ``c``, once there is one."""
         return {"control": state["control"]} if "control" in state else {}
 

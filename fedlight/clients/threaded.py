@@ -16,7 +16,7 @@ import torch
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
 from fedlight.clients.dropout import own_dropout
-from fedlight.clients.engine import Batch, Engine, Turn, precision_on, require_plain, train_client
+from fedlight.clients.engine import Batch, ClientTask, Engine, precision_on, require_plain, train_client
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.cores import cores_of_a_process
@@ -48,24 +48,24 @@ class Threaded(Engine):
         self._models: list[LocalModel] = []
 
     def train(
-        self, model: LocalModel, algorithm: Algorithm, turns: Iterable[Turn], round: int
-    ) -> Generator[tuple[Turn, LocalResult, LocalModel]]:
+        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
+    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
         """Yield every turn with its result; no more clients than there are models are in training, or trained and not asked for yet."""
         workers = self.workers or cores_of_a_process()
-        precision, waiting = precision_on(model.weights.device), iter(turns)
-        running: deque[tuple[Turn, LocalModel, Future[LocalResult]]] = deque()
+        precision, waiting = precision_on(model.weights.device), iter(tasks)
+        running: deque[tuple[ClientTask, LocalModel, Future[LocalResult]]] = deque()
         free = deque(self._twins(model))
         with _one_torch_thread(), ThreadPoolExecutor(workers, "fedlight-train", torch.set_num_threads, (1,)) as threads:
             try:
                 while True:
                     # Two models a thread, so that none need wait until the last result has been taken.
-                    while len(running) < 2 * workers and (turn := next(waiting, None)) is not None:
+                    while len(running) < 2 * workers and (task := next(waiting, None)) is not None:
                         own = free.popleft() if free else self._another(model)
-                        running.append((turn, own, threads.submit(train_client, own, algorithm, turn, round, precision)))
+                        running.append((task, own, threads.submit(train_client, own, algorithm, task, round, precision)))
                     if not running:
                         return
-                    turn, own, result = running.popleft()
-                    yield turn, result.result(), own
+                    task, own, result = running.popleft()
+                    yield task, result.result(), own
                     free.append(own)
             finally:
                 threads.shutdown(cancel_futures=True)
@@ -90,10 +90,10 @@ class Threaded(Engine):
                 "`--trainer.accelerator cpu`"
             )
         before, sample = _generators(), torch.zeros(2, dtype=torch.int64)  # BatchNorm takes no batch of one
-        turn = Turn(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
-        turn.memory = Memory(server=algorithm.announce({}))
+        task = ClientTask(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
+        task.memory = Memory(server=algorithm.broadcast({}))
         with torch.random.fork_rng(devices=[]):
-            train_client(twin(model, _OneBatch), algorithm, turn, 0, precision_on(model.weights.device))
+            train_client(twin(model, _OneBatch), algorithm, task, 0, precision_on(model.weights.device))
             untouched = _generators() == before
         if not untouched:
             raise ConfigurationError(

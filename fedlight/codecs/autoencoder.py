@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
@@ -75,7 +75,7 @@ class AutoencoderEncoder(Encoder):
         self.networks = nn.ModuleList(networks)
         self.register_buffer("scale", torch.ones(len(blocks.groups)))
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the code ``[..., code_dim]`` of updates ``[..., dim]``."""
         cut = self.blocks.cut(update)
         return torch.cat([net(b / s).flatten(-2) for net, b, s in zip(self.networks, cut, self.scale, strict=True)], dim=-1)
@@ -100,12 +100,12 @@ class AutoencoderDecoder(Decoder):
         self.register_buffer("stretch", torch.tensor(torch.inf))
         self.register_buffer("rest", torch.zeros(()))
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the aggregated update ``[..., dim]`` of a mean code ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
         return self.blocks.join([net(c) * s for net, c, s in zip(self.networks, codes, self.scale, strict=True)])
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return ten times the length that codes of this length had in the bank at most, and what a zero code is decoded to.
 
         Layers with biases decode nothing to something, which outlasts updates that shrink as training goes on.
@@ -222,11 +222,11 @@ class AutoencoderCodec(Codec):
         figures = train(self, bank)
         self.decoder.stretch.fill_(max(map(self._stretch, bank.updates)))
         with torch.no_grad():
-            self.decoder.rest.copy_(self.decoder.decode(torch.zeros(blocks.code_dim), Public(), {}).norm())
+            self.decoder.rest.copy_(self.decoder.decode(torch.zeros(blocks.code_dim), Context(), {}).norm())
         return figures
 
     def _stretch(self, updates: Tensor) -> float:
         """Return how much longer than its mean code the decoded aggregate of a cohort ``[clients, dim]`` is."""
         with torch.no_grad():
-            mean_code = self.encoder.encode(updates, Public(), Private(torch_generator("stretch"))).mean(0)
-            return float(self.decoder.decode(mean_code, Public(), {}).norm() / mean_code.norm().clamp(min=1e-30))
+            mean_code = self.encoder.encode(updates, Context(), Private(torch_generator("stretch"))).mean(0)
+            return float(self.decoder.decode(mean_code, Context(), {}).norm() / mean_code.norm().clamp(min=1e-30))

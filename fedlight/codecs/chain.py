@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
 
-def _stage(public: Public, i: int) -> Public:
-    return replace(public, announced=public.announced.get(str(i), {}))
+def _stage(context: Context, i: int) -> Context:
+    return replace(context, broadcast=context.broadcast.get(str(i), {}))
 
 
 class ChainEncoder(Encoder):
@@ -34,16 +34,16 @@ class ChainEncoder(Encoder):
         assert isinstance(stage, Encoder)
         return stage
 
-    def common_step(self, public: Public) -> float | None:
+    def common_step(self, context: Context) -> float | None:
         """Return the last stage's unit."""
         last = len(self.stages) - 1
-        return self.stage(last).common_step(_stage(public, last))
+        return self.stage(last).common_step(_stage(context, last))
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the last stage's code ``[..., code_dim]``."""
         for i in range(len(self.stages)):
             own = Private(private.generator, private.state.setdefault(str(i), {}))
-            update = self.stage(i).encode(update, _stage(public, i), own)
+            update = self.stage(i).encode(update, _stage(context, i), own)
         return update
 
 
@@ -61,33 +61,33 @@ class ChainDecoder(Decoder):
         assert isinstance(stage, Decoder)
         return stage
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the first stage's aggregated update ``[..., dim]``."""
         for i in reversed(range(len(self.stages))):
-            mean_code = self.stage(i).decode(mean_code, _stage(public, i), state.setdefault(str(i), {}))
+            mean_code = self.stage(i).decode(mean_code, _stage(context, i), state.setdefault(str(i), {}))
         return mean_code
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return what the first stage can make of its own mean code; inf where a later stage adds what it remembers."""
         if not self._looks_back():
             return math.inf
-        return self.stage(0).longest(self._first_code(mean_code, public), _stage(public, 0))
+        return self.stage(0).norm_bound(self._first_code(mean_code, context), _stage(context, 0))
 
-    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+    def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return what the first stage knows, where its mean code can be told from the sum alone."""
         if not self._looks_back():
             return aggregate
-        return self.stage(0).observe(self._first_code(mean_code, public), _stage(public, 0), aggregate)
+        return self.stage(0).observe(self._first_code(mean_code, context), _stage(context, 0), aggregate)
 
     def _looks_back(self) -> bool:
         """Whether no later stage adds what it remembers."""
         return all(self.stage(i).replayable for i in range(1, len(self.stages)))
 
-    def _first_code(self, mean_code: Tensor, public: Public) -> Tensor:
+    def _first_code(self, mean_code: Tensor, context: Context) -> Tensor:
         """Return the first stage's mean code; nothing is learned from looking."""
-        public = replace(public, clients=0)
+        context = Context(context.seed, context.round, context.attempt, context.step, context.broadcast)
         for i in reversed(range(1, len(self.stages))):
-            mean_code = self.stage(i).decode(mean_code, _stage(public, i), {})
+            mean_code = self.stage(i).decode(mean_code, _stage(context, i), {})
         return mean_code
 
     def open(self, code: Tensor) -> Tensor:
@@ -98,10 +98,10 @@ class ChainDecoder(Decoder):
         """Return the length of what the last stage adds up."""
         return self.stage(len(self.stages) - 1).sum_length(step)
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return every stage's announcement under its number."""
-        announced = {str(i): self.stage(i).announce(state.setdefault(str(i), {})) for i in range(len(self.stages))}
-        return {key: value for key, value in announced.items() if value}
+        broadcast = {str(i): self.stage(i).broadcast(state.setdefault(str(i), {})) for i in range(len(self.stages))}
+        return {key: value for key, value in broadcast.items() if value}
 
 
 class ChainCodec(Codec):
@@ -183,7 +183,7 @@ class ChainCodec(Codec):
                 break
             with torch.no_grad():
                 private = Private(torch_generator("chain fit"))
-                codes = [codec.encoder.encode(updates, Public(), private).float() for updates in bank]
+                codes = [codec.encoder.encode(updates, Context(), private).float() for updates in bank]
             bank = bank.map(torch.stack(codes), Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
@@ -191,5 +191,5 @@ class ChainCodec(Codec):
         for i, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
             self.codecs[i].encoder.load_state_dict(encoder.state_dict())
             self.codecs[i].decoder.load_state_dict(decoder.state_dict())
-        self.stamp()
+        self.update_digest()
         return figures

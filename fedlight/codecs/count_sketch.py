@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
@@ -74,7 +74,7 @@ class CountSketchEncoder(Encoder):
         super().__init__(layout, CodeFormat(sketch.rows * sketch.columns))
         self.sketch = sketch
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the sketches ``[..., code_dim]`` of updates ``[..., dim]``."""
         sketched: Tensor = self.sketch(update)
         return sketched
@@ -92,7 +92,7 @@ class CountSketchDecoder(Decoder):
         self.momentum = momentum
         self.masking = masking
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the ``top_k`` largest estimates in their places ``[..., dim]``; ``state`` keeps the error and the momentum."""
         velocity = mean_code
         if self.momentum and "momentum" in state:

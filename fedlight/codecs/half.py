@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
@@ -15,7 +15,7 @@ LARGEST = torch.finfo(torch.float16).max
 class HalfEncoder(Encoder):
     """Rounds the update to half precision."""
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return ``update`` ``[..., dim]`` rounded to float16, clamped to what that can hold."""
         return update.clamp(-LARGEST, LARGEST).half()
 
@@ -23,7 +23,7 @@ class HalfEncoder(Encoder):
 class HalfDecoder(Decoder):
     """Returns the mean update."""
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code`` ``[..., dim]``, float32."""
         return mean_code.float()
 

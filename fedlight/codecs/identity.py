@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
@@ -12,7 +12,7 @@ from fedlight.core.wire import CodeFormat
 class IdentityEncoder(Encoder):
     """Returns the update."""
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return ``update`` ``[..., dim]``."""
         return update
 
@@ -20,7 +20,7 @@ class IdentityEncoder(Encoder):
 class IdentityDecoder(Decoder):
     """Returns the mean update."""
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code`` ``[..., dim]``."""
         return mean_code
 

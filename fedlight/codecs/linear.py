@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import qr
@@ -24,7 +24,7 @@ def random_bases(blocks: Blocks, *path: Part) -> list[Tensor]:
     return [qr(square)[0] for square in drawn]
 
 
-class LinearHalf(Half):
+class LinearHalf(CodecPart):
     """What both halves share: blocks and bases; with ``fresh`` (a seed) the bases belong to a round and are drawn for it."""
 
     def __init__(self, blocks: Blocks, bases: BufferList, fresh: int | None = None) -> None:
@@ -34,33 +34,33 @@ class LinearHalf(Half):
         self.fresh = fresh
         self._round = 0
 
-    def bases_at(self, public: Public) -> BufferList:
+    def bases_at(self, context: Context) -> BufferList:
         """Return the bases of the round: drawn once for all messages of it, and with the same result whenever they are drawn."""
-        if self.fresh is not None and public.round != self._round:
-            for mine, drawn in zip(self.bases, random_bases(self.blocks, self.fresh, "fresh basis", public.round), strict=True):
+        if self.fresh is not None and context.round != self._round:
+            for mine, drawn in zip(self.bases, random_bases(self.blocks, self.fresh, "fresh basis", context.round), strict=True):
                 mine.copy_(drawn)
-            self._round = public.round
+            self._round = context.round
         return self.bases
 
 
 class LinearEncoder(LinearHalf, Encoder):
     """Projects every block on its group's basis."""
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
         cut = self.blocks.cut(update)
-        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases_at(public), strict=True)], dim=-1)
+        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases_at(context), strict=True)], dim=-1)
 
 
 class LinearDecoder(LinearHalf, Decoder):
     """Maps coefficients back with the transposed bases."""
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
-        return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases_at(public), strict=True)])
+        return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases_at(context), strict=True)])
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the bases are orthonormal (with room for rounding)."""
         return 1.01 * float(mean_code.norm())
 

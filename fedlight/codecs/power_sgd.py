@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import qr
@@ -109,7 +109,7 @@ def _flat(factors: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat([like[..., :0], *(factor.flatten(-2) for factor in factors)], dim=-1)
 
 
-class PowerSGDHalf(Half):
+class PowerSGDHalf(CodecPart):
     """What both halves know: the low-rank view, and a format for each pass."""
 
     def __init__(self, view: LowRank) -> None:
@@ -129,7 +129,7 @@ class PowerSGDEncoder(PowerSGDHalf, Encoder):
         self.seed = seed
         self.feedback = feedback
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return P_i and the rest ``[..., left_length + rest_length]`` in pass 0, Q_i ``[..., right_length]`` in pass 1.
 
         ``private.state`` keeps, after pass 1, what P Q_i^T leaves out.
@@ -138,11 +138,11 @@ class PowerSGDEncoder(PowerSGDHalf, Encoder):
             limit = torch.finfo(update.dtype).max
             update = (update + private.state["error"].to(update)).clamp(-limit, limit)
         matrices, rest = self.view.cut(update)
-        if public.step == 0:
-            right = public.announced.get("right")
-            rights = self.view.rights((self.view.start(self.seed, public.round) if right is None else right).to(update))
+        if context.step == 0:
+            right = context.broadcast.get("right")
+            rights = self.view.rights((self.view.start(self.seed, context.round) if right is None else right).to(update))
             return torch.cat([_flat([m @ q for m, q in zip(matrices, rights, strict=True)], update), rest], dim=-1)
-        lefts = self.view.lefts(public.announced["reply"].to(update))
+        lefts = self.view.lefts(context.broadcast["reply"].to(update))
         rights = [m.mT @ p for m, p in zip(matrices, lefts, strict=True)]
         if self.feedback:
             missed = [m - p @ q.mT for m, p, q in zip(matrices, lefts, rights, strict=True)]
@@ -158,20 +158,20 @@ class PowerSGDDecoder(PowerSGDHalf, Decoder):
         super().__init__(view)
         self.warm_start = warm_start
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the orthonormal P ``[..., left_length]`` after pass 0, the aggregated update ``[..., dim]`` after pass 1."""
-        if public.step == 0:
+        if context.step == 0:
             state.pop("right", None)  # everybody has it by now
             left, state["rest"] = torch.split(mean_code, [self.view.left_length, self.view.rest_length], dim=-1)
             return _flat([orthonormal(p) for p in self.view.lefts(left)], left)
-        lefts = self.view.lefts(public.announced["reply"].to(mean_code).reshape(*mean_code.shape[:-1], self.view.left_length))
+        lefts = self.view.lefts(context.broadcast["reply"].to(mean_code).reshape(*mean_code.shape[:-1], self.view.left_length))
         rights = self.view.rights(mean_code)
         if self.warm_start:
             # Only what Q spans matters for the next P; orthonormal columns keep its magnitude that of the update.
             state["right"] = _flat([orthonormal(q) for q in rights], mean_code)
         return self.view.join([p @ q.mT for p, q in zip(lefts, rights, strict=True)], state.pop("rest"))
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the Q that the round starts with, unless everybody can draw it."""
         return {"right": state["right"]} if "right" in state else {}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedlight.codecs.probes import add_probes, draw_signs, probe, probe_length
 from fedlight.codecs.selection import Selection
 from fedlight.codecs.two_sided import TwoSidedDecoder, TwoSidedEncoder
-from fedlight.core.codec import Private, Public, State
+from fedlight.core.codec import Context, Private, State
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
@@ -24,10 +24,10 @@ class ProbedEncoder(TwoSidedEncoder):
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
         self.format = CodeFormat(self.format.length + probe_length(self.matrices, count))
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return coefficients and probes ``[..., code_dim]`` of updates ``[..., dim]``."""
-        code = super().encode(update, public, private)
-        signs = iter(draw_signs(self.matrices, self.count, public, update.device))
+        code = super().encode(update, context, private)
+        signs = iter(draw_signs(self.matrices, self.count, context, update.device))
         units = iter(self.unit)
         parts = [code]
         for item, true, coded in zip(self.matrices.items, self.matrices.view(update), self.expand(code), strict=True):
@@ -49,15 +49,15 @@ class ProbedDecoder(TwoSidedDecoder):
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
         self.format = CodeFormat(self.coefficients + probe_length(self.matrices, count))
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of the coefficients of mean codes ``[..., code_dim]``."""
-        return super().decode(mean_code[..., : self.coefficients], public, state)
+        return super().decode(mean_code[..., : self.coefficients], context, state)
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return what the coefficients explain."""
-        return super().longest(mean_code[..., : self.coefficients], public)
+        return super().norm_bound(mean_code[..., : self.coefficients], context)
 
-    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+    def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return the aggregate ``[dim]`` with, in every matrix, the probes' directions beside the decoded ones."""
         units = iter(self.unit)
         rest = mean_code[self.coefficients :]

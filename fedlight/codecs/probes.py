@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.matrices import Matrices
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.random import torch_generator
 
 BITS = 3
@@ -27,9 +27,9 @@ def probe_length(matrices: Matrices, count: int) -> int:
     return count * sum(item.rows + item.columns for item in matrices.items if not item.plain)
 
 
-def draw_signs(matrices: Matrices, count: int, public: Public, device: torch.device) -> list[Signs]:
+def draw_signs(matrices: Matrices, count: int, context: Context, device: torch.device) -> list[Signs]:
     """Return for each matrix that is not plain unit vectors ``[count, rows]`` and ``[columns, count]`` of this round's public seed."""
-    generator = torch_generator(public.seed, public.round, public.attempt, "probe")
+    generator = torch_generator(context.seed, context.round, context.attempt, "probe")
     signs = []
     for item in matrices.items:
         if not item.plain:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
@@ -50,7 +50,7 @@ class QSGDEncoder(Encoder):
         self.bucket = bucket
         self.norm: Norm = norm
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return every bucket's norm, then every entry's level ``[..., buckets + dim]`` (float64) of updates ``[..., dim]``."""
         padded = F.pad(update, (0, self.norms.length * self.bucket - self.dim))
         buckets = padded.reshape(*update.shape[:-1], self.norms.length, self.bucket)
@@ -76,7 +76,7 @@ class QSGDDecoder(Decoder):
         """Return the length of an update: that is what is summed."""
         return self.dim
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the mean of the decoded updates ``[..., dim]``."""
         return mean_code
 

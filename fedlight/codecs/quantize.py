@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, ServerContext, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
@@ -38,13 +38,13 @@ class QuantizeEncoder(Encoder):
         limits = [torch.full((count,), float((1 << (bits - 1)) - 1)) for bits, count in runs]
         self.register_buffer("limit", torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
 
-    def common_step(self, public: Public) -> float | None:
+    def common_step(self, context: Context) -> float | None:
         """Return the step with the gain, if there is one for all coefficients."""
-        return float(self.step) * float(public.announced.get("gain", 1.0)) if self.step.numel() == 1 else None
+        return float(self.step) * float(context.broadcast.get("gain", 1.0)) if self.step.numel() == 1 else None
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return integers ``[..., dim]`` (int32) with ``E[code] * step * gain == update`` inside the range."""
-        scaled = update / (self.step * float(public.announced.get("gain", 1.0)))
+        scaled = update / (self.step * float(context.broadcast.get("gain", 1.0)))
         noise = torch.rand(scaled.shape, generator=private.generator).to(scaled.device)
         return (scaled + noise).floor_().clamp(-self.limit, self.limit).to(torch.int32)
 
@@ -68,22 +68,22 @@ class QuantizeDecoder(Decoder):
         # Energy between rounds and within one, the bank's cohort size, and the variance of rounding one code: all a coefficient's mean.
         self.register_buffer("moments", torch.tensor([1.0, 0.0, 1.0, 1 / 6]))
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain to what this mean predicts."""
-        gain = float(public.announced.get("gain", 1.0))
-        if self.smoothing < 1 and public.clients:
+        gain = float(context.broadcast.get("gain", 1.0))
+        if self.smoothing < 1 and isinstance(context, ServerContext) and context.clients:
             between, within, cohort, rounding = self.moments.tolist()
             measured = float(mean_code.double().square().mean())
             # Less the shares of rounding, which is smaller where most codes round to zero, and of privacy's noise: never to nothing.
-            power = max(measured - rounding / public.clients - public.noise, 0.1 * measured)
+            power = max(measured - rounding / context.clients - context.noise, 0.1 * measured)
             if power > 0:
-                same_cohort = (between + within / cohort) / (between + within / public.clients)
+                same_cohort = (between + within / cohort) / (between + within / context.clients)
                 slope, intercept, _ = self.line.tolist()
                 predicted = intercept + slope * 0.5 * math.log(power * gain**2 * same_cohort)
                 state["gain"] = math.exp(self.smoothing * math.log(gain) + (1 - self.smoothing) * predicted)
         return mean_code * (self.step * gain)
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the gain of the coming round."""
         return {"gain": state.get("gain", math.exp(float(self.line[2])))}
 

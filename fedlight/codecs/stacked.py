@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
@@ -18,12 +18,12 @@ _ONE = 1 << 16
 """A number is sent as 32-bit fixed point of this resolution, so that it can be summed exactly as integer codes are."""
 
 
-def _part(public: Public, vector: int, vectors: int) -> Public:
+def _part(context: Context, vector: int, vectors: int) -> Context:
     """Return what everybody knows of one of the vectors."""
-    announced = dict(public.announced.get(str(vector), {}))
-    if "reply" in public.announced:
-        announced["reply"] = public.announced["reply"].chunk(vectors, -1)[vector]
-    return replace(public, announced=announced)
+    broadcast = dict(context.broadcast.get(str(vector), {}))
+    if "reply" in context.broadcast:
+        broadcast["reply"] = context.broadcast["reply"].chunk(vectors, -1)[vector]
+    return replace(context, broadcast=broadcast)
 
 
 class _Shape:
@@ -35,7 +35,7 @@ class _Shape:
     def numbers(self, step: int) -> int:
         return self.scalars if step == self.passes - 1 else 0
 
-    def format(self, inner: Half, step: int) -> Format:
+    def format(self, inner: CodecPart, step: int) -> Format:
         one = inner.format_at(step)
         parts = (one.parts if isinstance(one, JointFormat) else (one,)) * self.vectors
         return JointFormat(parts + (CodeFormat(self.scalars, 32),) * bool(self.numbers(step)))
@@ -53,20 +53,20 @@ class StackedEncoder(Encoder):
         """Return the inner format once a vector, and 32 bits a number in the last pass."""
         return self.shape.format(self.inner, step)
 
-    def common_step(self, public: Public) -> float | None:
+    def common_step(self, context: Context) -> float | None:
         """Return None: vectors have gains of their own, and numbers a step of their own."""
         return None
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the codes of all vectors one behind the other, then the numbers."""
         count, dim, codes = self.shape.vectors, self.inner.dim, []
         for i in range(count):
             own = Private(private.generator, private.state.setdefault(str(i), {}))
-            codes.append(self.inner.encode(update[..., i * dim : (i + 1) * dim], _part(public, i, count), own))
-        if self.shape.numbers(public.step):
+            codes.append(self.inner.encode(update[..., i * dim : (i + 1) * dim], _part(context, i, count), own))
+        if self.shape.numbers(context.step):
             fixed = (update[..., count * dim :].double() * _ONE).round()
             codes.append(fixed.clamp(-(2.0**31 - 1), 2.0**31 - 1))
-        if self.format_at(public.step).bits:
+        if self.format_at(context.step).bits:
             return torch.cat([code.to(torch.int32) for code in codes], -1)
         return torch.cat([code.double() for code in codes], -1)
 
@@ -95,35 +95,35 @@ class StackedDecoder(Decoder):
         opened = [self.inner.open(part) for part in code[..., :end].chunk(self.shape.vectors, -1)]
         return torch.cat([*opened, code[..., end:]], -1)
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the mean vectors one behind the other, then the mean numbers ``[..., vectors * dim + scalars]``."""
-        count, length = self.shape.vectors, self.inner.sum_length(public.step)
+        count, length = self.shape.vectors, self.inner.sum_length(context.step)
         means = [
-            self.inner.decode(mean_code[..., i * length : (i + 1) * length], _part(public, i, count), state.setdefault(str(i), {}))
+            self.inner.decode(mean_code[..., i * length : (i + 1) * length], _part(context, i, count), state.setdefault(str(i), {}))
             for i in range(count)
         ]
         return torch.cat([*means, mean_code[..., count * length :].to(means[0].dtype) / _ONE], -1)
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the length that the vectors' mean codes can explain, with the numbers as they are."""
-        count, length = self.shape.vectors, self.inner.sum_length(public.step)
-        lengths = [self.inner.longest(mean_code[..., i * length : (i + 1) * length], _part(public, i, count)) for i in range(count)]
+        count, length = self.shape.vectors, self.inner.sum_length(context.step)
+        lengths = [self.inner.norm_bound(mean_code[..., i * length : (i + 1) * length], _part(context, i, count)) for i in range(count)]
         numbers = float((mean_code[..., count * length :].double() / _ONE).norm())
         return 1.000001 * math.hypot(*lengths, numbers)
 
-    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+    def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return what the server knows of each mean vector, then the mean numbers ``[vectors * dim + scalars]``."""
-        count, length, dim = self.shape.vectors, self.inner.sum_length(public.step), self.inner.dim
+        count, length, dim = self.shape.vectors, self.inner.sum_length(context.step), self.inner.dim
         seen = [
-            self.inner.observe(mean_code[i * length : (i + 1) * length], _part(public, i, count), aggregate[i * dim : (i + 1) * dim])
+            self.inner.observe(mean_code[i * length : (i + 1) * length], _part(context, i, count), aggregate[i * dim : (i + 1) * dim])
             for i in range(count)
         ]
         return torch.cat([*seen, aggregate[count * dim :]])
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return each vector's announcement under its number."""
-        announced = {str(i): self.inner.announce(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
-        return {key: value for key, value in announced.items() if value}
+        broadcast = {str(i): self.inner.broadcast(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
+        return {key: value for key, value in broadcast.items() if value}
 
 
 class StackedCodec(Codec):
@@ -180,7 +180,7 @@ class StackedCodec(Codec):
         codec = self.codec
         codec.layout, codec.plan = Layout.from_json(self.plan["layout"]), self.plan["plan"]
         codec.version, codec.encoder, codec.decoder = self.plan["version"], encoder.inner, decoder.inner
-        self.stamp()
+        self.update_digest()
         return self
 
     def references(self) -> dict[str, Codec]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, Private, Public, State
+from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.errors import ConfigurationError, MessageError, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
@@ -55,7 +55,7 @@ class TopKEncoder(Encoder):
         self.values, self.indices = format.parts
         self.feedback = feedback
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return k values, then their k indices in ascending order ``[..., 2 k]`` (float64); ``private.state`` keeps the rest."""
         total = update
         if self.feedback and "residual" in private.state:
@@ -93,7 +93,7 @@ class TopKDecoder(Decoder):
         """Return the length of an update: that is what is summed."""
         return self.dim
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the mean of the decoded updates ``[..., dim]``."""
         return mean_code
 

@@ -163,7 +163,7 @@ class TransformCodec(Codec):
         restore.fit_gain(*self._sizes(matrices, moments, kept, step), bank.clients)
         if self.correct_energy:
             correct_energy(self, self.decoder.stage(0), bank, self.relative)
-        self.stamp()
+        self.update_digest()
         return {"coefficients": float(len(selection.order)), "factor_bytes": float(self.encoder.byte_size())}
 
     def _sizes(self, matrices: Matrices, moments: TwoSidedMoments, kept: Tensor, step: float) -> tuple[Tensor, Tensor]:

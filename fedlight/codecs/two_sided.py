@@ -20,13 +20,13 @@ from fedlight.codecs.matrices import Matrices, turn_back
 from fedlight.codecs.moments import TwoSidedMoments, measure, project
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Half, Plan, Private, Public, State, TrainCodec
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
 
-class _TwoSidedHalf(Half):
+class _TwoSidedHalf(CodecPart):
     """What both halves hold: the factors and which coefficients are kept."""
 
     order: Tensor
@@ -60,7 +60,7 @@ class _TwoSidedHalf(Half):
 class TwoSidedEncoder(_TwoSidedHalf, Encoder):
     """Projects from both sides and keeps the chosen coefficients."""
 
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
         return project(self.matrices, update, self.bases()).index_select(-1, self.order)
 
@@ -74,11 +74,11 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
         super().__init__(layout, selection, factor_bits)
         self.register_buffer("boost", torch.ones(()))
 
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
         return self.matrices.join(self.expand(mean_code * self.boost))
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the factors are orthonormal (with room for rounding), times the energy correction."""
         return 1.01 * float(mean_code.norm() * self.boost)
 
@@ -153,7 +153,7 @@ class TwoSidedCodec(Codec):
         set_factors(self.encoder, self.decoder, factors)
         if self.correct_energy:
             correct_energy(self, self.decoder, bank, self.relative)
-        self.stamp()
+        self.update_digest()
         return {}
 
 

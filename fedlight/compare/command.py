@@ -171,7 +171,7 @@ class Session:
     def _training(self, codec: str) -> str:
         """Return what an entry's clients do in a round, as text: entries may differ in that, and then need not start alike."""
         model = self.parsed[codec]["model"]
-        return json.dumps([model.get("algorithm"), model.get("turnout")], sort_keys=True, default=str)
+        return json.dumps([model.get("algorithm"), model.get("availability")], sort_keys=True, default=str)
 
     def report(self) -> int:
         """Write table, files and pictures of what there is, name what failed, and return the exit status."""

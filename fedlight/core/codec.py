@@ -8,7 +8,7 @@ A codec is a pair of halves that live on two sides of a wire. Laws (``tests/code
    ``code_dim`` entries; a codec that cannot be summed decodes in ``open``, so that the sum is as long as the update, and says
    ``additive = False``.
 4. A client needs the encoder alone, the server the decoder alone: two modules, two files.
-5. Whatever scales a code is in ``Public``: known to everyone before the pass, never computed from the cohort's own plain updates.
+5. Whatever scales a code is in ``Context``: known to everyone before the pass, never computed from the cohort's own plain updates.
    (A codec that is not additive may send a scale of the client's own inside the message.)
 6. An ``unbiased`` codec decodes, on average over the client's draws, to the update itself.
 """
@@ -21,7 +21,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -38,22 +38,40 @@ Plan = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Public:
+class Context:
     """What everybody knows before a pass of a round.
 
-    ``step`` counts the codec's passes (0 .. ``codec.passes - 1``); ``announced`` is what the decoder broadcast
-    (``Decoder.announce``): a gain, the previous pass's result, the previous aggregate. ``clients`` is how many codes were summed
-    (the effective number, if weights differ): known to the server when it decodes, 0 before. ``noise`` is the variance of the noise
-    that privacy put on every entry of their mean, in the code's own units.
+    ``step`` counts the codec's passes (0 .. ``codec.passes - 1``); ``broadcast`` is what the server tells every client before the pass: the
+    codec's own state (``Decoder.broadcast``: a gain, the previous pass's result), a clipping norm, the algorithm's control variate.
     """
 
     seed: int = 0
     round: int = 0
     attempt: int = 0
     step: int = 0
+    broadcast: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Round and attempt: what clients' drafts and replies belong to."""
+        return self.round, self.attempt
+
+
+@dataclass(frozen=True)
+class ServerContext(Context):
+    """What the server knows besides when it decodes a sum.
+
+    ``clients`` is how many codes were summed (the effective number, if weights differ); ``noise`` is the variance of the noise that
+    privacy put on every entry of their mean, in the code's own units.
+    """
+
     clients: float = 0
     noise: float = 0
-    announced: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: Context, clients: float, noise: float = 0) -> ServerContext:
+        """Return a context with what the server knows of the sum."""
+        return cls(context.seed, context.round, context.attempt, context.step, context.broadcast, clients, noise)
 
 
 @dataclass
@@ -64,11 +82,11 @@ class Private:
     state: State = field(default_factory=dict)
 
 
-class Half(nn.Module):
+class CodecPart(nn.Module):
     """What encoder and decoder share: the layout of updates, the format of codes on the wire, and the codec's digest.
 
     Attributes:
-        digest: 32 bytes that a codec of another configuration, version or other tensors of the encoder does not have (``Codec.stamp``).
+        digest: 32 bytes that no other codec has: of another configuration, version or encoder (``Codec.update_digest``).
     """
 
     def __init__(self, layout: Layout, format: Format) -> None:
@@ -101,32 +119,32 @@ class Half(nn.Module):
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
 
 
-class Encoder(Half, ABC):
+class Encoder(CodecPart, ABC):
     """The client's half."""
 
     @abstractmethod
-    def encode(self, update: Tensor, public: Public, private: Private) -> Tensor:
+    def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the code ``[..., code_dim]`` of updates ``[..., dim]``; ``private.state`` may be changed in place."""
 
-    def common_step(self, public: Public) -> float | None:
+    def common_step(self, context: Context) -> float | None:
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
-        return None if self.format_at(public.step).bits else 1.0
+        return None if self.format_at(context.step).bits else 1.0
 
     def encode_message(
-        self, update: Tensor, public: Public, private: Private, protect: Callable[[Tensor], Tensor] | None = None
+        self, update: Tensor, context: Context, private: Private, protect: Callable[[Tensor], Tensor] | None = None
     ) -> bytearray:
         """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
 
         Needs no Lightning.
         """
-        format = self.format_at(public.step)
+        format = self.format_at(context.step)
         with torch.no_grad():
-            code = self.encode(update, public, private)
+            code = self.encode(update, context, private)
             payload = format.pack(code if protect is None else protect(code))
-        return write_message(payload, format.kind, format.length, public.round, self.fingerprint)
+        return write_message(payload, format.kind, format.length, context.round, self.fingerprint)
 
 
-class Decoder(Half, ABC):
+class Decoder(CodecPart, ABC):
     """The server's half.
 
     Attributes:
@@ -137,18 +155,18 @@ class Decoder(Half, ABC):
     replayable: bool = True
 
     @abstractmethod
-    def decode(self, mean_code: Tensor, public: Public, state: State) -> Tensor:
+    def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the aggregated update ``[dim]`` of a mean code ``[..., code_dim]`` (after the last pass).
 
         Before the last pass the result is what the server broadcasts for the next one. ``state`` is the server's own and may be
-        changed in place.
+        changed in place. ``context`` is a ``ServerContext`` where the server knows how many codes were summed.
         """
 
-    def longest(self, mean_code: Tensor, public: Public) -> float:
+    def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return how long an aggregate this mean code can explain; the server refuses a longer one. Inf where nothing is too long."""
         return math.inf
 
-    def observe(self, mean_code: Tensor, public: Public, aggregate: Tensor) -> Tensor:
+    def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return what the server knows of a mean update ``[dim]`` that was decoded to ``aggregate``: for fitting the next codec to.
 
         The aggregate itself, unless codes tell of what they leave out.
@@ -166,21 +184,21 @@ class Decoder(Half, ABC):
         """Return how many numbers ``open`` makes of a pass's code: as many as the code has, unless the codec cannot be summed."""
         return self.format_at(step).length
 
-    def announce(self, state: State) -> State:
+    def broadcast(self, state: State) -> State:
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
 
-    def read_message(self, message: Message, public: Public, device: torch.device | str = "cpu") -> Tensor:
+    def read_message(self, message: Message, context: Context, device: torch.device | str = "cpu") -> Tensor:
         """Return what the server adds up for one client's message, on ``device`` (the decoder's): not to be changed in place.
 
         Raises:
             MessageError: if the message is malformed or was meant for another round or codec.
         """
-        format = self.format_at(public.step)
-        code = format.unpack(read_message(message, format, public.round, self.fingerprint))
+        format = self.format_at(context.step)
+        code = format.unpack(read_message(message, format, context.round, self.fingerprint))
         return self.open(code.to(device))
 
-    def decode_sum(self, messages: Iterable[Message], weights: Iterable[int], public: Public, state: State) -> Tensor:
+    def decode_sum(self, messages: Iterable[Message], weights: Iterable[int], context: Context, state: State) -> Tensor:
         """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
 
         Raises:
@@ -191,11 +209,11 @@ class Decoder(Half, ABC):
         for message, weight in zip(messages, weights, strict=True):
             if weight < 1:
                 raise ConfigurationError(f"Expected `weights` >= 1 but got {weight}")
-            total.add(self.read_message(message, public), weight)
+            total.add(self.read_message(message, context), weight)
         if not total.count:
             raise ConfigurationError("Expected at least one message but got none")
         with torch.no_grad():
-            return self.decode(total.mean(), replace(public, clients=total.effective_count), state)
+            return self.decode(total.mean(), ServerContext.of(context, total.effective_count), state)
 
 
 TrainCodec = Callable[["Codec", UpdateBank], dict[str, float]]
@@ -275,7 +293,7 @@ class Codec(ABC):
                 f"{longest:,}: choose a larger `ratio`"
             )
         self.layout = layout
-        self.stamp()
+        self.update_digest()
         return self
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
@@ -283,7 +301,7 @@ class Codec(ABC):
         self.bind(bank.layout, self.make_plan(bank.layout, bank))
         figures = self.fit_halves(bank, train)
         self.version += 1
-        self.stamp()
+        self.update_digest()
         return figures
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
@@ -294,7 +312,7 @@ class Codec(ABC):
         """Return codecs of the same code length that this one should be compared with after fitting, by name."""
         return {}
 
-    def stamp(self) -> None:
+    def update_digest(self) -> None:
         """Give both halves the codec's digest."""
         self.encoder.digest = self.decoder.digest = codec_digest(self.describe(), self.encoder)
 
@@ -324,12 +342,12 @@ class Codec(ABC):
         """
         state = {} if state is None else state
         private = Private(generator or torch.Generator().manual_seed(0))
-        announced = dict(self.decoder.announce(state))
+        broadcast = dict(self.decoder.broadcast(state))
         for step in range(self.passes):
-            public = Public(step=step, announced=announced)
-            codes = self.decoder.open(self.encoder.encode(updates, public, private))
-            result = self.decoder.decode(codes.to(updates.dtype).mean(-2), replace(public, clients=updates.shape[-2]), state)
-            announced = {**self.decoder.announce(state), "reply": result.unsqueeze(-2)}
+            context = Context(step=step, broadcast=broadcast)
+            codes = self.decoder.open(self.encoder.encode(updates, context, private))
+            result = self.decoder.decode(codes.to(updates.dtype).mean(-2), ServerContext.of(context, updates.shape[-2]), state)
+            broadcast = {**self.decoder.broadcast(state), "reply": result.unsqueeze(-2)}
         return result
 
 

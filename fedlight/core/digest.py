@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Encoder, Public
+from fedlight.core.codec import Context, Encoder
 from fedlight.core.errors import ConfigurationError
 
 
@@ -31,7 +31,7 @@ def digest_tensors(tensors: Mapping[str, Tensor], *texts: str) -> bytes:
     return digest.digest()
 
 
-def digest_public(public: Public) -> bytes:
+def digest_context(context: Context) -> bytes:
     """Return the digest (32 bytes) of all that a client is told before a pass: seed, round, attempt, step and every announcement.
 
     The order of a mapping's entries does not count; a number's type and every bit of it do.
@@ -39,10 +39,10 @@ def digest_public(public: Public) -> bytes:
     Raises:
         ConfigurationError: if something is announced that is no number, text, tensor, list or mapping of such.
 
-    >>> digest_public(Public(announced={"gain": 1.0})) == digest_public(Public(announced={"gain": 1e30}))
+    >>> digest_context(Context(broadcast={"gain": 1.0})) == digest_context(Context(broadcast={"gain": 1e30}))
     False
     """
-    told = [public.seed, public.round, public.attempt, public.step, public.announced]
+    told = [context.seed, context.round, context.attempt, context.step, context.broadcast]
     return hashlib.sha256(_canonical(told)).digest()
 
 

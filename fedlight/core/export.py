@@ -79,7 +79,7 @@ def _rebuild(codec: Codec, description: dict[str, Any], encoder: dict[str, Tenso
     codec.bind(Layout.from_json(description["layout"]), description["plan"])
     codec.encoder.load_state_dict(encoder)
     codec.decoder.load_state_dict(decoder)
-    codec.stamp()
+    codec.update_digest()
 
 
 def save_codec(codec: Codec, folder: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.collectives import Reduce, add_up, agree_on_units, in_units, outgoing
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_from_config, codec_state, restore_codec
@@ -140,16 +139,16 @@ def _exchange_codes(
     replies: list[Tensor | None] = [None] * len(channels)
     for number in range(passes):
         publics = [_public(channel, step, number, world, reply) for channel, reply in zip(channels, replies, strict=True)]
-        codes = [_encode(channel, source, rank, public) for channel, source, public in zip(channels, sources, publics, strict=True)]
+        codes = [_encode(channel, source, rank, context) for channel, source, context in zip(channels, sources, publics, strict=True)]
         units, spent = agree_on_units(codes, world, reduce) if int8 else ([None] * len(codes), 0)
         sums = [outgoing(code, _format(channel, number), world, unit) for channel, code, unit in zip(channels, codes, units, strict=True)]
         if number == passes - 1:
-            for channel, source, code, own, unit, public in zip(channels, sources, codes, sums, units, publics, strict=True):
-                _keep_error(channel, source, code, own, unit, replace(public, clients=1))
+            for channel, source, code, own, unit, context in zip(channels, sources, codes, sums, units, publics, strict=True):
+                _keep_error(channel, source, code, own, unit, ServerContext.of(context, 1))
         sent += spent + add_up(sums, world, reduce)
-        for k, (channel, total, unit, public) in enumerate(zip(channels, sums, units, publics, strict=True)):
+        for k, (channel, total, unit, context) in enumerate(zip(channels, sums, units, publics, strict=True)):
             mean = total if total.is_floating_point() else in_units(total, unit) / world
-            replies[k] = _codec(channel).decoder.decode(mean, public, channel.server)
+            replies[k] = _codec(channel).decoder.decode(mean, context, channel.server)
     for channel, reply, was in zip(channels, replies, before, strict=True):
         if reply is not None and not bool(torch.isfinite(reply.sum())):  # the same on every process
             channel.server, channel.private, channel.residual = was
@@ -194,28 +193,28 @@ def _format(channel: Channel, number: int) -> Format:
     return _codec(channel).encoder.format_at(number)
 
 
-def _public(channel: Channel, step: int, number: int, clients: float, reply: Tensor | None) -> Public:
-    announced = dict(_codec(channel).decoder.announce(channel.server))
+def _public(channel: Channel, step: int, number: int, clients: float, reply: Tensor | None) -> Context:
+    broadcast = dict(_codec(channel).decoder.broadcast(channel.server))
     if reply is not None:
-        announced["reply"] = reply
-    return Public(seed=channel.seed, round=step, step=number, clients=clients, announced=announced)
+        broadcast["reply"] = reply
+    return ServerContext(seed=channel.seed, round=step, step=number, broadcast=broadcast, clients=clients)
 
 
-def _encode(channel: Channel, source: Tensor, rank: int, public: Public) -> Tensor:
+def _encode(channel: Channel, source: Tensor, rank: int, context: Context) -> Tensor:
     codec, finite = _codec(channel).to(source.device), bool(torch.isfinite(source.sum()))
     if codec.integer and not finite:
         source = torch.zeros_like(source)
-    generator = torch_generator(channel.seed, public.round, rank, channel.name, "encode", public.step)
+    generator = torch_generator(channel.seed, context.round, rank, channel.name, "encode", context.step)
     state = channel.private if finite else _as_it_was(channel.private)
-    code = codec.encoder.encode(source, replace(public, clients=0), Private(generator, state))
+    code = codec.encoder.encode(source, context, Private(generator, state))
     return code if finite or codec.integer else torch.full_like(code, torch.nan)  # some encoders would hide it
 
 
-def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, unit: Tensor | None, public: Public) -> None:
+def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, unit: Tensor | None, context: Context) -> None:
     """Keep what this process's ``own`` outgoing code leaves out of the source, or out of the code of a codec that remembers."""
 
     def alone(code: Tensor) -> Tensor:
-        return _codec(channel).decoder.decode(code, public, _as_it_was(channel.server)).to(source)
+        return _codec(channel).decoder.decode(code, context, _as_it_was(channel.server)).to(source)
 
     if channel.feedback:
         _leave(channel, source, alone(in_units(own, unit)))

@@ -44,7 +44,7 @@ def decompose(method: Callable[[Tensor], Sequence[Tensor]], matrix: Tensor) -> l
     """
     try:
         found = list(method(matrix))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if matrix.dtype == torch.float64:
             raise
         found = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import Message
 
@@ -102,7 +102,7 @@ class Round:
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
     """
 
-    public: Public
+    context: Context
     cohort: np.ndarray
     mine: np.ndarray
     absent: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.random import torch_generator
 from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import Message
@@ -19,36 +19,36 @@ def simulate_round(
     codec: Codec,
     updates: Tensor,
     weights: Sequence[int] | None = None,
-    public: Public | None = None,
+    context: Context | None = None,
     server_state: State | None = None,
     client_states: Sequence[State] | None = None,
     on_message: Callable[[int, int, Message], None] | None = None,
 ) -> Tensor:
     """Return the aggregate ``[dim]`` that the server decodes from a cohort's messages, whatever the codec's passes and states.
 
-    ``updates`` ``[clients, dim]``; ``weights`` are positive integers, one a client (all 1 if not given). Of ``public`` seed, round and
+    ``updates`` ``[clients, dim]``; ``weights`` are positive integers, one a client (all 1 if not given). Of ``context`` seed, round and
     attempt count: what is announced comes from the codec. ``server_state`` and ``client_states`` are changed in place, as a round that
     succeeds would change them; without them everybody begins with none. ``on_message(step, client, message)`` sees what is sent.
 
     Client number i draws what client i would draw in a run of the same seed.
     """
-    public = public or Public()
+    context = context or Context()
     weights = [1] * len(updates) if weights is None else weights
     state: State = {} if server_state is None else server_state
     private_states: Sequence[State] = [{} for _ in updates] if client_states is None else client_states
     reply: dict[str, Any] = {}
     for step in range(codec.passes):
-        public = replace(public, step=step, clients=0, announced={**codec.decoder.announce(state), **reply})
+        context = replace(context, step=step, broadcast={**codec.decoder.broadcast(state), **reply})
         total = RunningSum()
         for client, (update, weight, own) in enumerate(zip(updates, weights, private_states, strict=True)):
-            generator = torch_generator(public.seed, public.round, public.attempt, client, "encode", step)
+            generator = torch_generator(context.seed, context.round, context.attempt, client, "encode", step)
             # In memory of its own, as a client's update lies: the rounding of some kernels depends on alignment.
-            message = codec.encoder.encode_message(update.clone(), public, Private(generator, own))
+            message = codec.encoder.encode_message(update.clone(), context, Private(generator, own))
             if on_message is not None:
                 on_message(step, client, message)
             with torch.no_grad():
-                total.add(codec.decoder.read_message(message, public, update.device), weight)
+                total.add(codec.decoder.read_message(message, context, update.device), weight)
         with torch.no_grad():
-            result = codec.decoder.decode(total.mean(), replace(public, clients=total.effective_count), state)
+            result = codec.decoder.decode(total.mean(), ServerContext.of(context, total.effective_count), state)
         reply = {"reply": result}
     return result

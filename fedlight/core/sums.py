@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Decoder, Public
+from fedlight.core.codec import Context, Decoder
 from fedlight.core.errors import MessageError
 from fedlight.core.running_sum import RunningSum
 
@@ -27,7 +27,7 @@ HEADER = struct.Struct("<2sBBIIIH")  # magic, version, whether integers, round, 
 _ESCAPE = 127  # stands for an integer that does not fit one byte; those follow as int32
 
 
-def write_sum(codes: RunningSum, public: Public, fingerprint: int, lr: float) -> bytes:
+def write_sum(codes: RunningSum, context: Context, fingerprint: int, lr: float) -> bytes:
     """Return the message of one finished round: header, notes (what was announced, the server's learning rate), packed sum.
 
     Integer sums take about their entropy (Huffman-coded bytes); of float codes the mean is sent, as float32.
@@ -37,14 +37,14 @@ def write_sum(codes: RunningSum, public: Public, fingerprint: int, lr: float) ->
     """
     assert codes.total is not None, "nothing was added"
     try:
-        notes = json.dumps({"announced": public.announced, "lr": lr}).encode()
+        notes = json.dumps({"broadcast": context.broadcast, "lr": lr}).encode()
     except TypeError as error:
-        raise MessageError(f"Expected announcements that are numbers but got {public.announced!r}") from error
+        raise MessageError(f"Expected announcements that are numbers but got {context.broadcast!r}") from error
     if codes.weight >= 1 << 32:
         raise MessageError(f"Expected weights that add up to less than 2**32 but got {codes.weight}")
     integers = not codes.total.is_floating_point()
     payload = _pack(codes.total.cpu().numpy()) if integers else codes.mean().cpu().numpy().astype("<f4").tobytes()
-    return HEADER.pack(MAGIC, VERSION, integers, public.round, fingerprint, codes.weight, len(notes)) + notes + payload
+    return HEADER.pack(MAGIC, VERSION, integers, context.round, fingerprint, codes.weight, len(notes)) + notes + payload
 
 
 def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple[Tensor, Mapping[str, Any], float]:
@@ -67,29 +67,29 @@ def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple
     if not weight or integers > 1:
         raise MessageError(f"Expected a sum of positive weight, of integers (1) or not (0), but got {weight} and {integers}")
     body = memoryview(message)[HEADER.size :]
-    announced, lr = _read_notes(bytes(body[:noted]))
+    broadcast, lr = _read_notes(bytes(body[:noted]))
     payload = body[noted:]
     if integers:
-        return (torch.from_numpy(_unpack(payload, length)).double() / weight).float(), announced, lr
+        return (torch.from_numpy(_unpack(payload, length)).double() / weight).float(), broadcast, lr
     if len(payload) != 4 * length:
         raise MessageError(f"Expected a mean of {4 * length} bytes but got {len(payload)}")
     mean = np.frombuffer(payload, "<f4").astype(np.float32)
     if not np.isfinite(mean).all():
         raise MessageError("Expected a finite mean but the payload holds NaN or Inf")
-    return torch.from_numpy(mean), announced, lr
+    return torch.from_numpy(mean), broadcast, lr
 
 
 def _read_notes(text: bytes) -> tuple[Mapping[str, Any], float]:
     """Return (what was announced, the server's learning rate): finite numbers, and mappings of them."""
     try:
         notes = json.loads(text)
-        announced, lr = notes["announced"], notes["lr"]
-        finite = isinstance(announced, dict) and not isinstance(lr, dict) and _is_finite(announced) and _is_finite(lr)
+        broadcast, lr = notes["broadcast"], notes["lr"]
+        finite = isinstance(broadcast, dict) and not isinstance(lr, dict) and _is_finite(broadcast) and _is_finite(lr)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MessageError(f"Expected notes of what was announced but could not read them: {error}") from error
     if not finite:
         raise MessageError(f"Expected notes of finite numbers but got {str(notes)[:80]}")
-    return announced, float(lr)
+    return broadcast, float(lr)
 
 
 def _is_finite(note: Any) -> bool:
@@ -105,9 +105,9 @@ def apply_sum(weights: Tensor, message: bytes, decoder: Decoder, round: int) -> 
     Raises:
         MessageError: if the message is damaged or belongs to another round or codec.
     """
-    mean, announced, lr = read_sum(message, decoder.code_dim, round, decoder.fingerprint)
+    mean, broadcast, lr = read_sum(message, decoder.code_dim, round, decoder.fingerprint)
     with torch.no_grad():
-        aggregate = decoder.decode(mean.to(weights.device), Public(round=round, announced=announced), {})
+        aggregate = decoder.decode(mean.to(weights.device), Context(round=round, broadcast=broadcast), {})
         weights.add_(aggregate.to(weights), alpha=-lr)
 
 

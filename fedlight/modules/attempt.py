@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedlight.callbacks.sections import each_in_section, section
-from fedlight.clients.turnout import Attempt
-from fedlight.core.codec import Codec, Public
+from fedlight.clients.availability import Attempt
+from fedlight.core.codec import Codec, Context
 from fedlight.core.errors import MessageError
 from fedlight.core.rounds import Round, Upload
 from fedlight.core.running_sum import RunningSum
@@ -58,11 +58,11 @@ def _invite(module: FederatedModule, number: int, attempt: int) -> Round:
     """Draw a cohort, and which of its clients answer and are run by this process."""
     cohort = module.data.cohort(number, attempt)
     work = np.array([module.algorithm.work(module.data.client_size(client)) for client in cohort.tolist()])
-    present = module.turnout.present(cohort, work, Attempt(module.seed, number, attempt))
+    present = module.availability.present(cohort, work, Attempt(module.seed, number, attempt))
     shares = balanced_shares(present, work[np.isin(cohort, present)], module.trainer.world_size)
-    round = Round(Public(module.seed, number, attempt), cohort, shares[module.trainer.global_rank])
+    round = Round(Context(module.seed, number, attempt), cohort, shares[module.trainer.global_rank])
     round.absent = len(cohort) - len(present)
-    round.server = module.algorithm.announce(module.server_state)
+    round.server = module.algorithm.broadcast(module.server_state)
     compares = module.aggregator.sim_logs and module.sim_every and number % module.sim_every == 0
     round.true = RunningSum() if compares else None
     return round
@@ -70,8 +70,8 @@ def _invite(module: FederatedModule, number: int, attempt: int) -> Round:
 
 def _run_pass(module: FederatedModule, round: Round, step: int, uploads: Iterable[Upload], weights: Tensor) -> list[Upload]:
     """Sum up one pass's codes over all processes, and return the uploads that a codec with another pass will need."""
-    trainer, codec, number = module.trainer, module.codec, round.public.round
-    round.public, round.codes, round.uplink, round.sent = replace(round.public, step=step), RunningSum(), 0, 0
+    trainer, codec, number = module.trainer, module.codec, round.context.round
+    round.context, round.codes, round.uplink, round.sent = replace(round.context, step=step), RunningSum(), 0, 0
     round.handshake_up = round.handshake_down = 0
     round.arrived = set()
     known = len(round.dropped) if step else 0
@@ -91,7 +91,7 @@ def _run_pass(module: FederatedModule, round: Round, step: int, uploads: Iterabl
             module.aggregator.close(round, module.device)
     except MessageError as error:
         round.failed = str(error)
-        log.warning("Round %d: attempt %d ended without a sum. %s", number, round.public.attempt, error)
+        log.warning("Round %d: attempt %d ended without a sum. %s", number, round.context.attempt, error)
     round.dropped[known:] = sorted(round.dropped[known:])  # which was found first depends on who waits for whom
     for client, reason in round.dropped[known:]:
         log.warning("Round %d: client %d was dropped, %s", number, client, reason)
@@ -111,9 +111,9 @@ def untrusted(codec: Codec, round: Round) -> str | None:
         return "it is not finite"
     if codec.passes == 1 and codec.additive:
         with torch.no_grad():
-            longest = codec.decoder.longest(round.codes.mean(), round.public)
-        if length > longest:
-            return f"it is {length:.3g} long where the sum of codes explains {longest:.3g}"
+            bound = codec.decoder.norm_bound(round.codes.mean(), round.context)
+        if length > bound:
+            return f"it is {length:.3g} long where the sum of codes explains {bound:.3g}"
     return None
 
 
@@ -174,7 +174,7 @@ def _arrive(module: FederatedModule, round: Round, upload: Upload) -> bool:
     try:
         with section(module.trainer, "sum"):
             module.aggregator.leave(round, upload)
-            module.dispatch("on_client_message", round, upload.outside() if module.aggregator.conceals else upload)
+            module.dispatch("on_client_message", round, upload.outside() if module.aggregator.hides_messages else upload)
     except MessageError as error:
         _drop(module, round, upload, error)
         return False
@@ -185,7 +185,7 @@ def _arrive(module: FederatedModule, round: Round, upload: Upload) -> bool:
     finally:
         if upload.message:
             round.sent += 1
-            round.uplink += len(upload.message) if round.public.step else upload.sent_bytes
+            round.uplink += len(upload.message) if round.context.step else upload.sent_bytes
 
 
 def _drop(module: FederatedModule, round: Round, upload: Upload, error: MessageError) -> None:

@@ -36,11 +36,11 @@ class Downlink(ABC):
 
     def count(self, module: FederatedModule, round: Round) -> None:
         """Count what the cohort downloads before a pass: the model in some form, what is announced, and missing encoders."""
-        announced = announced_bytes(round.public.announced)
-        if round.public.step == 0:
-            announced += announced_bytes(round.server)
-        module.traffic.add_download(announced * len(round.cohort))
-        if round.public.step == 0:
+        broadcast = broadcast_bytes(round.context.broadcast)
+        if round.context.step == 0:
+            broadcast += broadcast_bytes(round.server)
+        module.traffic.add_download(broadcast * len(round.cohort))
+        if round.context.step == 0:
             self.bring_up_to_date(module, round.cohort)
 
     @abstractmethod
@@ -151,7 +151,7 @@ class CatchUp(Downlink):
 
     def finished(self, module: FederatedModule, round: Round, lr: float) -> None:
         """Keep the length of the round's sum as a message."""
-        self.sizes.append(len(write_sum(round.codes, round.public, module.codec.encoder.fingerprint, lr)))
+        self.sizes.append(len(write_sum(round.codes, round.context, module.codec.encoder.fingerprint, lr)))
         self.used.append(module.codec.version)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,16 +181,16 @@ def beyond_encoder(codec: Codec) -> int:
     return extra
 
 
-def announced_bytes(announced: Mapping[str, Any]) -> int:
+def broadcast_bytes(broadcast: Mapping[str, Any]) -> int:
     """Return the bytes of what the server announces: tensors at their size, every other number as 8 bytes.
 
-    >>> announced_bytes({"gain": 0.5, "0": {"reply": torch.zeros(3)}})
+    >>> broadcast_bytes({"gain": 0.5, "0": {"reply": torch.zeros(3)}})
     20
     """
     total = 0
-    for value in announced.values():
+    for value in broadcast.values():
         if isinstance(value, Mapping):
-            total += announced_bytes(value)
+            total += broadcast_bytes(value)
         else:
             total += value.numel() * value.element_size() if isinstance(value, Tensor) else 8
     return total

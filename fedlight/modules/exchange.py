@@ -58,10 +58,10 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
     if not several_processes():
         round.dropped_count += dropped
         return
-    format, decoder, codes = codec.encoder.format_at(round.public.step), codec.decoder, round.codes
+    format, decoder, codes = codec.encoder.format_at(round.context.step), codec.decoder, round.codes
     integers = codec.additive and bool(format.bits)
     kind = torch.int64 if integers else torch.float64
-    length = decoder.sum_length(round.public.step)
+    length = decoder.sum_length(round.context.step)
     reach = _largest(codes.total) if integers else 0
     numbers = [codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach, round.loss, round.trained]
     message = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
@@ -76,7 +76,7 @@ def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> Non
         codes.total = merged[len(numbers) :]
     else:
         _reduce_total(codes, length, kind, device, narrowest(reach) if integers else kind)
-    if round.public.step:
+    if round.context.step:
         return
     round.loss, round.trained = loss, int(trained)
     if round.true is not None:

@@ -20,12 +20,12 @@ from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_cal
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.callbacks.sections import section
 from fedlight.clients.algorithms import Algorithm, FedAvg
+from fedlight.clients.availability import Availability, Full
 from fedlight.clients.engine import Engine, Sequential
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
-from fedlight.clients.turnout import Full, Turnout
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, State
 from fedlight.core.errors import ConfigurationError, RoundFailedError
@@ -43,7 +43,7 @@ from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.logs import log_comparison, log_round, round_figures
 from fedlight.modules.parts import check_algorithm, chosen_codec, upload_codec
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
-from fedlight.modules.privacy import begin_privacy, counted_clients, least_clients
+from fedlight.modules.privacy import counted_clients, least_clients, start_privacy
 from fedlight.modules.runner import CohortRunner
 from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
 from fedlight.modules.task import task_of
@@ -79,7 +79,7 @@ class FederatedModule(Forwarding):
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
         aggregator: How the server comes by the sum of codes (in the clear, PlainAggregator, if not given; SecureAggregator hides clients).
         weighting: Whether clients count equally, or by their number of samples.
-        turnout: Which of the invited clients answer (all of them, Full, if not given).
+        availability: Which of the invited clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
         metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given).
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
@@ -107,7 +107,7 @@ class FederatedModule(Forwarding):
         downlink: Downlink | None = None,
         aggregator: Aggregator | None = None,
         weighting: Literal["equal", "samples"] = "equal",
-        turnout: Turnout | None = None,
+        availability: Availability | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
         metrics: dict[str, Metric] | None = None,
         min_clients: int = 1,
@@ -136,7 +136,7 @@ class FederatedModule(Forwarding):
         self.server_optimizer: Callable[..., torch.optim.Optimizer] = server_optimizer
         self.server_scheduler = server_scheduler
         self.weighting = weighting
-        self.turnout = turnout or Full()
+        self.availability = availability or Full()
         self.own_metrics = dict(metrics or {})
         self.batch_norm = batch_norm
         self.min_clients = min_clients
@@ -191,7 +191,7 @@ class FederatedModule(Forwarding):
         if self.own_data is not None:
             self.own_data.setup(stage)
         if stage == "fit":
-            begin_privacy(self)
+            start_privacy(self)
         self.task = task_of(self)
         self.task.setup(stage)
         if stage == "fit":
@@ -364,7 +364,7 @@ class FederatedModule(Forwarding):
             self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
         self.dispatch("on_round_end", round)
         with section(self.trainer, "log"):
-            log_round(self, round_figures(self, round), round.public.round)
+            log_round(self, round_figures(self, round), round.context.round)
             log_comparison(self, round)
 
     def _set_buffers(self, flat: Tensor) -> None:

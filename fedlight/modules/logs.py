@@ -24,7 +24,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "round/clients": float(round.codes.count),
         "round/absent": float(round.absent),
         "round/dropped": float(round.dropped_count),
-        "round/attempts": float(round.public.attempt + 1),
+        "round/attempts": float(round.context.attempt + 1),
         "round/aggregate_norm": float(round.aggregate[: module.layout.dim].norm()),
         "bytes/uplink_round": float(round.uplink_passes),
         "bytes/uplink": float(traffic.uplink),
@@ -32,7 +32,7 @@ def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(module.layout.dim),
     }
-    if module.aggregator.conceals:
+    if module.aggregator.hides_messages:
         figures["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
     return privacy_figures(module, figures)
 
@@ -68,11 +68,11 @@ def log_comparison(module: FederatedModule, round: Round) -> None:
     if round.saturation:
         figures["sim/saturation"] = sum(round.saturation) / len(round.saturation)
     for logger in module.loggers:
-        logger.log_metrics(figures, step=round.public.round)
+        logger.log_metrics(figures, step=round.context.round)
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram("code/mean", round.codes.mean().cpu(), round.public.round)
+            logger.experiment.add_histogram("code/mean", round.codes.mean().cpu(), round.context.round)
             if round.codes.total is not None and round.codes.total.dtype == torch.int64:
-                logger.experiment.add_histogram("code/sum", round.codes.total.cpu(), round.public.round)
+                logger.experiment.add_histogram("code/sum", round.codes.total.cpu(), round.context.round)
 
 
 def log_clients(module: FederatedModule) -> None:

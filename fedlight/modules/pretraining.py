@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedlight.clients.proxy import record_bank
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public, State
+from fedlight.core.codec import Codec, Context, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.random import derive_seed, torch_generator
@@ -74,8 +74,8 @@ def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | N
     """
     private = Private(torch_generator("pretraining"))
     target = (updates * weights).sum(-2)
-    mean_code = (codec.encoder.encode(updates, Public(), private) * weights).sum(-2)
-    error = (codec.decoder.decode(mean_code, Public(), {}) - target).square().sum(-1)
+    mean_code = (codec.encoder.encode(updates, Context(), private) * weights).sum(-2)
+    error = (codec.decoder.decode(mean_code, Context(), {}) - target).square().sum(-1)
     return (error / (target.square().sum(-1).clamp(min=1e-30) if norm is None else norm)).mean()
 
 

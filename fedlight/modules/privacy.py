@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
-from fedlight.core.codec import Codec, Public, require_additive
+from fedlight.core.codec import Codec, Context, ServerContext, require_additive
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import float_buffers
 from fedlight.core.rounds import Round
@@ -62,7 +61,7 @@ def expected_cohort(data: FederatedDataModule) -> int:
     return max(1, round(size))
 
 
-def begin_privacy(module: FederatedModule) -> None:
+def start_privacy(module: FederatedModule) -> None:
     """Check that the run is one whose privacy can be accounted for, and begin the mechanism.
 
     Raises:
@@ -89,7 +88,7 @@ def begin_privacy(module: FederatedModule) -> None:
         codec.integer,
         codec.encoder.format.bits,
     )
-    privacy.begin(setting, module.data.num_population)
+    privacy.calibrate(setting, module.data.num_population)
 
 
 def _check_codec(codec: Codec, name: str) -> None:
@@ -100,7 +99,7 @@ def _check_codec(codec: Codec, name: str) -> None:
             f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "
             "choose another codec"
         )
-    if codec.encoder.common_step(Public(announced=codec.decoder.announce({}))) is None:
+    if codec.encoder.common_step(Context(broadcast=codec.decoder.broadcast({}))) is None:
         raise ConfigurationError(
             f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
             "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
@@ -127,10 +126,10 @@ def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -
             f"Expected `data.client_holdout` 0 under {name} but got {data.client_holdout}: accuracies on clients' data would be published "
             "without noise"
         )
-    if privacy.needs_rate and not module.turnout.independent:
+    if privacy.needs_rate and not module.availability.independent:
         raise ConfigurationError(
-            f"Expected a `turnout` in which no client takes another's place under {name}, whose sampling it could not account for, but got "
-            f"{type(module.turnout).__name__}: use DropOut or Deadline, without FirstToAnswer"
+            f"Expected an `availability` in which no client takes another's place under {name}, whose sampling it could not account for, "
+            f"but got {type(module.availability).__name__}: use DropOut or Deadline, without FirstToAnswer"
         )
     if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
         raise ConfigurationError(
@@ -146,19 +145,19 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
             f"Expected an aggregator that sums codes under {name} but {type(aggregator).__name__} does not, so that clipping bounds "
             "nothing: leave it out"
         )
-    if privacy.needs_rate and aggregator.conceals:
+    if privacy.needs_rate and aggregator.hides_messages:
         raise ConfigurationError(
             f"Expected an aggregator that takes cohorts of any size under {name} but {type(aggregator).__name__} redraws those that are "
             "too small or too large, so that sampling could not be accounted for: set `privacy` to DistributedDP, or leave `aggregator` out"
         )
-    if privacy.sends_bits and aggregator.conceals:
+    if privacy.sends_bits and aggregator.hides_messages:
         raise ConfigurationError(
             f"Expected a fixed `clip` with {type(aggregator).__name__} but got `adaptive`, for which clients send a bit beside the masked "
             "code: leave `adaptive` out"
         )
     if not isinstance(privacy, DistributedDP):
         return
-    if not aggregator.conceals:
+    if not aggregator.hides_messages:
         log.warning(
             "DistributedDP without secure aggregation protects nobody from the server: set `model.aggregator` to SecureAggregator, or take "
             "the run for a simulation of one"
@@ -184,21 +183,21 @@ def release(module: FederatedModule, round: Round) -> None:
     """Put the noise on the cohort's sum, enter it in the ledger, and fix the denominator; in place, the same on every process."""
     privacy, codec = module.privacy, module.codec
     assert privacy is not None
-    public, codes = round.public, round.codes
-    unit = codec.encoder.common_step(public)
+    context, codes = round.context, round.codes
+    unit = codec.encoder.common_step(context)
     assert unit is not None
     kind = torch.int64 if codec.integer else torch.float64
     total = codes.total if codes.total is not None else torch.zeros(codec.decoder.sum_length(), dtype=kind, device=module.device)
-    noise = privacy.sum_noise(len(total), unit, public)
+    noise = privacy.sum_noise(len(total), unit, context)
     if noise is not None:
         total = total + shared(module, noise).to(total)
-    bits = round.inside - codes.count / 2 + float(shared(module, torch.tensor([privacy.bit_noise(public)], dtype=torch.float64)))
+    bits = round.inside - codes.count / 2 + float(shared(module, torch.tensor([privacy.bit_noise(context)], dtype=torch.float64)))
     cohort = privacy.setting.cohort
-    round.public = replace(public, noise=(privacy.sum_deviation(unit, codes.count) / cohort) ** 2)
+    round.context = ServerContext.of(context, 0, (privacy.sum_deviation(unit, codes.count) / cohort) ** 2)
     round.codes = RunningSum()
     round.codes.total, round.codes.count = total, codes.count
     round.codes.weight = round.codes.squares = cohort
-    privacy.settle(bits)
+    privacy.record_release(bits)
 
 
 def shared(module: FederatedModule, noise: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
-from fedlight.clients.engine import Engine, Sequential, Turn
+from fedlight.clients.engine import ClientTask, Engine, Sequential
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
@@ -55,44 +55,44 @@ class CohortRunner:
 
     def run(self, round: Round, weights: Tensor, buffers: Tensor) -> Generator[Upload]:
         """Yield the upload of every client of this process whose training stayed finite; name the others in ``round.dropped``."""
-        public = round.public
+        context = round.context
         devices = [weights.device] if weights.is_cuda else []
-        turns = (self._turn(client, round, weights, buffers) for client in map(int, round.mine))
+        tasks = (self._turn(client, round, weights, buffers) for client in map(int, round.mine))
         # Dropout may draw from the global generator, which is seeded for every client and put back after the cohort.
         with (
             torch.random.fork_rng(devices=devices),
-            closing(self.engine.train(self.model, self.algorithm, turns, public.round)) as trained,
+            closing(self.engine.train(self.model, self.algorithm, tasks, context.round)) as trained,
         ):
-            for turn, result, model in trained:
-                upload = self._upload(turn, result, model)
+            for task, result, model in trained:
+                upload = self._upload(task, result, model)
                 reason = unusable(upload)
                 if reason is None:
                     yield upload
                 else:
-                    self.store.drop(turn.client)
-                    round.dropped.append((turn.client, reason))
+                    self.store.drop(task.client)
+                    round.dropped.append((task.client, reason))
                     if self.silent:
                         upload.usable = False
                         yield upload
 
-    def _turn(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> Turn:
-        public = round.public
+    def _turn(self, client: int, round: Round, weights: Tensor, buffers: Tensor) -> ClientTask:
+        context = round.context
         norm = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
         if self.personal:
             weights, buffers = self.personal.restore(norm, weights, buffers)
         own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
         x, y = self.data.client_data(client)
-        generator = torch_generator(public.seed, public.round, public.attempt, client, "batches")
-        noise = derive_seed(public.seed, public.round, public.attempt, client, "dropout")
-        return Turn(client, x, y, weights, buffers, generator, noise, Memory(own, round.server), norm)
+        generator = torch_generator(context.seed, context.round, context.attempt, client, "batches")
+        noise = derive_seed(context.seed, context.round, context.attempt, client, "dropout")
+        return ClientTask(client, x, y, weights, buffers, generator, noise, Memory(own, round.server), norm)
 
-    def _upload(self, turn: Turn, result: LocalResult, model: LocalModel) -> Upload:
+    def _upload(self, task: ClientTask, result: LocalResult, model: LocalModel) -> Upload:
         sent = model.buffers.clone()
         if self.personal:
-            self.personal.keep(turn.norm, model.weights, model.buffers, result.update)
+            self.personal.keep(task.norm, model.weights, model.buffers, result.update)
             sent = sent[:0]
-        weight = len(turn.y) if self.by_samples else 1
-        return Upload(turn.client, result.upload(), sent, weight, float(result.loss), self.by_samples)
+        weight = len(task.y) if self.by_samples else 1
+        return Upload(task.client, result.upload(), sent, weight, float(result.loss), self.by_samples)
 
 
 def unusable(upload: Upload) -> str | None:

@@ -73,7 +73,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "loss": repr(module.loss),
         "network": network_settings(module.network),
         "algorithm": settings_of(module.algorithm),
-        "turnout": settings_of(module.turnout),
+        "availability": settings_of(module.availability),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
         "aggregator": module.aggregator.describe(),

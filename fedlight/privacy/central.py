@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError
 from fedlight.privacy.clipping import move_clip, split_noise
 from fedlight.privacy.mechanism import PrivacyMechanism
@@ -88,19 +88,19 @@ class CentralDP(PrivacyMechanism):
                 "sample larger cohorts, or leave `adaptive` out"
             )
 
-    def announce(self) -> dict[str, Any]:
+    def broadcast(self) -> dict[str, Any]:
         """Return the norm of the coming round, if it adapts."""
         return {"clip": self.norm} if self.adaptive else {}
 
-    def sum_noise(self, length: int, unit: float, public: Public) -> Tensor:
+    def sum_noise(self, length: int, unit: float, context: Context) -> Tensor:
         """Return the noise of a sum, in units of the code."""
-        source = self.source(public)
+        source = self.source(context)
         draw = source.discrete if self.setting.integer else source.gaussian
         return torch.from_numpy(draw(length, self.sum_deviation(unit, 0)))
 
-    def bit_noise(self, public: Public) -> float:
+    def bit_noise(self, context: Context) -> float:
         """Return the noise on the sum of clipping bits."""
-        return float(self.source(public, client=-2).gaussian(1, self.bit_deviation)[0]) if self.adaptive else 0.0
+        return float(self.source(context, client=-2).gaussian(1, self.bit_deviation)[0]) if self.adaptive else 0.0
 
     def sum_deviation(self, unit: float, shares: int) -> float:
         """Return the noise's standard deviation, however many clients there are."""
@@ -110,9 +110,9 @@ class CentralDP(PrivacyMechanism):
         """Return 0: whether a round takes place must not depend on who is in it."""
         return 0
 
-    def settle(self, bits: float) -> None:
+    def record_release(self, bits: float) -> None:
         """Enter the release, and move the norm."""
-        super().settle(bits)
+        super().record_release(bits)
         if self.adaptive:
             inside = bits / self.setting.cohort + 0.5
             self.norm = move_clip(self.norm, min(max(inside, 0.0), 1.0), self.adaptive.quantile, self.adaptive.rate)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from fedlight.core.codec import Encoder, Private, Public
+from fedlight.core.codec import Context, Encoder, Private
 from fedlight.core.errors import ConfigurationError, require_choice
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
 from fedlight.privacy.ledger import Ledger
@@ -115,7 +115,7 @@ class PrivacyMechanism(ABC):
 
     # -- before the first round ------------------------------------------------------------------------------------
 
-    def begin(self, setting: AccountingSetting, population: int) -> None:
+    def calibrate(self, setting: AccountingSetting, population: int) -> None:
         """Take note of the run and fix the noise multiplier.
 
         Raises:
@@ -174,13 +174,13 @@ class PrivacyMechanism(ABC):
 
     # -- on the client ---------------------------------------------------------------------------------------------
 
-    def announce(self) -> dict[str, Any]:
+    def broadcast(self) -> dict[str, Any]:
         """Return what clients must know before a round beyond the configuration."""
         return {}
 
-    def protection(self, encoder: Encoder, public: Public, private: Private, client: int, silent: bool = False) -> Protection:
+    def protection(self, encoder: Encoder, context: Context, private: Private, client: int, silent: bool = False) -> Protection:
         """Return what a client applies to its code before it is packed; ``silent`` if it has nothing usable to say."""
-        return Protection(self, encoder, public, private.generator, client, silent)
+        return Protection(self, encoder, context, private.generator, client, silent)
 
     def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
         """Return the clipped code with the client's own noise, if it adds any; ``bound`` and ``limit`` in the code's units."""
@@ -188,11 +188,11 @@ class PrivacyMechanism(ABC):
 
     # -- on the server ---------------------------------------------------------------------------------------------
 
-    def sum_noise(self, length: int, unit: float, public: Public) -> Tensor | None:
+    def sum_noise(self, length: int, unit: float, context: Context) -> Tensor | None:
         """Return the noise ``[length]`` (int64 or float64) that the server adds to a sum of codes, None if it adds none."""
         return None
 
-    def bit_noise(self, public: Public) -> float:
+    def bit_noise(self, context: Context) -> float:
         """Return the noise that the server adds to the sum of clipping bits."""
         return 0.0
 
@@ -204,7 +204,7 @@ class PrivacyMechanism(ABC):
         """Return with how few clients a round goes on, ``asked`` being what the run wants."""
         return asked
 
-    def settle(self, bits: float) -> None:
+    def record_release(self, bits: float) -> None:
         """Enter one release in the ledger; ``bits``: the noisy sum of clipping bits, one half less each, where clients send them."""
         self.ledger.add(self.accounted(self.multiplier), self.rate)
 
@@ -223,7 +223,7 @@ class PrivacyMechanism(ABC):
         return self.target_epsilon is None or self.next_epsilon() <= self.target_epsilon
 
     def report(self) -> dict[str, Any]:
-        """Return everything that a statement of differential privacy has to say, as plain data; nothing before ``begin``."""
+        """Return everything that a statement of differential privacy has to say, as plain data; nothing before ``calibrate``."""
         if not hasattr(self, "setting"):
             return {}
         return {
@@ -244,11 +244,11 @@ class PrivacyMechanism(ABC):
             },
         }
 
-    def source(self, public: Public, client: int = -1) -> NoiseSource:
+    def source(self, context: Context, client: int = -1) -> NoiseSource:
         """Return where the noise of a client (or, below 0, of the server) comes from."""
         if self.simulation_seed is None:
             return SystemNoise()
-        return SeededNoise(self.simulation_seed, "privacy", public.round, public.attempt, client)
+        return SeededNoise(self.simulation_seed, "privacy", context.round, context.attempt, client)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger and what was calibrated or adapted, for the checkpoint."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Encoder, Public
+from fedlight.core.codec import Context, Encoder
 from fedlight.privacy.clipping import clip_integers, clip_norm
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ class Protection:
     """
 
     def __init__(
-        self, mechanism: PrivacyMechanism, encoder: Encoder, public: Public, generator: torch.Generator, client: int, silent: bool
+        self, mechanism: PrivacyMechanism, encoder: Encoder, context: Context, generator: torch.Generator, client: int, silent: bool
     ) -> None:
         self.mechanism = mechanism
-        self.format = encoder.format_at(public.step)
-        unit = encoder.common_step(public)
+        self.format = encoder.format_at(context.step)
+        unit = encoder.common_step(context)
         assert unit is not None, "refused before training"
-        self.bound = float(public.announced.get("clip", mechanism.clip)) / unit
-        self.public = public
+        self.bound = float(context.broadcast.get("clip", mechanism.clip)) / unit
+        self.context = context
         self.generator = generator
         self.client = client
         self.silent = silent
@@ -45,7 +45,7 @@ class Protection:
             clipped = clip_norm(code, self.bound, self._float_type(code))
         else:
             clipped, limit = clip_integers(code, self.bound, self.generator), (1 << (self.format.bits - 1)) - 1
-        return self.mechanism.add_share(clipped, self.bound, limit, self.mechanism.source(self.public, self.client)).to(device)
+        return self.mechanism.add_share(clipped, self.bound, limit, self.mechanism.source(self.context, self.client)).to(device)
 
     def _float_type(self, code: Tensor) -> torch.dtype:
         dtype = getattr(self.format, "dtype", code.dtype)

@@ -23,7 +23,7 @@ def counting(seed: int = 0) -> Callable[[int], bytes]:
 
 
 def session_of(clients: int, threshold: int, limits=((7, 5),), max_weight: int = 1, number: int = 0, **changes) -> Session:
-    held = dict.fromkeys(("encoder", "model", "announced", "training"), bytes(32))
+    held = dict.fromkeys(("encoder", "model", "broadcast", "training"), bytes(32))
     settings = {"round": 3, "codec": 77} | held | changes
     return Session(number.to_bytes(16, "big"), format=SumFormat(limits, clients, max_weight), threshold=threshold, **settings)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedlight.aggregation import AggregationSetting, Aggregator, DropOuts, PlainAggregator, SecureAggregator
 from fedlight.codecs import QuantizeCodec
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.layout import Layout
 from fedlight.core.rounds import Round, Upload
 
@@ -35,21 +35,21 @@ def codec_of(dim: int = DIM, bits: int = 4) -> QuantizeCodec:
 
 def upload_of(codec, client: int, weight: int, seed: int = 0) -> tuple[Upload, torch.Tensor]:
     """Return a client's upload and the code that is in it."""
-    public, private = Public(), Private(torch.Generator().manual_seed(1000 * seed + client))
+    context, private = Context(), Private(torch.Generator().manual_seed(1000 * seed + client))
     update = 4 * torch.randn(codec.encoder.dim, generator=torch.Generator().manual_seed(seed + client))
-    message = codec.encoder.encode_message(update, public, private)
-    code = codec.decoder.read_message(message, public)
+    message = codec.encoder.encode_message(update, context, private)
+    code = codec.decoder.read_message(message, context)
     return Upload(client, update, torch.empty(0), weight, 0.0, weight > 1, message), code
 
 
 def attempt(aggregator: Aggregator, codec, uploads: Sequence[Upload]) -> Round:
     cohort = np.arange(CLIENTS, dtype=np.int64)
-    round = Round(Public(), cohort, cohort)
+    round = Round(Context(), cohort, cohort)
     aggregator.check(AggregationSetting(codec, CLIENTS, max(upload.weight for upload in uploads), False, 1))
     aggregator.open(round, codec, torch.zeros(3))
     for upload in uploads:
         aggregator.leave(round, upload)
-        aggregator.arrive(round, upload.outside() if aggregator.conceals else upload, codec.decoder, CPU)
+        aggregator.arrive(round, upload.outside() if aggregator.hides_messages else upload, codec.decoder, CPU)
     aggregator.close(round, CPU)
     return round
 
@@ -67,7 +67,7 @@ def test_the_sum_is_that_of_the_codes_that_arrived_in_any_order(make, largest, d
     assert codes.total.dtype == torch.int64
     assert codes.total.tolist() == sum(weight * code.long() for weight, (_, code) in zip(weights, pairs, strict=True)).tolist()
     assert codes.count == len(clients) and codes.weight == sum(weights)
-    assert codes.effective_count == len(clients) or (largest > 1 and not aggregator.conceals)
+    assert codes.effective_count == len(clients) or (largest > 1 and not aggregator.hides_messages)
 
 
 @rows
@@ -100,7 +100,7 @@ def test_what_is_held_does_not_grow_with_what_arrives(make, largest):
     codec, aggregator = codec_of(dim), make()
     uploads = [upload_of(codec, client, 1)[0] for client in range(CLIENTS)]
     cohort = np.arange(CLIENTS, dtype=np.int64)
-    round = Round(Public(), cohort, cohort)
+    round = Round(Context(), cohort, cohort)
     aggregator.open(round, codec, torch.zeros(3))
     for upload in uploads:
         aggregator.leave(round, upload)

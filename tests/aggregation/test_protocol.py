@@ -16,8 +16,8 @@ from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request
 from fedlight.aggregation.secure.primitives import KeyPair, combine
 from fedlight.aggregation.secure.sums import add_mask
-from fedlight.core.codec import Public
-from fedlight.core.digest import digest_public
+from fedlight.core.codec import Context
+from fedlight.core.digest import digest_context
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
 from tests.aggregation.parties import Play, counting, random_codes, session_of
 
@@ -141,7 +141,7 @@ def test_cohorts_and_thresholds_that_hide_nothing_are_refused(clients, threshold
         session_of(clients, threshold)
 
 
-@pytest.mark.parametrize("name", ["encoder", "model", "announced", "training"])
+@pytest.mark.parametrize("name", ["encoder", "model", "broadcast", "training"])
 def test_digests_are_whole(name):
     with pytest.raises(ConfigurationError, match=f"`{name}` of 32 bytes"):
         session_of(3, 2, **{name: b"short"})
@@ -470,7 +470,7 @@ def test_stages_out_of_order_are_refused():
     [
         ({"encoder": b"\1" * 32}, "signature of client"),
         ({"model": b"\1" * 32}, "signature of client"),
-        ({"announced": digest_public(Public(announced={"gain": 1e30}))}, "signature of client"),
+        ({"broadcast": digest_context(Context(broadcast={"gain": 1e30}))}, "signature of client"),
         ({"training": b"\1" * 32}, "signature of client"),
         ({"codec": 78}, "codec fingerprint"),
         ({"round": 4}, "Expected round 4"),
@@ -478,7 +478,7 @@ def test_stages_out_of_order_are_refused():
         ({"format": session_of(4, 3, ((7, 5),), 2).format}, "signature of client"),
         ({"format": session_of(4, 3, ((15, 5),)).format}, "signature of client"),
     ],
-    ids=["encoder", "model", "announced", "training", "codec", "round", "threshold", "largest weight", "range"],
+    ids=["encoder", "model", "broadcast", "training", "codec", "round", "threshold", "largest weight", "range"],
 )
 def test_a_client_that_holds_something_else_does_not_take_part(changes, said):
     """A server that gives one client another model, encoder or gain than the rest, or counts otherwise, gets nothing from it."""

@@ -123,5 +123,5 @@ def test_arguments_out_of_range_are_refused(make):
 def test_rules_and_secrecy_exclude_one_another_by_type():
     """There is one aggregator: a run cannot have both, and each says which side it is on."""
     for rule in (NormBound(1.0), TrimmedMean(), Median()):
-        assert not rule.conceals and isinstance(rule, Aggregator)
-    assert PlainAggregator.sums and NormBound.sums and not Median.sums and SecureAggregator.conceals
+        assert not rule.hides_messages and isinstance(rule, Aggregator)
+    assert PlainAggregator.sums and NormBound.sums and not Median.sums and SecureAggregator.hides_messages

@@ -29,8 +29,8 @@ from fedlight.codecs import (
     TopKCodec,
     TransformCodec,
 )
-from fedlight.core.codec import Public
-from fedlight.core.digest import digest_public
+from fedlight.core.codec import Context
+from fedlight.core.digest import digest_context
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
@@ -69,7 +69,7 @@ def same_rounds(one: Spy, other: Spy) -> None:
         assert one.totals[number].dtype == torch.int64 and torch.equal(one.totals[number], other.totals[number])
         assert torch.equal(one.aggregates[number], other.aggregates[number])
         assert torch.equal(one.weights[number], other.weights[number])
-        assert one.announced[number] == other.announced[number]
+        assert one.broadcast[number] == other.broadcast[number]
 
 
 def test_a_run_on_digits_is_the_run_without_it_bit_for_bit():
@@ -142,7 +142,7 @@ def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
         """Takes the aggregate away in attempts that the secure run had to repeat."""
 
         def on_cohort_end(self, trainer, pl_module, round):
-            if round.public.attempt < attempts[round.public.round]:
+            if round.context.attempt < attempts[round.context.round]:
                 round.aggregate = None
 
     cohorts = {(number, attempt): survivors.get((number, attempt)) or [0] for number in range(4) for attempt in range(10)}
@@ -218,7 +218,7 @@ def test_every_byte_of_every_stage_is_counted_in_both_directions():
     traffic = module.traffic
     assert traffic.uplink == masked + 2 * up and traffic.handshake_up == 2 * up and traffic.messages == 2 * n
     assert traffic.handshake_down == 2 * down
-    gains = sum(8 * len(announced) for announced in spy.announced.values())
+    gains = sum(8 * len(broadcast) for broadcast in spy.broadcast.values())
     encoders = traffic.codec
     assert traffic.downlink == 2 * down + 2 * n * model_bytes(module) + encoders + n * gains
     assert traffic.mean_message == masked / (2 * n)
@@ -441,13 +441,13 @@ class Sessions(FederatedCallback):
     """Remembers the session of every round, and what was announced in it."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[Session, Public]] = {}
+        self.seen: dict[int, tuple[Session, Context]] = {}
 
     def on_client_message(self, trainer, pl_module, round, upload):
-        self.seen[round.public.round] = pl_module.aggregator._running.server.session, round.public
+        self.seen[round.context.round] = pl_module.aggregator._running.server.session, round.context
 
 
-def sessions_of(**changes) -> dict[int, tuple[Session, Public]]:
+def sessions_of(**changes) -> dict[int, tuple[Session, Context]]:
     sessions = Sessions()
     run(federated(**{"codec": learned(), "aggregator": SecureAggregator(CLIENTS)} | changes), 2, callbacks=[sessions])
     return sessions.seen
@@ -456,10 +456,10 @@ def sessions_of(**changes) -> dict[int, tuple[Session, Public]]:
 def test_every_session_is_bound_to_what_was_announced():
     """A gain that differed between clients would leave one client's code alone in the sum."""
     seen = sessions_of()
-    for session, public in seen.values():
-        assert "gain" in str(public.announced)
-        told = replace(public, announced={**public.announced, "server": {}})
-        assert session.announced == digest_public(told) != digest_public(replace(told, announced={"1": {"gain": 1e30}, "server": {}}))
+    for session, context in seen.values():
+        assert "gain" in str(context.broadcast)
+        told = replace(context, broadcast={**context.broadcast, "server": {}})
+        assert session.broadcast == digest_context(told) != digest_context(replace(told, broadcast={"1": {"gain": 1e30}, "server": {}}))
 
 
 class Announces(FedAvg):
@@ -469,14 +469,16 @@ class Announces(FedAvg):
         super().__init__(lr=0.1, steps=3, batch_size=8)
         self._told = told
 
-    def announce(self, state):
+    def broadcast(self, state):
         return {"level": torch.tensor(self._told)}
 
 
 def test_every_session_is_bound_to_what_the_algorithms_server_announced():
-    for session, public in sessions_of(algorithm=Announces(2.0)).values():
-        digests = [digest_public(replace(public, announced={**public.announced, "server": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)]
-        assert session.announced == digests[0] != digests[1]
+    for session, context in sessions_of(algorithm=Announces(2.0)).values():
+        digests = [
+            digest_context(replace(context, broadcast={**context.broadcast, "server": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)
+        ]
+        assert session.broadcast == digests[0] != digests[1]
 
 
 def test_every_session_is_bound_to_how_clients_train():

@@ -54,12 +54,12 @@ def test_identification_asks_whether_the_true_image_is_nearest():
 
 def test_baselines_use_what_they_say_and_no_more():
     labels = torch.arange(30) % 3
-    public = images(30) * 0.1 + labels[:, None, None, None] * 0.3
-    guesses = Controls.of(public, labels, 4).guesses(torch.tensor([0, 2, 3]))
-    assert torch.equal(guesses["mean_image"][0], public.mean(0))
-    assert torch.equal(guesses["class_mean"][1], public[labels == 2].mean(0))
-    assert torch.equal(guesses["class_mean"][2], public.mean(0))  # no public image of it
-    assert any(torch.equal(guesses["label_only"][0], image) for image in public[labels == 0])
+    context = images(30) * 0.1 + labels[:, None, None, None] * 0.3
+    guesses = Controls.of(context, labels, 4).guesses(torch.tensor([0, 2, 3]))
+    assert torch.equal(guesses["mean_image"][0], context.mean(0))
+    assert torch.equal(guesses["class_mean"][1], context[labels == 2].mean(0))
+    assert torch.equal(guesses["class_mean"][2], context.mean(0))  # no public image of it
+    assert any(torch.equal(guesses["label_only"][0], image) for image in context[labels == 0])
 
 
 def result(values: list[float], class_mean: float = 14.0, labels: float | None = None) -> Result:
@@ -185,7 +185,7 @@ def test_canaries_find_out_a_mechanism_that_clips_or_adds_noise_otherwise_than_i
         monkeypatch.setattr("fedlight.audit.canaries.clip_norm", lambda code, bound: code)
     else:
         honest = CentralDP.sum_noise
-        monkeypatch.setattr(CentralDP, "sum_noise", lambda self, length, unit, public: honest(self, length, 50 * unit, public))
+        monkeypatch.setattr(CentralDP, "sum_noise", lambda self, length, unit, context: honest(self, length, 50 * unit, context))
     lower, proved = canary_bounds(2000, settings, 8.0, 0)
     assert proved is not None and lower > proved
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fedlight.codecs import ChainCodec, QuantizeCodec, TransformCodec, TwoSidedC
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.two_sided import TwoSidedEncoder
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private, ServerContext
 from fedlight.core.export import encoder_bytes
 from fedlight.core.random import torch_generator
 from fedlight.core.running_sum import RunningSum
@@ -113,7 +113,7 @@ class Bench:
     def round(self) -> dict[str, Any]:
         """Return seconds of a round: client by client of training, of copying the update, and of each codec's part."""
         spent: dict[str, Any] = {"train": [], "copy": []} | {name: {"encode": [], "read": []} for name in self.codecs}
-        publics = {name: Public(announced=codec.decoder.announce({})) for name, codec in self.codecs.items()}
+        publics = {name: Context(broadcast=codec.decoder.broadcast({})) for name, codec in self.codecs.items()}
         sums = {name: RunningSum() for name in self.codecs}
         for client in range(self.setting.cohort):
             taken, update = seconds(lambda client=client: self.train(client))
@@ -134,9 +134,9 @@ class Bench:
                 spent[name]["read"].append(seconds(read)[0])
                 spent[name]["message"] = len(message)
         for name, codec in self.codecs.items():
-            public = replace(publics[name], clients=self.setting.cohort)
+            context = ServerContext.of(publics[name], self.setting.cohort)
             mean = seconds(sums[name].mean)
-            decoded = seconds(lambda codec=codec, mean=mean[1], public=public: codec.decoder.decode(mean, public, {}))
+            decoded = seconds(lambda codec=codec, mean=mean[1], context=context: codec.decoder.decode(mean, context, {}))
             spent[name]["decode"] = mean[0] + decoded[0]
         return spent
 

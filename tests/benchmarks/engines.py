@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Threaded, Vectorized
 from fedlight.clients.store import ClientStore
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.cores import usable_cores
 from fedlight.core.rounds import Round
 from fedlight.data import FederatedDataModule
@@ -63,7 +63,7 @@ class Contest:
         """Return the updates of one round's clients."""
         cohort = self.data.cohort(number)
         runner = CohortRunner(self.model, self.algorithm, self.data, ClientStore(), False, None, engine=self.engines[name])
-        uploads = runner.run(Round(Public(round=number), cohort, cohort), self.start, self.model.buffers.clone())
+        uploads = runner.run(Round(Context(round=number), cohort, cohort), self.start, self.model.buffers.clone())
         return [upload.update for upload in uploads]
 
     def seconds(self, name: str, rounds: int) -> float:

@@ -53,12 +53,12 @@ class Record(FederatedCallback):
 
     def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
         """Note whose code arrived."""
-        self.survivors.setdefault(round.public.round, []).append(upload.client)
+        self.survivors.setdefault(round.context.round, []).append(upload.client)
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
         """Note the sum."""
         assert round.codes.total is not None and round.public.attempt == 0, "an attempt failed: lower `drop_outs`"
-        self.sums[round.public.round] = round.codes.total.clone()
+        self.sums[round.context.round] = round.codes.total.clone()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything."""

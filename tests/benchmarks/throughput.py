@@ -104,7 +104,7 @@ class Alternation(Callback):
     def __init__(self, loop: BareLoop, plan: Sequence[Sequence[ClientTurn]], work: Workload) -> None:
         self.loop = loop
         self.plan = plan
-        self.turns = {1, *range(work.warm, work.warm + work.rounds, work.block)}
+        self.tasks = {1, *range(work.warm, work.warm + work.rounds, work.block)}
         self.done = 0
         self.resumed = 0.0
         self.ours: list[float] = []
@@ -114,7 +114,7 @@ class Alternation(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Give the bare loop its turn where a block ends; ``batch_idx`` rounds are done."""
-        if batch_idx in self.turns:
+        if batch_idx in self.tasks:
             self._turn(pl_module, batch_idx)
         elif not batch_idx:
             self.resumed = time.perf_counter()
@@ -139,12 +139,12 @@ class Alternation(Callback):
 def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]]:
     """Return the clients, batch orders and dropout seeds that fedlight draws in its first rounds."""
 
-    def turn(number: int, client: int) -> ClientTurn:
+    def task(number: int, client: int) -> ClientTurn:
         order = torch.randperm(SAMPLES, generator=torch_generator(0, number, 0, client, "batches"))
         rows = torch.from_numpy(data.client_indices(client))[order]
         return ClientTurn(rows, derive_seed(0, number, 0, client, "dropout"))
 
-    return [[turn(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]
+    return [[task(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]
 
 
 def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, more: Sequence[Callback] = (), **flags: Any) -> FederatedTrainer:

@@ -35,7 +35,7 @@ class Hooks(FederatedCallback):
         self.calls: list[tuple[Any, ...]] = []
 
     def on_round_start(self, trainer, pl_module, round):
-        self.calls.append(("start", round.public.round, round.public.step))
+        self.calls.append(("start", round.context.round, round.context.step))
 
     def on_client_update(self, trainer, pl_module, round, upload):
         self.calls.append(("update", upload.client))
@@ -115,9 +115,9 @@ class _Watched(IdentityEncoder):
 
     before: Callable[[], None]
 
-    def encode(self, update, public, private):
+    def encode(self, update, context, private):
         self.before()
-        return super().encode(update, public, private)
+        return super().encode(update, context, private)
 
 
 class Watched(IdentityCodec):
@@ -152,10 +152,10 @@ class Begins(FedAvg):
 
 def test_a_client_is_encoded_while_the_next_one_trains():
     """Each encoding waits until the next client has begun, which it never would if that one waited for the message."""
-    algorithm, turns, waits = Begins(), iter(range(CLIENTS)), []
+    algorithm, tasks, waits = Begins(), iter(range(CLIENTS)), []
 
     def before():
-        if next(turns) < CLIENTS - 1:
+        if next(tasks) < CLIENTS - 1:
             waits.append(algorithm.next.acquire(timeout=WAIT))
 
     fit(federated(codec=Watched(before), algorithm=algorithm), True, rounds=1)

@@ -18,7 +18,7 @@ class Watch(Spy):
 
     def on_round_end(self, trainer, pl_module, round):
         if (self.folder / "last.ckpt").exists():
-            self.seen.append((round.public.round, torch.load(self.folder / "last.ckpt", weights_only=False)["global_step"]))
+            self.seen.append((round.context.round, torch.load(self.folder / "last.ckpt", weights_only=False)["global_step"]))
         assert {path.name for path in self.folder.glob("*")} <= {"last.ckpt"}
 
 

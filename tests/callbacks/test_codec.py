@@ -13,7 +13,7 @@ class Lossy(FederatedCallback):
         self.attempts = attempts
 
     def on_client_update(self, trainer, pl_module, round, upload):
-        if round.public.attempt < self.attempts:
+        if round.context.attempt < self.attempts:
             upload.update.fill_(float("nan"))
 
 
@@ -33,12 +33,12 @@ def test_the_message_alone_reaches_the_server():
 def test_the_aggregate_is_one_decoding_of_the_mean_code():
     module = federated(codec=learned())
     spy = run(module, 1)
-    codec, announced = module.codec, spy.announced[0]
-    from fedlight.core.codec import Public
+    codec, broadcast = module.codec, spy.broadcast[0]
+    from fedlight.core.codec import Context
 
-    public = Public(3, 0, 0, announced=announced)
+    context = Context(3, 0, 0, broadcast=broadcast)
     messages = [spy.uploads[0, 0, client].message for client in range(8)]
-    assert torch.equal(codec.decoder.decode_sum(messages, [1] * 8, public, {}), spy.aggregates[0])
+    assert torch.equal(codec.decoder.decode_sum(messages, [1] * 8, context, {}), spy.aggregates[0])
 
 
 def test_what_clients_are_announced_is_known_before_they_send():
@@ -47,8 +47,8 @@ def test_what_clients_are_announced_is_known_before_they_send():
     spy = run(module, 3)
     first = federated(codec=learned())
     shorter = run(first, 1)
-    assert spy.announced[0] == shorter.announced[0]
-    assert spy.announced[1] != spy.announced[0]
+    assert spy.broadcast[0] == shorter.broadcast[0]
+    assert spy.broadcast[1] != spy.broadcast[0]
 
 
 def test_server_state_of_a_failed_attempt_is_not_kept():
@@ -59,7 +59,7 @@ def test_server_state_of_a_failed_attempt_is_not_kept():
             self.seen = []
 
         def on_client_message(self, trainer, pl_module, round, upload):
-            self.seen.append((round.public.round, round.public.attempt, str(round.public.announced)))
+            self.seen.append((round.context.round, round.context.attempt, str(round.context.broadcast)))
 
     module, ears = federated(codec=learned(), min_clients=8, max_attempts=4), Announced()
 
@@ -67,7 +67,7 @@ def test_server_state_of_a_failed_attempt_is_not_kept():
         """Makes the first attempt's aggregate unusable, after decoding."""
 
         def on_cohort_end(self, trainer, pl_module, round):
-            if round.public.attempt == 0:
+            if round.context.attempt == 0:
                 round.aggregate = None
 
     runner = trainer(2, callbacks=[ears, Falls(), *reversed(codec_callbacks(module.codec)), pretraining()])

@@ -46,7 +46,7 @@ def test_uploads_of_several_vectors_are_written_whole(tmp_path):
     module, recorder = federated(algorithm=Scaffold()), UpdateRecorder(clients=1, path=str(tmp_path / "bank.safetensors"))
     upload = SimpleNamespace(update=torch.arange(float(2 * module.layout.dim + 1)))
     for hook in (recorder.on_round_start, lambda *given: recorder.on_client_update(*given, upload), recorder.on_round_end):
-        hook(None, module, SimpleNamespace(public=SimpleNamespace(round=0)))
+        hook(None, module, SimpleNamespace(context=SimpleNamespace(round=0)))
     recorder.on_train_end(SimpleNamespace(), module)
     bank = UpdateBank.load(tmp_path / "bank.safetensors")
     assert torch.equal(bank.updates[0, 0], upload.update) and bank.layout == module.upload_layout

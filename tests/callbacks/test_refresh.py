@@ -34,7 +34,7 @@ class Watch(FederatedCallback):
     def __init__(self) -> None:
         self.versions: list[int] = []
         self.fingerprints: list[int] = []
-        self.announced: list[dict[str, Any]] = []
+        self.broadcast: list[dict[str, Any]] = []
         self.encoders: list[int] = []
         self.clients: list[list[int]] = []
 
@@ -42,7 +42,7 @@ class Watch(FederatedCallback):
         codec = pl_module.codec
         self.versions.append(codec.version)
         self.fingerprints.append(codec.encoder.fingerprint)
-        self.announced.append(dict(round.public.announced))
+        self.broadcast.append(dict(round.context.broadcast))
         self.encoders.append(encoder_bytes(codec))
         self.clients.append(round.cohort.tolist())
 
@@ -146,15 +146,15 @@ def test_a_resumed_run_is_a_straight_run_bit_for_bit(make, at, growth, tmp_path)
     assert states[0] == states[1]
 
 
-def gain_of(announced: dict[str, Any]) -> float:
-    return float(announced["1"]["gain"])
+def gain_of(broadcast: dict[str, Any]) -> float:
+    return float(broadcast["1"]["gain"])
 
 
 def test_the_gain_begins_anew_from_the_new_bank():
     module, watch = watched(refresh(5), 6)
     decoder = module.codec.decoder
-    assert gain_of(watch.announced[5]) == gain_of(decoder.announce({}))
-    assert gain_of(watch.announced[4]) != gain_of(watch.announced[5])
+    assert gain_of(watch.broadcast[5]) == gain_of(decoder.broadcast({}))
+    assert gain_of(watch.broadcast[4]) != gain_of(watch.broadcast[5])
 
 
 def grown(growth: float, error: float, monkeypatch) -> tuple[Any, Watch, list[Any]]:
@@ -183,7 +183,7 @@ def test_with_growth_it_fits_only_where_the_error_has_grown(growth, error, fits,
     (state,) = asked
     assert "gain" in state["1"], "the error is that of the server's own gain"
     if not fits:
-        assert gain_of(watch.announced[3]) == state["1"]["gain"], "a refresh that did not take place changed the gain"
+        assert gain_of(watch.broadcast[3]) == state["1"]["gain"], "a refresh that did not take place changed the gain"
 
 
 def test_growth_does_not_see_updates_that_only_became_smaller(monkeypatch):
@@ -203,7 +203,7 @@ def test_growth_does_not_see_updates_that_only_became_smaller(monkeypatch):
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             decoder = next(c for c in trainer.callbacks if isinstance(c, GradientDecoder))
-            decoder.server_state["1"]["gain"] = 0.02 * gain_of(pl_module.codec.decoder.announce({}))
+            decoder.server_state["1"]["gain"] = 0.02 * gain_of(pl_module.codec.decoder.broadcast({}))
 
     module, watch = federated(codec=transform()), Watch()
     run(module, 3, callbacks=[Follows(), watch, refresh(2, growth=1.5)])
@@ -216,7 +216,7 @@ def test_clients_forget_what_the_old_code_left_out():
 
     class Keeps(FederatedCallback):
         def on_round_start(self, trainer, pl_module, round):
-            kept[round.public.round] = [len(pl_module.store.peek(client).get("codec", {})) for client in range(8)]
+            kept[round.context.round] = [len(pl_module.store.peek(client).get("codec", {})) for client in range(8)]
 
     module = federated(codec=ChainCodec([LinearCodec(2, block_size=16), TopKCodec(4)]))
     run(module, 4, callbacks=[Keeps(), refresh(2)])
@@ -286,7 +286,7 @@ def test_past_aggregates_are_fitted_to_as_the_server_saw_them(make, monkeypatch)
     class Sees(FederatedCallback):
         def on_round_end(self, trainer, pl_module, round):
             decoder = pl_module.codec.decoder
-            seen.append(decoder.observe(round.codes.mean(), round.public, round.aggregate))
+            seen.append(decoder.observe(round.codes.mean(), round.context, round.aggregate))
             assert torch.equal(seen[-1], round.aggregate) == (make is transform)
 
     monkeypatch.setattr(module_of, "record_for", spy)

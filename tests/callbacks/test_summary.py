@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from fedlight.callbacks import RunSummary
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.export import load_decoder, load_encoder
 from tests.federation import federated, federated_data, learned, mlp, pretraining, trainer, weights_of
 
@@ -79,12 +79,12 @@ def test_one_file_encodes_what_the_other_alone_decodes(finished):
     module, folder = finished
     encoder, decoder = load_encoder(folder / "encoder.safetensors"), load_decoder(folder / "decoder.safetensors")
     update = torch.randn(module.layout.dim) * 0.01
-    public = Public(round=4, announced=decoder.announce({}))
-    messages = [encoder.encode_message(update, public, Private(torch.Generator().manual_seed(i))) for i in range(3)]
-    decoded = decoder.decode_sum(messages, [1, 1, 1], public, {})
-    own = [module.codec.encoder.encode_message(update, public, Private(torch.Generator().manual_seed(i))) for i in range(3)]
+    context = Context(round=4, broadcast=decoder.broadcast({}))
+    messages = [encoder.encode_message(update, context, Private(torch.Generator().manual_seed(i))) for i in range(3)]
+    decoded = decoder.decode_sum(messages, [1, 1, 1], context, {})
+    own = [module.codec.encoder.encode_message(update, context, Private(torch.Generator().manual_seed(i))) for i in range(3)]
     assert messages == own
-    torch.testing.assert_close(decoded, module.codec.decoder.decode_sum(own, [1, 1, 1], public, {}))
+    torch.testing.assert_close(decoded, module.codec.decoder.decode_sum(own, [1, 1, 1], context, {}))
     assert len(messages[0]) < 4 * module.layout.dim / 2
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import Engine, FedAvg, FedProx, FedSGD, LocalModel, LocalResult, Sequential, Threaded, Turn, Vectorized
+from fedlight.clients import ClientTask, Engine, FedAvg, FedProx, FedSGD, LocalModel, LocalResult, Sequential, Threaded, Vectorized
 from fedlight.clients.engine import in_company
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import MLP, LeNet5, SmallCNN
@@ -70,7 +70,7 @@ def local_model(network: str | nn.Module = "perceptron", dtype: torch.dtype = to
     return local
 
 
-def turns(model: LocalModel, shape: tuple[int, ...] = (6,), sizes: tuple[int, ...] = SIZES, spoilt: int | None = None) -> list[Turn]:
+def tasks(model: LocalModel, shape: tuple[int, ...] = (6,), sizes: tuple[int, ...] = SIZES, spoilt: int | None = None) -> list[ClientTask]:
     """Clients of these sizes; the data of the one that is spoilt is not finite."""
     made = []
     for client, size in enumerate(sizes):
@@ -80,13 +80,13 @@ def turns(model: LocalModel, shape: tuple[int, ...] = (6,), sizes: tuple[int, ..
         if client == spoilt:
             x[0] = float("nan")
             x[-1] = float("inf")
-        made.append(Turn(client, x, y, model.start, model.buffers.clone(), torch.Generator().manual_seed(100 + client), 200 + client))
+        made.append(ClientTask(client, x, y, model.start, model.buffers.clone(), torch.Generator().manual_seed(100 + client), 200 + client))
     return made
 
 
-def results(engine: Engine, model: LocalModel, algorithm: Any, made: list[Turn], round: int = 2) -> list[LocalResult]:
+def results(engine: Engine, model: LocalModel, algorithm: Any, made: list[ClientTask], round: int = 2) -> list[LocalResult]:
     found = list(engine.train(model, algorithm, made, round))
-    assert [turn for turn, *_ in found] == made
+    assert [task for task, *_ in found] == made
     return [result for _, result, _ in found]
 
 
@@ -99,7 +99,7 @@ def assert_same(ours: list[LocalResult], theirs: list[LocalResult], tolerance: f
 
 
 def check(engine: Engine, model: LocalModel, algorithm: Any, x: Any = None, personal: bool = False) -> None:
-    data = (turns(model)[0].x if x is None else x, turns(model)[0].y)
+    data = (tasks(model)[0].x if x is None else x, tasks(model)[0].y)
     engine.check(lambda: model, algorithm, data, personal, model.weights.device)
 
 
@@ -111,14 +111,14 @@ def test_every_algorithm_has_the_same_updates_or_is_refused(name: str) -> None:
             check(Vectorized(), model, algorithm)
         return
     check(Vectorized(), model, algorithm)
-    assert_same(results(Vectorized(3), model, algorithm, turns(model)), results(Sequential(), model, algorithm, turns(model)))
+    assert_same(results(Vectorized(3), model, algorithm, tasks(model)), results(Sequential(), model, algorithm, tasks(model)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network_has_the_same_updates(name: str) -> None:
     model, shape = local_model(name), NETWORKS[name][1]
     algorithm = FedAvg(lr=0.05, batch_size=4, steps=10, momentum=0.5)
-    both = [results(engine, model, algorithm, turns(model, shape)) for engine in (Vectorized(3), Sequential())]
+    both = [results(engine, model, algorithm, tasks(model, shape)) for engine in (Vectorized(3), Sequential())]
     assert_same(*both)
 
 
@@ -134,7 +134,7 @@ def test_clients_of_any_sizes_in_chunks_of_any_size_have_their_own_updates(
 ) -> None:
     model = local_model(dtype=torch.float64)
     algorithm = FedProx(mu=0.5, lr=0.1, batch_size=batch_size, momentum=0.9, weight_decay=0.01, max_grad_norm=0.5, **passes)
-    both = [results(engine, model, algorithm, turns(model, sizes=sizes)) for engine in (Vectorized(clients), Sequential())]
+    both = [results(engine, model, algorithm, tasks(model, sizes=sizes)) for engine in (Vectorized(clients), Sequential())]
     assert_same(*both, tolerance=1e-10)
 
 
@@ -143,15 +143,15 @@ def test_augmentation_draws_the_same_numbers(make: Callable[[], Engine]) -> None
     model = local_model()
     model.augment = lambda x, generator: x + torch.randn(x.shape, generator=generator)
     algorithm = FedAvg(lr=0.1, batch_size=4, epochs=2)
-    assert_same(*[results(engine, model, algorithm, turns(model)) for engine in (make(), Sequential())])
+    assert_same(*[results(engine, model, algorithm, tasks(model)) for engine in (make(), Sequential())])
 
 
 @any_engine
 def test_nothing_non_finite_of_one_client_reaches_another(make: Callable[[], Engine]) -> None:
     model, algorithm = local_model("convolutions"), FedAvg(lr=0.1, batch_size=4, epochs=2, momentum=0.5, max_grad_norm=1.0)
     shape = NETWORKS["convolutions"][1]
-    clean = results(make(), model, algorithm, turns(model, shape))
-    spoilt = results(make(), model, algorithm, turns(model, shape, spoilt=2))
+    clean = results(make(), model, algorithm, tasks(model, shape))
+    spoilt = results(make(), model, algorithm, tasks(model, shape, spoilt=2))
     assert not torch.isfinite(spoilt[2].update).all()
     for client in (0, 1, 3, 4):
         assert torch.equal(spoilt[client].update, clean[client].update) and torch.equal(spoilt[client].loss, clean[client].loss)
@@ -160,19 +160,19 @@ def test_nothing_non_finite_of_one_client_reaches_another(make: Callable[[], Eng
 def test_no_more_than_a_chunk_is_taken_before_its_results_are() -> None:
     model, taken = local_model(), []
 
-    def one_by_one() -> Iterator[Turn]:
-        for turn in turns(model):
-            taken.append(turn.client)
-            yield turn
+    def one_by_one() -> Iterator[ClientTask]:
+        for task in tasks(model):
+            taken.append(task.client)
+            yield task
 
-    seen = [(turn.client, len(taken)) for turn, *_ in Vectorized(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), one_by_one(), 0)]
+    seen = [(task.client, len(taken)) for task, *_ in Vectorized(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), one_by_one(), 0)]
     assert seen == [(0, 2), (1, 2), (2, 4), (3, 4), (4, 5)]
 
 
 @any_engine
 def test_updates_are_vectors_of_their_own(make: Callable[[], Engine]) -> None:
     model = local_model()
-    first, second, *_ = results(make(), model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model))
+    first, second, *_ = results(make(), model, FedAvg(lr=0.1, batch_size=4, steps=1), tasks(model))
     kept = second.update.clone()
     first.update.fill_(1.0)
     assert torch.equal(second.update, kept) and second.update.untyped_storage().nbytes() == kept.untyped_storage().nbytes()

@@ -39,7 +39,7 @@ def federation(algorithm, rounds: int, start: Tensor | None = None, clients=CLIE
         for own, x in zip(owns, clients, strict=True):
             model.load(weights.clone(), model.buffers)
             generator = torch.Generator().manual_seed(number)
-            memory = Memory(own, algorithm.announce(state))
+            memory = Memory(own, algorithm.broadcast(state))
             uploads.append(algorithm.run(model, x, torch.zeros(1), number, generator, memory).upload())
         weights = weights - algorithm.step(torch.stack(uploads).mean(0), 1.0, state)
     return weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedlight.clients import FedAvg, LocalModel, Sequential, Turn
+from fedlight.clients import ClientTask, FedAvg, LocalModel, Sequential
 from fedlight.clients.pooling import MaxPool2d, quicken_pooling
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
@@ -86,15 +86,15 @@ def test_clients_train_with_it_to_the_same_weights() -> None:
     for quick in (True, False):
         model = LocalModel(copy.deepcopy(network), cross_entropy)
         start, algorithm = model.weights.clone(), FedAvg(lr=0.1, batch_size=4, epochs=2)
-        turn = Turn(0, x, y, start, model.buffers, torch.Generator().manual_seed(1), noise=5)
+        task = ClientTask(0, x, y, start, model.buffers, torch.Generator().manual_seed(1), noise=5)
         with torch.random.fork_rng():
             if quick:
-                ((_, result, _),) = Sequential().train(model, algorithm, [turn], round=0)
+                ((_, result, _),) = Sequential().train(model, algorithm, [task], round=0)
                 assert any(type(layer) is MaxPool2d for layer in model.module.modules())
             else:
-                model.seed_noise(turn.noise)
+                model.seed_noise(task.noise)
                 model.load(start, model.buffers)
-                result = algorithm.run(model, x, y, 0, turn.generator, turn.memory)
+                result = algorithm.run(model, x, y, 0, task.generator, task.memory)
         weights.append(result.update)
     assert torch.equal(*weights)
     assert not any(type(layer) is MaxPool2d for layer in network.modules())

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlight.clients import Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded, Turn
+from fedlight.clients import ClientTask, Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded
 from fedlight.clients.dropout import OwnDropout, own_dropout
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_algorithms import ALGORITHMS
-from tests.clients.test_engine import turns as clients_of
+from tests.clients.test_engine import tasks as clients_of
 
 WAIT = 60  # seconds after which a thread that waits for another gives up
 SIZES = (10, 7, 4, 12, 9, 10, 3)
@@ -41,14 +41,14 @@ def local_model(name: str = "dropout") -> LocalModel:
     return local
 
 
-def turns(model: LocalModel, shape: tuple[int, ...] = (6,)) -> list[Turn]:
+def tasks(model: LocalModel, shape: tuple[int, ...] = (6,)) -> list[ClientTask]:
     return clients_of(model, shape, SIZES)
 
 
-def train(engine: Engine, model: LocalModel, algorithm: Any, made: list[Turn]) -> list[tuple[int, LocalResult, Tensor, Tensor]]:
+def train(engine: Engine, model: LocalModel, algorithm: Any, made: list[ClientTask]) -> list[tuple[int, LocalResult, Tensor, Tensor]]:
     """Return client, result, weights and buffers of every turn, as they are when it is handed on."""
     found = engine.train(model, algorithm, made, 2)
-    return [(turn.client, result, own.weights.clone(), own.buffers.clone()) for turn, result, own in found]
+    return [(task.client, result, own.weights.clone(), own.buffers.clone()) for task, result, own in found]
 
 
 def assert_equal(ours: list[tuple[int, LocalResult, Tensor, Tensor]], theirs: list[tuple[int, LocalResult, Tensor, Tensor]]) -> None:
@@ -62,7 +62,7 @@ def assert_equal(ours: list[tuple[int, LocalResult, Tensor, Tensor]], theirs: li
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_has_the_same_updates_and_memories(name: str) -> None:
     algorithm, model = ALGORITHMS[name](), local_model()
-    made = [turns(model) for _ in range(2)]
+    made = [tasks(model) for _ in range(2)]
     seen = [train(engine, model, algorithm, own) for engine, own in zip((Threaded(3), Sequential()), made, strict=True)]
     if name != "ditto":  # whose personal model is the last in the local one
         assert_equal(*seen)
@@ -75,7 +75,7 @@ def test_every_algorithm_has_the_same_updates_and_memories(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network_has_the_same_updates_and_buffers(name: str) -> None:
     model, algorithm = local_model(name), FedAvg(lr=0.05, batch_size=3, steps=4, momentum=0.5)
-    assert_equal(*[train(engine, model, algorithm, turns(model, NETWORKS[name][1])) for engine in (Threaded(2), Sequential())])
+    assert_equal(*[train(engine, model, algorithm, tasks(model, NETWORKS[name][1])) for engine in (Threaded(2), Sequential())])
 
 
 @settings(max_examples=8)
@@ -85,7 +85,7 @@ def test_any_number_of_threads_gives_the_same_updates_round_after_round(workers:
     if augmented:
         model.augment = lambda x, generator: x + torch.randn(x.shape, generator=generator)
     for _ in range(2):
-        assert_equal(train(engine, model, algorithm, turns(model)), train(Sequential(), model, algorithm, turns(model)))
+        assert_equal(train(engine, model, algorithm, tasks(model)), train(Sequential(), model, algorithm, tasks(model)))
 
 
 class Tied(nn.Module):
@@ -105,9 +105,9 @@ def test_low_precision_reaches_the_threads(network: nn.Module | None) -> None:
     if network is not None:
         model = LocalModel(network, cross_entropy)
         model.load(model.weights.clone(), model.buffers.clone())
-    full = train(Threaded(2), model, algorithm, turns(model))
+    full = train(Threaded(2), model, algorithm, tasks(model))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = [train(engine, model, algorithm, turns(model)) for engine in (Threaded(2), Sequential())]
+        low = [train(engine, model, algorithm, tasks(model)) for engine in (Threaded(2), Sequential())]
     assert_equal(*low)
     assert not torch.equal(low[0][0][1].update, full[0][1].update)
 
@@ -126,17 +126,17 @@ class Meets(FedAvg):
 
 def test_as_many_clients_as_there_are_threads_train_at_the_same_time() -> None:
     model = local_model()
-    found = train(Threaded(3), model, Meets(3), turns(model)[:6])
+    found = train(Threaded(3), model, Meets(3), tasks(model)[:6])
     assert [client for client, *_ in found] == list(range(6))
 
 
 def test_no_more_clients_are_taken_than_there_are_models() -> None:
     model, taken, engine = local_model(), [], Threaded(2)
 
-    def one_by_one() -> Iterator[Turn]:
-        for turn in turns(model):
-            taken.append(turn.client)
-            yield turn
+    def one_by_one() -> Iterator[ClientTask]:
+        for task in tasks(model):
+            taken.append(task.client)
+            yield task
 
     for _ in range(2):
         taken.clear()
@@ -146,7 +146,7 @@ def test_no_more_clients_are_taken_than_there_are_models() -> None:
 
 def test_no_more_models_are_made_than_there_are_clients() -> None:
     model, engine = local_model(), Threaded(9)
-    train(engine, model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model))
+    train(engine, model, FedAvg(lr=0.1, batch_size=4, steps=1), tasks(model))
     assert len(engine._models) == len(SIZES)
 
 
@@ -163,7 +163,7 @@ def test_torch_has_its_threads_again_after_a_round() -> None:
     model, before = local_model(), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = Threaded(1).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model), 0)
+        found = Threaded(1).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), tasks(model), 0)
         next(found)
         assert torch.get_num_threads() == 1
         list(found)
@@ -184,7 +184,7 @@ def test_a_clients_error_is_raised_as_it_is_and_leaves_no_thread() -> None:
             return super().run(model, x, *arguments)
 
     model = local_model()
-    found = Threaded(2).train(model, Falls(lr=0.1, batch_size=4, steps=1), turns(model), 0)
+    found = Threaded(2).train(model, Falls(lr=0.1, batch_size=4, steps=1), tasks(model), 0)
     assert [next(found)[0].client for _ in range(2)] == [0, 1]
     with pytest.raises(ArithmeticError, match="in the third client"):
         next(found)
@@ -193,7 +193,7 @@ def test_a_clients_error_is_raised_as_it_is_and_leaves_no_thread() -> None:
 
 def test_a_round_that_is_given_up_leaves_no_thread() -> None:
     model = local_model()
-    found = Threaded(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), turns(model), 0)
+    found = Threaded(2).train(model, FedAvg(lr=0.1, batch_size=4, steps=1), tasks(model), 0)
     next(found)
     assert training_threads()
     found.close()
@@ -249,7 +249,7 @@ class Functional(nn.Linear):
 
 
 def check(model: LocalModel, x: Any = None, device: str = "cpu", algorithm: Any = None) -> None:
-    data = (turns(model)[0].x if x is None else x, turns(model)[0].y)
+    data = (tasks(model)[0].x if x is None else x, tasks(model)[0].y)
     Threaded(2).check(lambda: model, algorithm or FedAvg(steps=1), data, True, torch.device(device))
 
 

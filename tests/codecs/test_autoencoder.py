@@ -5,7 +5,7 @@ import torch
 
 from fedlight.codecs import AutoencoderCodec, LinearCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public, TrainCodec
+from fedlight.core.codec import Codec, Context, Private, TrainCodec
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
 from fedlight.core.wire import HEADER
@@ -95,10 +95,10 @@ def test_without_biases_a_zero_update_has_a_zero_code(banks: tuple[UpdateBank, U
     zero, private = torch.zeros(banks[0].layout.dim), Private(torch.Generator())
     codec = AutoencoderCodec(4, block_size=16, width=8)
     codec.fit(banks[0], adam)
-    assert not codec.encoder.encode(zero, Public(), private).any()
+    assert not codec.encoder.encode(zero, Context(), private).any()
     biased = AutoencoderCodec(4, block_size=16, width=8, bias=True)
     biased.fit(banks[0], adam)
-    assert biased.encoder.encode(zero, Public(), private).any()
+    assert biased.encoder.encode(zero, Context(), private).any()
 
 
 def test_codes_do_not_depend_on_the_unit_of_the_updates(banks: tuple[UpdateBank, UpdateBank]) -> None:
@@ -108,7 +108,7 @@ def test_codes_do_not_depend_on_the_unit_of_the_updates(banks: tuple[UpdateBank,
     for factor in (1.0, 1024.0):
         codec = AutoencoderCodec(4, block_size=16, width=8, start="random")
         codec.fit(UpdateBank(fit.updates * factor, fit.layout), untrained)
-        codes.append(codec.encoder.encode(held.updates * factor, Public(), Private(torch.Generator())))
+        codes.append(codec.encoder.encode(held.updates * factor, Context(), Private(torch.Generator())))
     torch.testing.assert_close(*codes)
 
 

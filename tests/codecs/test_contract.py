@@ -36,7 +36,7 @@ from fedlight.codecs import (
 )
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public, State, TrainCodec, require_additive
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State, TrainCodec, require_additive
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.export import (
     codec_from_config,
@@ -132,19 +132,19 @@ class Case:
     codec: Codec
     fit: UpdateBank
     held: UpdateBank
-    publics: list[Public] = field(default_factory=list)
+    publics: list[Context] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         decoder, state, reply = self.codec.decoder, {}, {}
         for step in range(self.codec.passes):
-            self.publics.append(Public(seed=1, round=3, step=step, announced={**decoder.announce(state), **reply}))
+            self.publics.append(Context(seed=1, round=3, step=step, broadcast={**decoder.broadcast(state), **reply}))
             self.states.append(copy.deepcopy(state))
             mean = torch.stack([decoder.open(self.encode(u, i, step)).double() for i, u in enumerate(self.held.updates[0])]).mean(0)
-            reply = {"reply": decoder.decode(mean.float(), replace(self.publics[step], clients=5), state).detach()}
+            reply = {"reply": decoder.decode(mean.float(), ServerContext.of(self.publics[step], 5), state).detach()}
 
     @property
-    def public(self) -> Public:
+    def context(self) -> Context:
         """What everybody knows before the first pass."""
         return self.publics[0]
 
@@ -183,8 +183,8 @@ def run(
     """Return the aggregates of consecutive rounds of one cohort ``[clients, dim]``, which keeps its states."""
     server = {} if server is None else server
     clients = [{} for _ in rounds[0]] if clients is None else clients
-    publics = [Public(seed=1, round=number) for number in range(first, first + len(rounds))]
-    return [simulate_round(codec, u, public=p, server_state=server, client_states=clients) for u, p in zip(rounds, publics, strict=True)]
+    publics = [Context(seed=1, round=number) for number in range(first, first + len(rounds))]
+    return [simulate_round(codec, u, context=p, server_state=server, client_states=clients) for u, p in zip(rounds, publics, strict=True)]
 
 
 def tensors(state: object) -> list[Tensor]:
@@ -336,9 +336,9 @@ def test_reconstruct_is_encode_mean_decode(case: Case) -> None:
     state: State = {}
     private, reply = Private(torch.Generator().manual_seed(4)), {}
     for step in case.passes:
-        public = Public(step=step, announced={**case.codec.decoder.announce(state), **reply})
-        codes = case.open(case.codec.encoder.encode(case.held.updates[0], public, private))
-        expected = case.codec.decoder.decode(codes.float().mean(0), replace(public, clients=case.held.clients), state)
+        context = Context(step=step, broadcast={**case.codec.decoder.broadcast(state), **reply})
+        codes = case.open(case.codec.encoder.encode(case.held.updates[0], context, private))
+        expected = case.codec.decoder.decode(codes.float().mean(0), ServerContext.of(context, case.held.clients), state)
         reply = {"reply": expected}
     carried: State = {}
     assert torch.equal(case.codec.reconstruct(case.held.updates[0], carried, torch.Generator().manual_seed(4)), expected)
@@ -361,23 +361,23 @@ def test_a_message_has_exactly_the_predicted_length(case: Case) -> None:
 
 def test_a_message_carries_the_code_exactly(case: Case) -> None:
     update = case.held.updates[0, 0]
-    for step, public in enumerate(case.publics):
-        read = case.codec.decoder.read_message(case.message(update, 0, step), public)
+    for step, context in enumerate(case.publics):
+        read = case.codec.decoder.read_message(case.message(update, 0, step), context)
         assert torch.equal(read, case.open(case.encode(update, 0, step)))
         assert read.shape == (case.codec.decoder.sum_length(step),)
 
 
 def test_a_message_of_another_round_or_codec_is_refused(case: Case) -> None:
-    for step, public in enumerate(case.publics):
+    for step, context in enumerate(case.publics):
         message = case.message(case.held.updates[0, 0], 0, step)
         with pytest.raises(MessageError, match="Expected round 4"):
-            case.codec.decoder.read_message(message, replace(public, round=4))
+            case.codec.decoder.read_message(message, replace(context, round=4))
         other = CODECS[case.name]().bind(case.fit.layout)
         with pytest.raises(MessageError):
-            other.decoder.read_message(message[: len(message) // 2], public)
+            other.decoder.read_message(message[: len(message) // 2], context)
         if case.codec.needs_fit:
             with pytest.raises(MessageError, match="Expected (codec fingerprint|code length|format)"):
-                other.decoder.read_message(message, public)
+                other.decoder.read_message(message, context)
         if case.codec.passes > 1:
             with pytest.raises(MessageError, match="Expected code length"):
                 case.codec.decoder.read_message(message, case.publics[step - 1])
@@ -387,12 +387,12 @@ def test_a_message_of_another_round_or_codec_is_refused(case: Case) -> None:
 @settings(max_examples=15)
 def test_a_message_of_random_bytes_is_refused_or_finite(case: Case, data: st.DataObject) -> None:
     """Law 7: what a client sends on purpose is refused, or adds a finite vector of the right length."""
-    for step, public in enumerate(case.publics):
+    for step, context in enumerate(case.publics):
         whole = case.message(case.held.updates[0, 0], 0, step)
         seed = data.draw(st.integers(0, 2**32))
         noise = torch.randint(256, (len(whole) - HEADER.size,), generator=torch.Generator().manual_seed(seed)).tolist()
         try:
-            term = case.codec.decoder.read_message(whole[: HEADER.size] + bytes(noise), public)
+            term = case.codec.decoder.read_message(whole[: HEADER.size] + bytes(noise), context)
         except MessageError:
             continue
         assert torch.isfinite(term).all() and term.shape == (case.codec.decoder.sum_length(step),)
@@ -401,10 +401,10 @@ def test_a_message_of_random_bytes_is_refused_or_finite(case: Case, data: st.Dat
 @pytest.mark.parametrize("weights", [[1] * 5, [3, 1, 40, 7, 2]])
 def test_decode_sum_is_decode_of_the_mean(case: Case, weights: list[int]) -> None:
     shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    for step, public in enumerate(case.publics):
+    for step, context in enumerate(case.publics):
         opened = torch.stack([case.open(case.encode(update, i, step)) for i, update in enumerate(case.held.updates[0])])
         expected = case.decode((shares[:, None] * opened.double()).sum(0), step)
-        decoded = case.codec.decoder.decode_sum(case.cohort(0, step), weights, public, copy.deepcopy(case.states[step]))
+        decoded = case.codec.decoder.decode_sum(case.cohort(0, step), weights, context, copy.deepcopy(case.states[step]))
         torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=1e-7)
         assert not decoded.requires_grad
 
@@ -412,16 +412,16 @@ def test_decode_sum_is_decode_of_the_mean(case: Case, weights: list[int]) -> Non
 def test_decode_sum_refuses_nothing_and_weights_that_are_not_positive(case: Case) -> None:
     decoder, messages = case.codec.decoder, case.cohort()
     with pytest.raises(ConfigurationError, match="at least one message"):
-        decoder.decode_sum([], [], case.public, {})
+        decoder.decode_sum([], [], case.context, {})
     with pytest.raises(ConfigurationError, match="`weights` >= 1 but got 0"):
-        decoder.decode_sum(messages, [1, 1, 0, 1, 1], case.public, {})
+        decoder.decode_sum(messages, [1, 1, 0, 1, 1], case.context, {})
 
 
 def test_integer_sums_do_not_depend_on_the_order(case: Case) -> None:
     messages, weights = case.cohort(), [3, 1, 40, 7, 2]
     order = [4, 2, 0, 3, 1]
-    first = case.codec.decoder.decode_sum(messages, weights, case.public, {})
-    second = case.codec.decoder.decode_sum([messages[i] for i in order], [weights[i] for i in order], case.public, {})
+    first = case.codec.decoder.decode_sum(messages, weights, case.context, {})
+    second = case.codec.decoder.decode_sum([messages[i] for i in order], [weights[i] for i in order], case.context, {})
     if case.codec.integer:
         assert torch.equal(first, second)
     torch.testing.assert_close(first, second)
@@ -554,7 +554,7 @@ def test_any_layout_works_or_is_refused_with_a_way_out(make: Callable[[], Codec]
     clients: list[State] = [{} for _ in range(3)]
     for number in range(2):
         aggregate = simulate_round(
-            codec, updates[number], [1, 3, 2], Public(round=number), server, clients, lambda step, _, m: lengths.append((step, len(m)))
+            codec, updates[number], [1, 3, 2], Context(round=number), server, clients, lambda step, _, m: lengths.append((step, len(m)))
         )
         assert aggregate.shape == (layout.dim,) and torch.isfinite(aggregate).all()
     assert all(length == HEADER.size + codec.encoder.format_at(step).payload_bytes for step, length in lengths)
@@ -594,22 +594,22 @@ def test_each_half_works_alone_from_its_own_file(case: Case, tmp_path: Path) -> 
     encoder = load_encoder(tmp_path / "encoder.safetensors")
     (tmp_path / "encoder.safetensors").unlink()
     decoder = load_decoder(tmp_path / "elsewhere.safetensors")
-    assert decoder.announce({}) == case.public.announced
-    for step, public in enumerate(case.publics):
+    assert decoder.broadcast({}) == case.context.broadcast
+    for step, context in enumerate(case.publics):
         sent = [
-            encoder.encode_message(update, public, Private(torch.Generator().manual_seed(i)))
+            encoder.encode_message(update, context, Private(torch.Generator().manual_seed(i)))
             for i, update in enumerate(case.held.updates[0])
         ]
         assert sent == case.cohort(0, step)
-        expected = case.codec.decoder.decode_sum(sent, [1] * 5, public, copy.deepcopy(case.states[step]))
-        assert torch.equal(decoder.decode_sum(sent, [1] * 5, public, copy.deepcopy(case.states[step])), expected)
+        expected = case.codec.decoder.decode_sum(sent, [1] * 5, context, copy.deepcopy(case.states[step]))
+        assert torch.equal(decoder.decode_sum(sent, [1] * 5, context, copy.deepcopy(case.states[step])), expected)
 
 
 def test_a_checkpoint_restores_the_codec_into_a_new_one(case: Case) -> None:
     again = CODECS[case.name]()
     restore_codec(again, codec_state(case.codec))
     assert again.fitted and again.version == case.codec.version
-    encoded = again.encoder.encode_message(case.held.updates[0, 0], case.public, Private(torch.Generator().manual_seed(0)))
+    encoded = again.encoder.encode_message(case.held.updates[0, 0], case.context, Private(torch.Generator().manual_seed(0)))
     assert encoded == case.message(case.held.updates[0, 0])
 
 
@@ -683,26 +683,26 @@ def test_integer_sums_are_exact(case: Case) -> None:
     codes = [case.encode(update, i) for i, update in enumerate(case.held.updates[0])]
     exact = [sum(w * int(code[j]) for w, code in zip(weights, codes, strict=True)) for j in range(len(codes[0]))]
     mean = torch.tensor([value / sum(weights) for value in exact], dtype=torch.float64).float()
-    assert torch.equal(case.codec.decoder.decode_sum(case.cohort(), weights, case.public, {}), case.decode(mean))
+    assert torch.equal(case.codec.decoder.decode_sum(case.cohort(), weights, case.context, {}), case.decode(mean))
 
 
 def test_a_gain_is_announced_before_the_round_and_decoding_does_not_change_it(case: Case) -> None:
     decoder = case.codec.decoder
     state: State = {}
-    public = replace(case.public, announced=decoder.announce(state), clients=5)
+    context = ServerContext.of(replace(case.context, broadcast=decoder.broadcast(state)), 5)
     mean = torch.stack([case.open(case.encode(10 * update, i)) for i, update in enumerate(case.held.updates[0])]).float().mean(0)
     before = copy.deepcopy(state)
-    first = decoder.decode(mean, public, state)
-    assert torch.equal(decoder.decode(mean, public, before), first)
+    first = decoder.decode(mean, context, state)
+    assert torch.equal(decoder.decode(mean, context, before), first)
     if isinstance(case.codec, GridCodec):
-        assert decoder.announce(state) == public.announced
+        assert decoder.broadcast(state) == context.broadcast
     elif case.codec.integer:
-        assert torch.equal(decoder.decode(mean, public, state), first)  # with the same announcement, whatever the state is by now
-        assert gain_in(decoder.announce(state)) > gain_in(public.announced)
-        later = decoder.decode(mean, replace(public, announced=decoder.announce(state)), state)
+        assert torch.equal(decoder.decode(mean, context, state), first)  # with the same announcement, whatever the state is by now
+        assert gain_in(decoder.broadcast(state)) > gain_in(context.broadcast)
+        later = decoder.decode(mean, replace(context, broadcast=decoder.broadcast(state)), state)
         assert not torch.equal(later, first)
     else:
-        assert not public.announced
+        assert not context.broadcast
 
 
 @adaptive
@@ -711,13 +711,13 @@ def test_the_gain_follows_updates_that_grow_and_shrink(case: Case) -> None:
     for scale in (0.2, 1.0, 5.0):
         state: dict[str, object] = {}
         for round in range(12):
-            public = Public(seed=1, round=round, announced=case.codec.decoder.announce(state))
+            context = Context(seed=1, round=round, broadcast=case.codec.decoder.broadcast(state))
             messages = [
-                case.codec.encoder.encode_message(scale * update, public, Private(torch.Generator().manual_seed(100 * round + i)))
+                case.codec.encoder.encode_message(scale * update, context, Private(torch.Generator().manual_seed(100 * round + i)))
                 for i, update in enumerate(case.held.updates[round])
             ]
-            case.codec.decoder.decode_sum(messages, [1] * 5, public, state)
-        gains[scale] = gain_in(case.codec.decoder.announce(state))
+            case.codec.decoder.decode_sum(messages, [1] * 5, context, state)
+        gains[scale] = gain_in(case.codec.decoder.broadcast(state))
     assert gains[0.2] < gains[1.0] < gains[5.0] and all(math.isfinite(gain) and gain > 0 for gain in gains.values())
 
 
@@ -726,18 +726,18 @@ def test_encoding_changes_no_scale(case: Case) -> None:
     before, first = codec_state(case.codec), case.encode(case.held.updates[0, 0])
     case.message(1e6 * case.held.updates[0, 1])
     after = codec_state(case.codec)
-    assert torch.equal(case.encode(case.held.updates[0, 0]), first) and case.codec.decoder.announce({}) == case.public.announced
+    assert torch.equal(case.encode(case.held.updates[0, 0]), first) and case.codec.decoder.broadcast({}) == case.context.broadcast
     assert all(torch.equal(before["encoder"][key], after["encoder"][key]) for key in before["encoder"])
 
 
-def gain_in(announced: object) -> float:
-    assert isinstance(announced, dict)
-    found = announced.get("gain")
-    return float(found) if found is not None else gain_in(next(value for value in announced.values() if value))
+def gain_in(broadcast: object) -> float:
+    assert isinstance(broadcast, dict)
+    found = broadcast.get("gain")
+    return float(found) if found is not None else gain_in(next(value for value in broadcast.values() if value))
 
 
 def gain_of(case: Case) -> float:
-    return gain_in(dict(case.public.announced))
+    return gain_in(dict(case.context.broadcast))
 
 
 def quantizer_of(case: Case, update: Tensor | None = None) -> tuple[torch.nn.Module, Tensor]:
@@ -747,7 +747,7 @@ def quantizer_of(case: Case, update: Tensor | None = None) -> tuple[torch.nn.Mod
         return case.codec.encoder, update.double()
     *firsts, last = case.codec.encoder.stages
     for first in firsts:
-        update = first.encode(update, replace(case.public, announced={}), Private(torch.Generator())).detach()
+        update = first.encode(update, replace(case.context, broadcast={}), Private(torch.Generator())).detach()
     return last, update.double()
 
 
@@ -758,8 +758,8 @@ def test_decoding_is_replayable_if_it_says_so(case: Case) -> None:
     decoder, memory = case.codec.decoder, {}
     mean = torch.stack([case.open(case.encode(update, i)) for i, update in enumerate(case.held.updates[0])]).float().mean(0)
     for _ in range(2):
-        decoder.decode(mean, case.public, memory)
-    same = torch.equal(decoder.decode(mean, case.public, {}), decoder.decode(mean, case.public, memory))
+        decoder.decode(mean, case.context, memory)
+    same = torch.equal(decoder.decode(mean, case.context, {}), decoder.decode(mean, case.context, memory))
     assert same == decoder.replayable
 
 

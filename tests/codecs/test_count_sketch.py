@@ -5,7 +5,7 @@ import torch
 
 from fedlight.codecs import CountSketchCodec
 from fedlight.codecs.count_sketch import CountSketch
-from fedlight.core.codec import Codec, Public, State
+from fedlight.core.codec import Codec, Context, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
@@ -32,7 +32,7 @@ def test_every_row_deals_every_entry_to_one_column_equally_many_to_each(columns:
 
 def test_the_hash_comes_from_the_seed_and_is_not_downloaded() -> None:
     def sketch(seed: int) -> torch.Tensor:
-        return CountSketchCodec(4, seed=seed).bind(Layout.vector(DIM)).encoder.encode(heavy(), Public(), None)
+        return CountSketchCodec(4, seed=seed).bind(Layout.vector(DIM)).encoder.encode(heavy(), Context(), None)
 
     assert torch.equal(sketch(1), sketch(1)) and not torch.equal(sketch(1), sketch(2))
     assert CountSketchCodec(4).bind(Layout.vector(DIM)).encoder.byte_size() == 0
@@ -54,7 +54,7 @@ def test_heavy_entries_are_found_in_the_sum_of_what_clients_sketch() -> None:
 
 
 def run(codec: Codec, updates: list[torch.Tensor], state: State) -> list[torch.Tensor]:
-    return [simulate_round(codec, u[None], public=Public(round=i), server_state=state) for i, u in enumerate(updates)]
+    return [simulate_round(codec, u[None], context=Context(round=i), server_state=state) for i, u in enumerate(updates)]
 
 
 def test_as_written_what_is_applied_and_what_is_kept_are_what_was_sent() -> None:

@@ -6,7 +6,7 @@ import torch
 from fedlight.codecs import LinearCodec
 from fedlight.codecs.blocks import Blocks, principal
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
 
@@ -96,7 +96,7 @@ def test_the_fit_does_not_depend_on_the_scale_of_the_updates(scale: float, banks
 
 def test_fresh_directions_belong_to_the_round_whoever_draws_them_and_when(layout: Layout) -> None:
     def code(codec: Codec, round: int) -> torch.Tensor:
-        return codec.encoder.encode(torch.linspace(-1, 1, layout.dim), Public(round=round), Private(torch.Generator()))
+        return codec.encoder.encode(torch.linspace(-1, 1, layout.dim), Context(round=round), Private(torch.Generator()))
 
     def fresh(seed: int = 1) -> Codec:
         return LinearCodec(4, "random", block_size=16, seed=seed, fresh=True).bind(layout)
@@ -115,7 +115,7 @@ def test_fresh_directions_cost_no_download_and_both_halves_agree(layout: Layout)
     assert codec.encoder.byte_size() == codec.decoder.byte_size() == 0
     update = torch.linspace(-1, 1, layout.dim)
     for round in (5, 3):  # at ratio 1 the basis is square: what one half encodes the other decodes exactly
-        torch.testing.assert_close(simulate_round(codec, update[None], public=Public(round=round)), update, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(simulate_round(codec, update[None], context=Context(round=round)), update, atol=1e-5, rtol=1e-5)
 
 
 def test_fresh_directions_see_all_of_an_update_in_time(layout: Layout) -> None:
@@ -124,7 +124,7 @@ def test_fresh_directions_see_all_of_an_update_in_time(layout: Layout) -> None:
     errors = {}
     for fresh in (True, False):
         codec = LinearCodec(4, "random", "flat", 19, fresh=fresh).bind(layout)
-        mean = torch.stack([simulate_round(codec, update, public=Public(round=round)) for round in range(400)]).mean(0)
+        mean = torch.stack([simulate_round(codec, update, context=Context(round=round)) for round in range(400)]).mean(0)
         errors[fresh] = float((mean * layout.dim / codec.encoder.code_dim - update[0]).norm() / update.norm())
     assert errors[True] < 0.15 < 1 < errors[False]
 
@@ -132,5 +132,5 @@ def test_fresh_directions_see_all_of_an_update_in_time(layout: Layout) -> None:
 def test_reconstruct_takes_the_directions_of_round_0(layout: Layout) -> None:
     codec = LinearCodec(4, "random", block_size=16, fresh=True).bind(layout)
     update = torch.linspace(-1, 1, layout.dim)[None]
-    simulate_round(codec, update, public=Public(round=9))
+    simulate_round(codec, update, context=Context(round=9))
     torch.testing.assert_close(codec.reconstruct(update), simulate_round(codec, update))

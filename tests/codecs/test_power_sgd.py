@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedlight.codecs import PowerSGDCodec
 from fedlight.codecs.power_sgd import LowRank
-from fedlight.core.codec import Codec, Public, State
+from fedlight.core.codec import Codec, Context, State
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
 from fedlight.core.wire import HEADER
@@ -20,15 +20,15 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def run(codec: Codec, rounds: list[torch.Tensor], server: State, clients: list[State] | None = None) -> list[torch.Tensor]:
-    publics = [Public(round=number) for number in range(len(rounds))]
-    return [simulate_round(codec, u, public=p, server_state=server, client_states=clients) for u, p in zip(rounds, publics, strict=True)]
+    publics = [Context(round=number) for number in range(len(rounds))]
+    return [simulate_round(codec, u, context=p, server_state=server, client_states=clients) for u, p in zip(rounds, publics, strict=True)]
 
 
 def test_the_aggregate_is_the_mean_projected_on_what_its_own_power_step_found() -> None:
     """Algorithm 1 on the mean: P = orthonormal(M Q), decoded P P^T M; everything else is exact."""
     codec = PowerSGDCodec(3, feedback=False).bind(LAYOUT)
     updates = drawn(5, LAYOUT.dim)
-    decoded = LAYOUT.split(simulate_round(codec, updates, public=Public(round=2)))
+    decoded = LAYOUT.split(simulate_round(codec, updates, context=Context(round=2)))
     start = codec.encoder.view.rights(codec.encoder.view.start(0, 2))
     tensors = LAYOUT.split(updates.mean(0))
     for index, q in ((0, start[0]), (2, start[1])):
@@ -73,7 +73,7 @@ def test_feedback_keeps_what_the_clients_own_factors_miss() -> None:
     server: State = {}
     for number in range(4):
         before = torch.stack([state.get("error", torch.zeros(LAYOUT.dim)) for state in clients])
-        aggregate = simulate_round(codec, updates, public=Public(round=number), server_state=server, client_states=clients)
+        aggregate = simulate_round(codec, updates, context=Context(round=number), server_state=server, client_states=clients)
         after = torch.stack([state["error"] for state in clients])
         torch.testing.assert_close(aggregate + after.mean(0), updates.mean(0) + before.mean(0), rtol=1e-4, atol=1e-4)
         exact = torch.cat([torch.full((n,), i in (1, 3)) for i, n in enumerate(LAYOUT.sizes)])
@@ -94,14 +94,14 @@ def test_feedback_applies_in_time_what_one_round_leaves_out() -> None:
 def test_only_what_clients_cannot_know_is_announced(warm: bool) -> None:
     codec = PowerSGDCodec(2, warm).bind(LAYOUT)
     view, state = codec.decoder.view, {}
-    assert codec.decoder.announce(state) == {}
+    assert codec.decoder.broadcast(state) == {}
     run(codec, [drawn(3, LAYOUT.dim)], state)
-    announced = codec.decoder.announce(state)
-    assert {name: value.shape for name, value in announced.items()} == ({"right": (view.right_length,)} if warm else {})
-    public = Public(round=1, announced=announced)
-    reply = codec.decoder.decode(torch.ones(codec.encoder.code_dim), public, state)
+    broadcast = codec.decoder.broadcast(state)
+    assert {name: value.shape for name, value in broadcast.items()} == ({"right": (view.right_length,)} if warm else {})
+    context = Context(round=1, broadcast=broadcast)
+    reply = codec.decoder.decode(torch.ones(codec.encoder.code_dim), context, state)
     assert reply.shape == (view.left_length,)
-    assert codec.decoder.announce(state) == {}, "the second pass would broadcast Q once more"
+    assert codec.decoder.broadcast(state) == {}, "the second pass would broadcast Q once more"
 
 
 @given(rank=st.integers(1, 30), shapes=st.lists(st.lists(st.integers(1, 12), max_size=4).map(tuple), min_size=1, max_size=4))

@@ -12,7 +12,7 @@ from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.probed import ProbedEncoder
 from fedlight.codecs.probes import add_probes, draw_signs, probe, probe_length
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private, ServerContext
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
@@ -26,23 +26,23 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_signs_are_public_unit_vectors_that_change_with_the_round() -> None:
-    public = Public(seed=3, round=5)
-    (across, along), *rest = draw_signs(MATRICES, 2, public, torch.device("cpu"))
+    context = Context(seed=3, round=5)
+    (across, along), *rest = draw_signs(MATRICES, 2, context, torch.device("cpu"))
     assert not rest, "the vector has no probe"
     assert across.shape == (2, 24) and along.shape == (30, 2)
     assert probe_length(MATRICES, 2) == 2 * (24 + 30)
     torch.testing.assert_close(across.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(along.norm(dim=0), torch.ones(2))
-    again = draw_signs(MATRICES, 2, public, torch.device("cpu"))[0]
+    again = draw_signs(MATRICES, 2, context, torch.device("cpu"))[0]
     assert torch.equal(again[0], across) and torch.equal(again[1], along)
-    for other in (replace(public, round=6), replace(public, seed=4), replace(public, attempt=1)):
+    for other in (replace(context, round=6), replace(context, seed=4), replace(context, attempt=1)):
         assert not torch.equal(draw_signs(MATRICES, 2, other, torch.device("cpu"))[0][0], across)
 
 
 @given(st.integers(0, 1000))
 def test_probes_are_linear(seed: int) -> None:
     left_out = drawn(3, 24, 30, seed=seed)
-    signs = draw_signs(MATRICES, 2, Public(seed=seed), torch.device("cpu"))[0]
+    signs = draw_signs(MATRICES, 2, Context(seed=seed), torch.device("cpu"))[0]
     for whole, parts in zip(probe(left_out.sum(0), signs), probe(left_out, signs), strict=True):
         torch.testing.assert_close(whole, parts.sum(0), atol=1e-4, rtol=1e-4)
 
@@ -56,13 +56,13 @@ def test_a_message_carries_probes_of_what_its_coefficients_leave_out(longest: in
     codec.fit(bank, lambda *_: {})
     encoder = codec.encoder.stage(0)
     assert isinstance(encoder, ProbedEncoder)
-    public, update = Public(seed=1), bank.updates[0, 0]
-    code = encoder.encode(update, public, Private(torch_generator("test")))
+    context, update = Context(seed=1), bank.updates[0, 0]
+    code = encoder.encode(update, context, Private(torch_generator("test")))
     left_out = update - encoder.matrices.join(encoder.expand(code[: len(encoder.order)]))
     views = [view for view, item in zip(encoder.matrices.view(left_out), encoder.matrices.items, strict=True) if not item.plain]
     expected = [
         each.flatten() / unit
-        for view, signs, unit in zip(views, draw_signs(encoder.matrices, 2, public, update.device), encoder.unit, strict=True)
+        for view, signs, unit in zip(views, draw_signs(encoder.matrices, 2, context, update.device), encoder.unit, strict=True)
         for each in probe(view, signs)
     ]
     torch.testing.assert_close(code[len(encoder.order) :], torch.cat(expected), atol=1e-4, rtol=1e-4)
@@ -74,7 +74,7 @@ def test_probes_of_many_rounds_have_the_gram_matrices_of_what_is_left_out() -> N
     right, left = torch.zeros(30, 30), torch.zeros(24, 24)
     rounds = 4000
     for round in range(rounds):
-        seen = add_probes(torch.zeros(24, 30), *probe(left_out, draw_signs(MATRICES, 1, Public(round=round), torch.device("cpu"))[0]))
+        seen = add_probes(torch.zeros(24, 30), *probe(left_out, draw_signs(MATRICES, 1, Context(round=round), torch.device("cpu"))[0]))
         right += seen.T @ seen / rounds
         left += seen @ seen.T / rounds
     true = left_out.T @ left_out
@@ -99,11 +99,11 @@ def observed(codec: TransformCodec, true: torch.Tensor) -> tuple[torch.Tensor, f
     state: dict = {}
     seen, error = [], 0.0
     for number, clients in enumerate(true):
-        public = Public(round=number, announced=codec.decoder.announce(state))
+        context = Context(round=number, broadcast=codec.decoder.broadcast(state))
         private = Private(torch_generator("test", number))
-        mean = codec.encoder.encode(clients, public, private).float().mean(0)
-        aggregate = codec.decoder.decode(mean, replace(public, clients=len(clients)), state)
-        seen.append(codec.decoder.observe(mean, public, aggregate))
+        mean = codec.encoder.encode(clients, context, private).float().mean(0)
+        aggregate = codec.decoder.decode(mean, ServerContext.of(context, len(clients)), state)
+        seen.append(codec.decoder.observe(mean, context, aggregate))
         error += float((aggregate - clients.mean(0)).norm() / clients.mean(0).norm()) / len(true)
     return torch.stack(seen), error
 

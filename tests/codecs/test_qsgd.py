@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedlight.codecs import QSGDCodec
 from fedlight.codecs.qsgd import bucket_norms, round_to_levels
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 
@@ -49,14 +49,14 @@ def test_the_variance_stays_below_lemma_3_1s_bound(n: int, bits: int, seed: int)
 @given(dim=st.integers(1, 300), bucket=st.integers(1, 300), bits=st.integers(2, 16))
 def test_a_message_holds_a_norm_for_each_bucket_and_the_levels(dim: int, bucket: int, bits: int) -> None:
     codec = QSGDCodec(bits, bucket).bind(Layout.vector(dim))
-    message = codec.encoder.encode_message(torch.ones(dim), Public(), Private(torch.Generator()))
+    message = codec.encoder.encode_message(torch.ones(dim), Context(), Private(torch.Generator()))
     assert len(message) == HEADER.size + 4 * math.ceil(dim / bucket) + math.ceil(dim * bits / 8)
 
 
 def test_buckets_have_scales_of_their_own() -> None:
     update = torch.cat([1e6 * torch.ones(64), 1e-6 * torch.ones(64)])
     codec = QSGDCodec(8, 64, "max").bind(Layout.vector(128))
-    code = codec.encoder.encode(update, Public(), Private(torch.Generator()))
+    code = codec.encoder.encode(update, Context(), Private(torch.Generator()))
     torch.testing.assert_close(codec.decoder.open(code), update)
 
 
@@ -64,5 +64,5 @@ def test_buckets_have_scales_of_their_own() -> None:
 def test_norms_at_the_ends_of_float32_put_no_entry_beyond_the_last_level(largest: float) -> None:
     update = torch.full((512,), largest)
     codec = QSGDCodec(4).bind(Layout.vector(512))
-    opened = codec.decoder.open(codec.encoder.encode(update, Public(), Private(torch.Generator().manual_seed(0))))
+    opened = codec.decoder.open(codec.encoder.encode(update, Context(), Private(torch.Generator().manual_seed(0))))
     assert torch.isfinite(opened).all() and float(opened.double().mean()) == pytest.approx(float(update[0]), rel=0.25, abs=1e-44)

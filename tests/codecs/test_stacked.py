@@ -7,7 +7,7 @@ import torch
 
 from fedlight.codecs import ChainCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, StackedCodec, TopKCodec, TransformCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.export import load_codec, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
@@ -73,11 +73,11 @@ def test_what_is_seen_of_a_vector_is_what_its_codec_alone_would_see(banks):
     codec, alone = stacked(lambda: TransformCodec(4, cohort=5, encoder_share=4.0, probes=1), banks)
     code, generator = alone.decoder.sum_length(), torch.Generator().manual_seed(0)
     means, dim = torch.randn(2 * code + 1, generator=generator), banks[0].layout.dim
-    public = Public(announced=codec.decoder.announce({}))
-    aggregate = codec.decoder.decode(means, public, {})
-    seen = codec.decoder.observe(means, public, aggregate)
+    context = Context(broadcast=codec.decoder.broadcast({}))
+    aggregate = codec.decoder.decode(means, context, {})
+    seen = codec.decoder.observe(means, context, aggregate)
     for i in range(2):
-        own = Public(announced=alone.decoder.announce({}))
+        own = Context(broadcast=alone.decoder.broadcast({}))
         part, piece = means[i * code : (i + 1) * code], aggregate[i * dim : (i + 1) * dim]
         expected = alone.decoder.observe(part, own, piece)
         torch.testing.assert_close(seen[i * dim : (i + 1) * dim], expected)
@@ -104,7 +104,7 @@ def test_vectors_keep_states_of_their_own(banks):
     codec, _ = stacked(INNER["top-k"], banks)
     private = Private(torch.Generator(), {})
     update = torch.cat([banks[1].updates[0, 0], 0 * banks[1].updates[0, 0], torch.ones(1)])
-    codec.encoder.encode(update, Public(), private)
+    codec.encoder.encode(update, Context(), private)
     rest = [next(iter(state.values())) for state in private.state.values()]
     assert len(rest) == 2 and rest[0].any() and not rest[1].any()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedlight.codecs import TransformCodec, TwoSidedCodec, matrices
 from fedlight.codecs.matrices import Matrices, turn_back
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.export import load_encoder, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
@@ -74,14 +74,14 @@ def test_all_coefficients_are_the_update(sides: int) -> None:
 )
 def test_codes_add_up_and_survive_a_file_and_a_wire(codec: Codec, sides: int, tmp_path) -> None:
     fitted(codec)
-    updates, public = bank(1, 3).updates[0], Public(announced=codec.decoder.announce({}))
-    messages = [codec.encoder.encode_message(u, public, Private(torch_generator("client", i))) for i, u in enumerate(updates)]
-    aggregate = codec.decoder.decode_sum(messages, [1] * len(messages), public, {})
+    updates, context = bank(1, 3).updates[0], Context(broadcast=codec.decoder.broadcast({}))
+    messages = [codec.encoder.encode_message(u, context, Private(torch_generator("client", i))) for i, u in enumerate(updates)]
+    aggregate = codec.decoder.decode_sum(messages, [1] * len(messages), context, {})
     assert float((aggregate - updates.mean(0)).norm() / updates.mean(0).norm()) < 0.5
     save_codec(codec, tmp_path)
     again = load_encoder(tmp_path / "encoder.safetensors")
     for i, (update, message) in enumerate(zip(updates, messages, strict=True)):
-        assert again.encode_message(update, public, Private(torch_generator("client", i))) == message
+        assert again.encode_message(update, context, Private(torch_generator("client", i))) == message
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedlight.codecs import ChainCodec, LinearCodec, TopKCodec
-from fedlight.core.codec import Private, Public, State
+from fedlight.core.codec import Context, Private, State
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
@@ -19,7 +19,7 @@ DIM = 200
 
 def rounds(codec: TopKCodec, updates: torch.Tensor, state: State) -> list[torch.Tensor]:
     """What one client sends in consecutive rounds, decoded."""
-    return [simulate_round(codec, u[None], public=Public(round=i), client_states=[state]) for i, u in enumerate(updates)]
+    return [simulate_round(codec, u[None], context=Context(round=i), client_states=[state]) for i, u in enumerate(updates)]
 
 
 @pytest.mark.parametrize("ratio", [2, 8, 20])
@@ -31,7 +31,7 @@ def test_what_was_sent_and_what_is_kept_are_what_there_was(ratio: float, values:
     for number in range(6):
         update = torch.randn(DIM, generator=torch.Generator().manual_seed(number))
         before = state.get("residual", torch.zeros(DIM)).clone()
-        sent = simulate_round(codec, update[None], public=Public(round=number), client_states=[state])
+        sent = simulate_round(codec, update[None], context=Context(round=number), client_states=[state])
         if values == "float32":
             assert torch.equal(state["residual"] + sent, before + update)
         torch.testing.assert_close(state["residual"] + sent, before + update, rtol=1e-6, atol=1e-6)
@@ -72,7 +72,7 @@ def test_the_budget_is_met_exactly_from_below(dim: int, ratio: float, values: st
     codec = TopKCodec(ratio, values=values).bind(Layout.vector(dim))
     k, indices = codec.encoder.format.parts
     assert (k.length, indices.length, indices.bits) == (most, most, bits)
-    message = codec.encoder.encode_message(torch.ones(dim), Public(), Private(torch.Generator()))
+    message = codec.encoder.encode_message(torch.ones(dim), Context(), Private(torch.Generator()))
     assert len(message) == HEADER.size + needed[most] <= HEADER.size + budget
 
 
@@ -98,7 +98,7 @@ def test_indices_that_are_no_places_are_refused(places: list[int]) -> None:
     payload = bytes(values.pack(torch.ones(2))) + bytes(places)
     message = write_message(payload, codec.encoder.format.kind, 4, 0, codec.encoder.fingerprint)
     with pytest.raises(MessageError, match=r"ascending indices below 200|within \+-127"):
-        codec.decoder.read_message(message, Public())
+        codec.decoder.read_message(message, Context())
 
 
 def test_a_residual_that_would_overflow_stays_finite() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fedlight.codecs import TransformCodec
 from fedlight.codecs.allocation import masked_cost
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec, load_decoder, load_encoder, save_codec
 from fedlight.core.layout import Layout
@@ -37,8 +37,8 @@ def fitted(bank: UpdateBank, *args: float, **changes: object) -> TransformCodec:
 
 
 def message(codec: TransformCodec, update: torch.Tensor, seed: int = 0) -> bytes:
-    public = Public(announced=codec.decoder.announce({}))
-    return codec.encoder.encode_message(update, public, Private(torch.Generator().manual_seed(seed)))
+    context = Context(broadcast=codec.decoder.broadcast({}))
+    return codec.encoder.encode_message(update, context, Private(torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("ratio", [6, 8, 11.3, 16, 32, 64, 100])
@@ -93,10 +93,10 @@ def test_two_exports_load_to_the_same_halves(tmp_path: Path) -> None:
         mine, theirs = load_file(a), load_file(b)
         assert a.stat().st_size == b.stat().st_size and all(torch.equal(mine[key], theirs[key]) for key in mine | theirs)
     encoder, decoder = load_encoder(tmp_path / "a" / "encoder.safetensors"), load_decoder(tmp_path / "b" / "decoder.safetensors")
-    public = Public(announced=decoder.announce({}))
-    sent = [encoder.encode_message(u, public, Private(torch.Generator().manual_seed(i))) for i, u in enumerate(bank.updates[0])]
+    context = Context(broadcast=decoder.broadcast({}))
+    sent = [encoder.encode_message(u, context, Private(torch.Generator().manual_seed(i))) for i, u in enumerate(bank.updates[0])]
     assert sent == [message(codec, u, i) for i, u in enumerate(bank.updates[0])]
-    assert torch.equal(decoder.decode_sum(sent, [1] * 4, public, {}), codec.decoder.decode_sum(sent, [1] * 4, public, {}))
+    assert torch.equal(decoder.decode_sum(sent, [1] * 4, context, {}), codec.decoder.decode_sum(sent, [1] * 4, context, {}))
     assert load_codec(tmp_path / "a").encoder.fingerprint == codec.encoder.fingerprint
 
 
@@ -116,12 +116,12 @@ def test_the_gain_follows_updates_that_shrink_or_grow(decay: float) -> None:
     state: dict[str, object] = {}
     sizes, gains, saturated = [], [], []
     for number, updates in enumerate(run.updates):
-        public = Public(round=number, announced=codec.decoder.announce(state))
-        codes = codec.encoder.encode(updates, public, Private(torch.Generator().manual_seed(number)))
-        simulate_round(codec, updates, public=public, server_state=state)
+        context = Context(round=number, broadcast=codec.decoder.broadcast(state))
+        codes = codec.encoder.encode(updates, context, Private(torch.Generator().manual_seed(number)))
+        simulate_round(codec, updates, context=context, server_state=state)
         sizes.append(float(codes.double().square().mean().sqrt()))
         saturated.append(saturation(codes[0], codec.encoder.format))
-        gains.append(public.announced["1"]["gain"])
+        gains.append(context.broadcast["1"]["gain"])
     assert max(sizes) / min(sizes) < 1.2 * max(decay, 1 / decay) ** 2  # a smoothing of a half is two rounds behind
     assert gains[-1] / gains[0] == pytest.approx(decay**18, rel=0.5)
     assert max(saturated) - min(saturated) < 0.2
@@ -134,7 +134,7 @@ def test_more_bytes_make_fewer_errors_on_the_bank() -> None:
     for ratio in (64, 32, 16, 8, 4):
         codec = fitted(bank, ratio)
         state: dict[str, object] = {}
-        decoded = torch.stack([simulate_round(codec, u, public=Public(round=i), server_state=state) for i, u in enumerate(bank.updates)])
+        decoded = torch.stack([simulate_round(codec, u, context=Context(round=i), server_state=state) for i, u in enumerate(bank.updates)])
         errors.append(float((decoded - target).square().sum() / target.square().sum()))
     assert all(later < earlier for earlier, later in pairwise(errors)) and errors[-1] < 0.02
 
@@ -147,7 +147,7 @@ def test_energy_correction_gives_decoded_means_their_length_back(decay: float) -
     for correct in (False, True):
         codec = fitted(bank, 24, correct_energy=correct)
         state: dict[str, object] = {}
-        decoded = [simulate_round(codec, u, public=Public(round=i), server_state=state) for i, u in enumerate(bank.updates)]
+        decoded = [simulate_round(codec, u, context=Context(round=i), server_state=state) for i, u in enumerate(bank.updates)]
         ratios = [float((d.norm() / u.mean(0).norm()) ** 2) for d, u in zip(decoded, bank.updates, strict=True)]
         lengths[correct] = (sum(ratios) / len(ratios)) ** 0.5
     assert abs(lengths[True] - 1) < 0.05 and abs(lengths[False] - 1) > 2 * abs(lengths[True] - 1)

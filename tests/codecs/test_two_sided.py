@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlight.codecs import ChainCodec, LinearCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
 from fedlight.codecs.factors import factor_bytes
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import ENCODER_FILE, save_codec
 from fedlight.core.layout import Layout
@@ -97,9 +97,9 @@ def test_it_decodes_to_what_the_kept_coefficients_span(banks):
     once = codec.reconstruct(banks[1].updates[:, :1])
     torch.testing.assert_close(codec.reconstruct(once[:, None]), once, rtol=1e-4, atol=1e-6)
     private = Private(torch.Generator())
-    code = codec.encoder.encode(banks[1].updates[0, 0], Public(), private)
+    code = codec.encoder.encode(banks[1].updates[0, 0], Context(), private)
     assert float(code.norm()) == pytest.approx(float(once[0].norm()), rel=1e-5)
-    assert float(once[0].norm()) <= codec.decoder.longest(code, Public()) <= 1.02 * float(once[0].norm())
+    assert float(once[0].norm()) <= codec.decoder.norm_bound(code, Context()) <= 1.02 * float(once[0].norm())
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -117,7 +117,7 @@ def test_energy_correction_gives_the_banks_means_their_length_back(relative, ban
     torch.testing.assert_close(corrected.reconstruct(banks[1].updates), boost * plain.reconstruct(banks[1].updates), rtol=1e-4, atol=1e-7)
     assert energy(corrected.reconstruct(banks[0].updates)) == pytest.approx(energy(means), rel=1e-4)
     code = torch.ones(corrected.encoder.code_dim)
-    assert corrected.decoder.longest(code, Public()) == pytest.approx(boost * plain.decoder.longest(code, Public()), rel=1e-4)
+    assert corrected.decoder.norm_bound(code, Context()) == pytest.approx(boost * plain.decoder.norm_bound(code, Context()), rel=1e-4)
 
 
 def test_before_fitting_it_keeps_the_first_entries(layout):

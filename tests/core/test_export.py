@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.export import (
     DECODER_FILE,
@@ -48,23 +48,23 @@ def folder(tmp_path: Path) -> Path:
 def test_a_chain_comes_back_from_its_two_files(folder: Path) -> None:
     codec, again = fitted(chain()), load_codec(folder)
     assert again.describe() == codec.describe() and again.fitted
-    update, public = torch.linspace(-1, 1, 36), Public(round=2, announced=codec.decoder.announce({}))
-    messages = [c.encoder.encode_message(update, public, Private(torch.Generator().manual_seed(0))) for c in (codec, again)]
+    update, context = torch.linspace(-1, 1, 36), Context(round=2, broadcast=codec.decoder.broadcast({}))
+    messages = [c.encoder.encode_message(update, context, Private(torch.Generator().manual_seed(0))) for c in (codec, again)]
     assert messages[0] == messages[1]
-    decoded = [c.decoder.decode_sum(messages, [1, 2], public, {}) for c in (codec, again)]
+    decoded = [c.decoder.decode_sum(messages, [1, 2], context, {}) for c in (codec, again)]
     assert torch.equal(*decoded)
 
 
 def test_a_client_needs_the_encoders_file_alone_and_the_server_the_decoders(folder: Path) -> None:
-    codec, public = fitted(chain()), Public(announced={"1": {"gain": 0.7}})
+    codec, context = fitted(chain()), Context(broadcast={"1": {"gain": 0.7}})
     update = torch.linspace(-1, 1, 36)
     moved = (folder / DECODER_FILE).rename(folder.parent / "server.safetensors")
-    message = load_encoder(folder / ENCODER_FILE).encode_message(update, public, Private(torch.Generator().manual_seed(0)))
+    message = load_encoder(folder / ENCODER_FILE).encode_message(update, context, Private(torch.Generator().manual_seed(0)))
     (folder / ENCODER_FILE).unlink()
     decoder = load_decoder(moved)
-    assert message == codec.encoder.encode_message(update, public, Private(torch.Generator().manual_seed(0)))
+    assert message == codec.encoder.encode_message(update, context, Private(torch.Generator().manual_seed(0)))
     state, other = {}, {}
-    assert torch.equal(decoder.decode_sum([message], [1], public, state), codec.decoder.decode_sum([message], [1], public, other))
+    assert torch.equal(decoder.decode_sum([message], [1], context, state), codec.decoder.decode_sum([message], [1], context, other))
     assert state == other
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from fedlight.codecs import IdentityCodec, PowerSGDCodec, QSGDCodec
-from fedlight.core.codec import Private, Public, State
+from fedlight.core.codec import Context, Private, State
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.simulate import simulate_round
@@ -19,13 +19,13 @@ def test_the_aggregate_is_the_weighted_mean_of_what_was_sent() -> None:
 
 
 def test_it_is_decode_sum_of_the_messages_that_clients_would_send() -> None:
-    codec, public = QSGDCodec(4).bind(LAYOUT), Public(seed=5, round=7, attempt=1)
+    codec, context = QSGDCodec(4).bind(LAYOUT), Context(seed=5, round=7, attempt=1)
     updates = torch.randn(3, LAYOUT.dim, generator=torch.Generator().manual_seed(0))
     messages = [
-        codec.encoder.encode_message(update, public, Private(torch_generator(5, 7, 1, client, "encode", 0)))
+        codec.encoder.encode_message(update, context, Private(torch_generator(5, 7, 1, client, "encode", 0)))
         for client, update in enumerate(updates)
     ]
-    assert torch.equal(simulate_round(codec, updates, [1, 2, 3], public), codec.decoder.decode_sum(messages, [1, 2, 3], public, {}))
+    assert torch.equal(simulate_round(codec, updates, [1, 2, 3], context), codec.decoder.decode_sum(messages, [1, 2, 3], context, {}))
 
 
 def test_messages_of_every_pass_are_shown_in_order() -> None:

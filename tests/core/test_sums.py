@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec, TransformCodec
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.errors import MessageError
 from fedlight.core.running_sum import RunningSum
 from fedlight.core.sums import HEADER, apply_sum, read_sum, write_sum
@@ -26,8 +26,8 @@ def running(total: torch.Tensor, weight: int = 1) -> RunningSum:
     return codes
 
 
-def write(total: torch.Tensor, weight: int = 1, announced: dict[str, Any] | None = None, lr: float = 1.0) -> bytes:
-    return write_sum(running(total, weight), Public(round=7, announced=announced or {}), CODEC, lr)
+def write(total: torch.Tensor, weight: int = 1, broadcast: dict[str, Any] | None = None, lr: float = 1.0) -> bytes:
+    return write_sum(running(total, weight), Context(round=7, broadcast=broadcast or {}), CODEC, lr)
 
 
 def repacked(message: bytes, notes: bytes | None = None, payload: bytes | None = None, **header: int) -> bytes:
@@ -49,10 +49,10 @@ integers = st.one_of(
 @given(sums=st.lists(integers, max_size=60), weight=st.integers(1, 2**32 - 1), lr=st.floats(0, 10))
 def test_integer_sums_come_back_as_the_mean_that_the_server_has(sums: list[int], weight: int, lr: float) -> None:
     total = torch.tensor(sums, dtype=torch.int64)
-    announced = {"1": {"gain": 0.1}}
-    mean, heard, rate = read_sum(write(total, weight, announced, lr), len(sums), 7, CODEC)
+    broadcast = {"1": {"gain": 0.1}}
+    mean, heard, rate = read_sum(write(total, weight, broadcast, lr), len(sums), 7, CODEC)
     assert torch.equal(mean, running(total, weight).mean()) and mean.dtype == torch.float32
-    assert heard == announced and rate == lr
+    assert heard == broadcast and rate == lr
 
 
 @given(sums=st.lists(st.floats(-1e30, 1e30), max_size=30), weight=st.integers(1, 1000))
@@ -71,7 +71,7 @@ def test_a_sum_takes_about_its_entropy() -> None:
 
 @given(data=st.data())
 def test_a_cut_message_is_refused(data: st.DataObject) -> None:
-    whole = write(torch.tensor([3, -200, 70_000, 0, 1]), announced={"gain": 2.0})
+    whole = write(torch.tensor([3, -200, 70_000, 0, 1]), broadcast={"gain": 2.0})
     with pytest.raises(MessageError):
         read_sum(whole[: data.draw(st.integers(0, len(whole) - 1))], 5, 7, CODEC)
 
@@ -79,13 +79,13 @@ def test_a_cut_message_is_refused(data: st.DataObject) -> None:
 @given(position=st.integers(0, 200), byte=st.integers(0, 255), is_float=st.booleans())
 def test_a_damaged_message_is_refused_or_says_something_finite(position: int, byte: int, is_float: bool) -> None:
     total = torch.tensor([3, -200, 70_000, 0, 1])
-    message = bytearray(write(total.double() if is_float else total, announced={"gain": 2.0}))
+    message = bytearray(write(total.double() if is_float else total, broadcast={"gain": 2.0}))
     message[position % len(message)] = byte
     try:
-        mean, announced, lr = read_sum(bytes(message), 5, 7, CODEC)
+        mean, broadcast, lr = read_sum(bytes(message), 5, 7, CODEC)
     except MessageError:
         return
-    assert torch.isfinite(mean).all() and mean.shape == (5,) and np.isfinite(lr) and isinstance(announced, dict)
+    assert torch.isfinite(mean).all() and mean.shape == (5,) and np.isfinite(lr) and isinstance(broadcast, dict)
 
 
 @given(noise=st.binary(max_size=80))
@@ -156,17 +156,17 @@ def test_floats_that_are_not_finite_are_refused(bad):
         b"1",
         b"{}",
         b"\xff",
-        b'{"announced": {}}',
-        b'{"announced": [1], "lr": 1}',
-        b'{"announced": {"gain": "x"}, "lr": 1}',
-        b'{"announced": {"gain": NaN}, "lr": 1}',
-        b'{"announced": {"0": {"gain": [1]}}, "lr": 1}',
-        b'{"announced": {}, "lr": Infinity}',
-        b'{"announced": {}, "lr": true}',
-        b'{"announced": {}, "lr": {}}',
-        b'{"announced": {}, "lr": ' + b"9" * 400 + b"}",
+        b'{"broadcast": {}}',
+        b'{"broadcast": [1], "lr": 1}',
+        b'{"broadcast": {"gain": "x"}, "lr": 1}',
+        b'{"broadcast": {"gain": NaN}, "lr": 1}',
+        b'{"broadcast": {"0": {"gain": [1]}}, "lr": 1}',
+        b'{"broadcast": {}, "lr": Infinity}',
+        b'{"broadcast": {}, "lr": true}',
+        b'{"broadcast": {}, "lr": {}}',
+        b'{"broadcast": {}, "lr": ' + b"9" * 400 + b"}",
         b"[" * 60_000,
-        b'{"announced": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b', "lr": 1}',
+        b'{"broadcast": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b', "lr": 1}',
     ],
 )
 def test_notes_that_are_no_finite_numbers_are_refused(notes):
@@ -184,13 +184,13 @@ def test_sums_that_do_not_fit_are_refused_when_written(beyond):
 
 def test_announced_tensors_are_refused():
     with pytest.raises(MessageError, match="announcements that are numbers"):
-        write(torch.tensor([1]), announced={"reply": torch.zeros(2)})
+        write(torch.tensor([1]), broadcast={"reply": torch.zeros(2)})
 
 
 def test_notes_are_json_that_says_what_was_announced():
-    message = write(torch.tensor([1]), announced={"1": {"gain": 0.25}}, lr=0.5)
+    message = write(torch.tensor([1]), broadcast={"1": {"gain": 0.25}}, lr=0.5)
     noted = HEADER.unpack_from(message)[-1]
-    assert json.loads(message[HEADER.size :][:noted]) == {"announced": {"1": {"gain": 0.25}}, "lr": 0.5}
+    assert json.loads(message[HEADER.size :][:noted]) == {"broadcast": {"1": {"gain": 0.25}}, "lr": 0.5}
 
 
 # -- a real run, replayed -----------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Record(FederatedCallback):
         downlink, finished = pl_module.downlink, pl_module.downlink.finished
 
         def record(module, round, lr):
-            self.messages.append(write_sum(round.codes, round.public, module.codec.encoder.fingerprint, lr))
+            self.messages.append(write_sum(round.codes, round.context, module.codec.encoder.fingerprint, lr))
             finished(module, round, lr)
 
         downlink.finished = record

@@ -89,7 +89,7 @@ RUNS: dict[str, Run] = {
     "digits, transform, refresh, catch-up": on_digits,
     "MNIST, transform, catch-up": on_mnist,
     "no codec, samples": lambda: fit(federated(weighting="samples")),
-    "drop-outs": lambda: fit(federated(codec=learned(), turnout=Several([DropOut(0.2), FirstToAnswer(4)]))),
+    "drop-outs": lambda: fit(federated(codec=learned(), availability=Several([DropOut(0.2), FirstToAnswer(4)]))),
     "secure, drop-outs": lambda: fit(
         federated(codec=learned(), aggregator=SecureAggregator(8, threshold=5, drop_outs=DropOuts(clients=2)), max_attempts=10)
     ),
@@ -104,9 +104,9 @@ RUNS: dict[str, Run] = {
         federated(privacy=CentralDP(0.5, 1.0, delta=1e-2, simulation_seed=0, adaptive=AdaptiveClipping(bit_noise=2.0))),
         data=federated_data(normalize=False, sampler=Poisson(0.7)),
     ),
-    "PowerSGD": lambda: fit(federated(codec=PowerSGDCodec(1), turnout=DropOut(0.2))),
+    "PowerSGD": lambda: fit(federated(codec=PowerSGDCodec(1), availability=DropOut(0.2))),
     "SCAFFOLD": lambda: fit(federated(codec=QSGDCodec(8), algorithm=Scaffold(lr=0.1, steps=3, batch_size=8))),
-    "FedDyn": lambda: fit(federated(codec=learned(), algorithm=FedDyn(lr=0.1, steps=3, batch_size=8), turnout=DropOut(0.3))),
+    "FedDyn": lambda: fit(federated(codec=learned(), algorithm=FedDyn(lr=0.1, steps=3, batch_size=8), availability=DropOut(0.3))),
     "q-FedAvg": lambda: fit(federated(algorithm=QFedAvg(lr=0.1, steps=3, batch_size=8))),
     "Ditto": lambda: fit(federated(codec=learned(), algorithm=Ditto(lr=0.1, steps=3, batch_size=8))),
     "BatchNorm mean": lambda: norm("mean"),

@@ -42,7 +42,7 @@ def test_it_trains_through_every_kind_of_codec(algorithm, codec):
 
 def test_ten_rounds_are_five_and_five_more(algorithm, tmp_path):
     def fit(rounds, ckpt_path=None, memory=1024.0):
-        module = federated(mlp(dropout=0.2), algorithm=algorithm, codec=learned(), turnout=DropOut(0.3), client_memory_mb=memory)
+        module = federated(mlp(dropout=0.2), algorithm=algorithm, codec=learned(), availability=DropOut(0.3), client_memory_mb=memory)
         runner = trainer(rounds, callbacks=[pretraining()])
         runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt_path, weights_only=False)
         return runner, module
@@ -104,7 +104,7 @@ def test_what_an_algorithm_cannot_go_with_is_refused():
 def test_the_aggregate_is_the_mean_of_those_that_answered():
     """30 % drop out in every round: of the very clients that answered, nobody else's update is in the sum."""
     history = History()
-    module = federated(turnout=DropOut(0.3), weighting="samples")
+    module = federated(availability=DropOut(0.3), weighting="samples")
     spy = run(module, 10, logger=history)
     absent = history.rounds("round/absent")
     assert sum(absent.values()) > 0
@@ -120,10 +120,10 @@ def test_the_aggregate_is_the_mean_of_those_that_answered():
 
 def test_a_round_that_too_few_answer_is_repeated_and_several_stop_the_run():
     history = History()
-    run(federated(turnout=DropOut(0.5), min_clients=5, max_attempts=100), 5, logger=history)
+    run(federated(availability=DropOut(0.5), min_clients=5, max_attempts=100), 5, logger=history)
     assert min(history.rounds("round/clients").values()) >= 5 and max(history.rounds("round/attempts").values()) > 1
     with pytest.raises(RoundFailedError, match="no usable aggregate of at least 8 clients in 3 attempts"):
-        run(federated(turnout=DropOut(0.9), min_clients=8), 1)
+        run(federated(availability=DropOut(0.9), min_clients=8), 1)
 
 
 def tensors(kept) -> list[torch.Tensor]:
@@ -139,7 +139,7 @@ class Census(FederatedCallback):
         self.rounds, self.objects, self.bytes = rounds, [], []
 
     def on_round_end(self, trainer, pl_module, round):
-        if round.public.round in self.rounds:
+        if round.context.round in self.rounds:
             gc.collect()
             self.objects.append(len(gc.get_objects()))
             kept = [*pl_module.store.state_dict().values(), pl_module.server_state]
@@ -149,7 +149,7 @@ class Census(FederatedCallback):
 @pytest.mark.slow
 def test_nothing_grows_over_500_rounds():
     census = Census(99, 299, 499)
-    module = federated(mlp(2), algorithm=Scaffold(0.1, 8, 1), codec=IdentityCodec(), turnout=DropOut(0.3))
+    module = federated(mlp(2), algorithm=Scaffold(0.1, 8, 1), codec=IdentityCodec(), availability=DropOut(0.3))
     data = federated_data(sampler=Uniform(3))
     trainer(500, callbacks=[census]).fit(module, datamodule=data)
     assert len(set(census.bytes)) == 1 and census.bytes[0] > 0

@@ -11,10 +11,10 @@ import torch
 
 from fedlight.callbacks import FederatedCallback
 from fedlight.codecs import ChainCodec, CountSketchCodec, HalfCodec, LinearCodec, PowerSGDCodec, QSGDCodec, TopKCodec
-from fedlight.core.codec import Codec, Public, State
+from fedlight.core.codec import Codec, Context, State
 from fedlight.core.simulate import simulate_round
 from fedlight.data import Uniform
-from fedlight.modules.downlink import announced_bytes
+from fedlight.modules.downlink import broadcast_bytes
 from tests.federation import History, federated, federated_data, pretraining, run, trainer, weights_of
 
 BASELINES: dict[str, Callable[[], Codec]] = {
@@ -34,12 +34,12 @@ class Wire(FederatedCallback):
 
     def __init__(self) -> None:
         self.messages: dict[tuple[int, int], list[int]] = {}
-        self.announced: dict[tuple[int, int], dict[str, Any]] = {}
+        self.broadcast: dict[tuple[int, int], dict[str, Any]] = {}
 
     def on_client_message(self, trainer, pl_module, round, upload):
-        key = round.public.round, round.public.step
+        key = round.context.round, round.context.step
         self.messages.setdefault(key, []).append(len(upload.message))
-        self.announced[key] = dict(round.public.announced)
+        self.broadcast[key] = dict(round.context.broadcast)
 
 
 @baselines
@@ -50,8 +50,8 @@ def test_a_run_sends_and_decodes_what_a_simulated_round_does(make):
     clients: list[State] = [{} for _ in range(8)]
     for number in range(3):
         updates = torch.stack([spy.uploads[number, 0, client].update for client in range(8)])
-        public = Public(module.seed, number)
-        assert torch.equal(simulate_round(module.codec, updates, None, public, server, clients), spy.aggregates[number])
+        context = Context(module.seed, number)
+        assert torch.equal(simulate_round(module.codec, updates, None, context, server, clients), spy.aggregates[number])
 
 
 @baselines
@@ -61,7 +61,7 @@ def test_bytes_of_every_pass_and_every_announcement_are_counted(make):
     run(module, 3, callbacks=[wire], logger=history)
     model = 4 * module.layout.dim
     assert module.traffic.uplink == sum(sum(lengths) for lengths in wire.messages.values())
-    assert module.traffic.downlink == 3 * 8 * model + sum(8 * announced_bytes(announced) for announced in wire.announced.values())
+    assert module.traffic.downlink == 3 * 8 * model + sum(8 * broadcast_bytes(broadcast) for broadcast in wire.broadcast.values())
     assert module.traffic.messages == 24 and module.traffic.codec == 0
     for number in range(3):
         lengths = [wire.messages[number, step] for step in range(module.codec.passes)]
@@ -73,7 +73,7 @@ def test_bytes_of_every_pass_and_every_announcement_are_counted(make):
 def test_power_sgd_broadcasts_q_before_and_p_between_the_passes():
     module, wire = federated(codec=PowerSGDCodec(1)), Wire()
     run(module, 2, callbacks=[wire])
-    assert [sorted(wire.announced[key]) for key in ((0, 0), (0, 1), (1, 0), (1, 1))] == [[], ["reply"], ["right"], ["reply"]]
+    assert [sorted(wire.broadcast[key]) for key in ((0, 0), (0, 1), (1, 0), (1, 1))] == [[], ["reply"], ["right"], ["reply"]]
     view = module.codec.encoder.view
     assert module.traffic.downlink == 16 * 4 * module.layout.dim + 8 * 4 * (2 * view.left_length + view.right_length)
 
@@ -102,7 +102,7 @@ def test_a_client_dropped_between_the_passes_keeps_its_old_residual():
 
     class LosesSecond(FederatedCallback):
         def on_client_update(self, trainer, pl_module, round, upload):
-            if (round.public.round, round.public.step, upload.client) == (1, 1, 3):
+            if (round.context.round, round.context.step, upload.client) == (1, 1, 3):
                 upload.update.fill_(float("nan"))
 
     module = federated(codec=PowerSGDCodec(1))
@@ -110,7 +110,7 @@ def test_a_client_dropped_between_the_passes_keeps_its_old_residual():
 
     class Keeps(FederatedCallback):
         def on_round_end(self, trainer, pl_module, round):
-            kept[round.public.round] = pl_module.store.peek(3)["codec"]["error"].clone(), pl_module.store.peek(2)["codec"]["error"].clone()
+            kept[round.context.round] = pl_module.store.peek(3)["codec"]["error"].clone(), pl_module.store.peek(2)["codec"]["error"].clone()
 
     run(module, 2, callbacks=[LosesSecond(), Keeps()])
     assert torch.equal(kept[0][0], kept[1][0]) and not torch.equal(kept[0][1], kept[1][1])

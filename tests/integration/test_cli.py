@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fedlight.cli import main
 from fedlight.codecs import ChainCodec
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.export import load_decoder, load_encoder
 from fedlight.data import Everyone, FederatedDataModule
 from fedlight.modules import MLP
@@ -60,9 +60,9 @@ def test_model_and_codec_files_are_of_use_without_the_run(finished):
     network = MLP(64, [4], 10)
     network.load_state_dict(load_file(finished / "model.safetensors"))
     encoder, decoder = load_encoder(finished / "encoder.safetensors"), load_decoder(finished / "decoder.safetensors")
-    public = Public(announced=decoder.announce({}))
-    message = encoder.encode_message(torch.randn(encoder.dim) * 0.01, public, Private(torch.Generator()))
-    assert decoder.decode_sum([message], [1], public, {}).shape == (encoder.dim,)
+    context = Context(broadcast=decoder.broadcast({}))
+    message = encoder.encode_message(torch.randn(encoder.dim) * 0.01, context, Private(torch.Generator()))
+    assert decoder.decode_sum([message], [1], context, {}).shape == (encoder.dim,)
 
 
 def test_metrics_csv_has_a_row_a_round(finished):

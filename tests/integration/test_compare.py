@@ -72,7 +72,7 @@ def test_every_codec_of_a_comparison_can_be_built(path):
     parsed = check_codecs(comparison, read_base(comparison.base, beside), rehearse)
     assert set(parsed) == set(comparison.codecs)
     assert parsed[comparison.reference]["model"]["codec"] is None
-    parts = ("codec", "algorithm", "server_optimizer", "turnout", "privacy")
+    parts = ("codec", "algorithm", "server_optimizer", "availability", "privacy")
     what = lambda one: [*map(one["model"].get, parts), one["trainer"]["callbacks"], one["data"]["proxy_source"]]  # noqa: E731
     different = {json.dumps(what(one)) for one in parsed.values()}
     assert len(different) == len(parsed), "no two entries are the same"

@@ -39,11 +39,11 @@ class Fault(FederatedCallback):
         self.earlier: list[bytes] = []
 
     def on_client_update(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.update and round.public.attempt == 0:
+        if upload.client == BAD and self.update and round.context.attempt == 0:
             upload.update.copy_(self.update(upload.update))
 
     def on_client_message(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.message and round.public.attempt == 0:
+        if upload.client == BAD and self.message and round.context.attempt == 0:
             honest = upload.message
             upload.message = self.message(honest, self.earlier or [honest])
             self.earlier.append(honest)
@@ -58,9 +58,9 @@ class Trained(FederatedCallback):
     def on_train_start(self, trainer, pl_module):
         made = pl_module.runner._upload
 
-        def tampered(turn, result, model):
-            upload = made(turn, result, model)
-            if turn.client == BAD:
+        def tampered(task, result, model):
+            upload = made(task, result, model)
+            if task.client == BAD:
                 upload.update.fill_(self.value)
             return upload
 

@@ -14,7 +14,7 @@ import fedlight
 from fedlight.callbacks import CodecRefresh
 from fedlight.clients import ClientOptimizer, FedAvg, FedSGD
 from fedlight.codecs import TwoSidedCodec
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.core.export import save_codec
 from fedlight.core.layout import flatten
@@ -140,7 +140,7 @@ def test_a_clients_result_does_not_depend_on_who_came_before():
         buffers = module.runner.model.buffers.clone()
         updates = {}
         cohort = np.array(clients)
-        for upload in module.runner.run(Round(Public(round=1), cohort, cohort), weights, buffers):
+        for upload in module.runner.run(Round(Context(round=1), cohort, cohort), weights, buffers):
             updates[upload.client] = upload.update
         results.append(updates)
     for client in range(3):

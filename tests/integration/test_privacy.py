@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
+from fedlight.clients.availability import DropOut, FirstToAnswer, Several
 from fedlight.clients.feddyn import FedDyn
-from fedlight.clients.turnout import DropOut, FirstToAnswer, Several
 from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
@@ -59,17 +59,17 @@ class Reads(Spy):
         self.units: dict[int, float] = {}
 
     def on_round_start(self, trainer, pl_module, round):
-        self.codes[round.public.round] = []
+        self.codes[round.context.round] = []
 
     def on_client_message(self, trainer, pl_module, round, upload):
         super().on_client_message(trainer, pl_module, round, upload)
-        self.codes[round.public.round].append(pl_module.codec.decoder.read_message(upload.message, round.public))
+        self.codes[round.context.round].append(pl_module.codec.decoder.read_message(upload.message, round.context))
 
     def on_round_end(self, trainer, pl_module, round):
         super().on_round_end(trainer, pl_module, round)
-        number = round.public.round
+        number = round.context.round
         self.means[number], self.counts[number] = round.codes.mean(), round.codes.count
-        self.units[number] = pl_module.codec.encoder.common_step(round.public)
+        self.units[number] = pl_module.codec.encoder.common_step(round.context)
 
     def noise(self) -> torch.Tensor:
         """Return what was added to the sums beside the codes that arrived, [entries of all rounds], in units of the float code."""
@@ -183,11 +183,11 @@ class BreaksOnce(IdentityCodec):
     """Decodes the first attempt at round 1 to NaN."""
 
     def make_decoder(self, layout, plan):
-        class Half(IdentityDecoder):
-            def decode(self, mean_code, public, state):
-                return mean_code * (math.nan if (public.round, public.attempt) == (1, 0) else 1.0)
+        class CodecPart(IdentityDecoder):
+            def decode(self, mean_code, context, state):
+                return mean_code * (math.nan if (context.round, context.attempt) == (1, 0) else 1.0)
 
-        return Half(layout, CodeFormat(layout.dim))
+        return CodecPart(layout, CodeFormat(layout.dim))
 
 
 def test_a_release_that_is_thrown_away_is_in_the_ledger():
@@ -240,7 +240,7 @@ class StopAfter(FederatedCallback):
         self.rounds = rounds
 
     def on_round_end(self, trainer, pl_module, round):
-        trainer.should_stop = trainer.should_stop or round.public.round + 1 >= self.rounds
+        trainer.should_stop = trainer.should_stop or round.context.round + 1 >= self.rounds
 
 
 def test_a_checkpoint_of_another_privacy_is_refused(tmp_path):
@@ -289,13 +289,13 @@ def test_an_adaptive_norm_is_announced_moves_and_its_bit_is_counted():
     fit(plain, 3)
     reads, history = fit(adaptive, 3)
     norms = history.rounds("privacy/clip")
-    assert [reads.announced[number]["clip"] for number in range(3)] == [8.0, norms[0], norms[1]]
+    assert [reads.broadcast[number]["clip"] for number in range(3)] == [8.0, norms[0], norms[1]]
     assert norms[2] < norms[1] < norms[0] < 8.0
     messages = adaptive.traffic.messages
     assert adaptive.traffic.uplink == plain.traffic.uplink + messages
     assert adaptive.traffic.downlink > plain.traffic.downlink
     for number, codes in reads.codes.items():
-        assert all(float(code.double().norm()) <= reads.announced[number]["clip"] for code in codes)
+        assert all(float(code.double().norm()) <= reads.broadcast[number]["clip"] for code in codes)
 
 
 def test_shares_of_distributed_noise_are_in_the_messages_and_add_up():
@@ -429,8 +429,8 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({}, {"sampler": Uniform(4)}, "`data.sampler` to Poisson or Everyone"),
         ({}, {"normalize": True}, "`data.normalize` false under CentralDP"),
         ({}, {"client_holdout": 0.2}, "`data.client_holdout` 0 under CentralDP"),
-        ({"turnout": FirstToAnswer(3)}, {}, "no client takes another's place under CentralDP.*got FirstToAnswer"),
-        ({"turnout": Several([DropOut(0.1), FirstToAnswer(3)])}, {}, "no client takes another's place under CentralDP.*got Several"),
+        ({"availability": FirstToAnswer(3)}, {}, "no client takes another's place under CentralDP.*got FirstToAnswer"),
+        ({"availability": Several([DropOut(0.1), FirstToAnswer(3)])}, {}, "no client takes another's place under CentralDP.*got Several"),
         ({"privacy": central(delta=0.2)}, {}, "`delta` below 1 / 8 clients"),
         ({"privacy": central(target_epsilon=0.1)}, {}, "allows one round but one costs"),
         ({"codec": TransformCodec(4, encoder_share=1.0), "privacy": central(accountant="pld")}, {}, "for integer codes but got pld"),

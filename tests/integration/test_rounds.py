@@ -45,7 +45,7 @@ def test_uplink_is_the_length_of_what_was_sent(make, norm, weighting):
 def test_downlink_is_the_model_and_the_announcements_and_each_encoder_once(norm):
     module = federated(mlp(norm=norm), codec=learned())
     spy = run(module, 5, data=federated_data(sampler=Uniform(3)))
-    assert all(set(announced) == {"0", "1"} or "gain" in str(announced) for announced in spy.announced.values())
+    assert all(set(broadcast) == {"0", "1"} or "gain" in str(broadcast) for broadcast in spy.broadcast.values())
     model = 4 * (module.layout.dim + sum(b.numel() for b in float_buffers(module.network)))
     gain = 8
     met = {client for clients in spy.clients.values() for client in clients}
@@ -67,7 +67,7 @@ def test_a_new_encoder_version_is_downloaded_again():
     run(module, 1)
     once = module.traffic.codec
     module.codec.version += 1
-    module.codec.stamp()
+    module.codec.update_digest()
     run(module, 1)
     assert module.traffic.codec == pytest.approx(2 * once, rel=0.01)
 

@@ -22,7 +22,7 @@ from fedlight.codecs import (
     TwoSidedCodec,
 )
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.errors import MessageError, RoundFailedError
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
@@ -45,8 +45,8 @@ class BlowUp(FederatedCallback):
         self.factor, self.attempts = factor, attempts
 
     def on_round_start(self, trainer, pl_module, round):
-        wanted = (round.public.round, round.public.attempt) in self.attempts
-        before = (round.public.round, round.public.attempt - 1) in self.attempts
+        wanted = (round.context.round, round.context.attempt) in self.attempts
+        before = (round.context.round, round.context.attempt - 1) in self.attempts
         with torch.no_grad():
             for parameter in pl_module.codec.decoder.parameters():
                 parameter.mul_(self.factor if wanted and not before else 1 / self.factor if before and not wanted else 1)
@@ -76,7 +76,7 @@ def test_a_round_whose_aggregate_is_refused_is_repeated_and_leaves_no_trace(capl
     assert history.rounds("round/attempts") == {0: 1, 1: 2}
     assert sum("was refused" in record.message for record in caplog.records) == 1
     assert torch.equal(again.weights[0], spy.weights[0]) and torch.equal(weights_of(module), again.weights[1])
-    assert again.announced[1] == spy.announced[1]
+    assert again.broadcast[1] == spy.broadcast[1]
 
 
 def test_what_is_not_finite_is_refused(caplog):
@@ -91,13 +91,13 @@ def test_what_is_not_finite_is_refused(caplog):
 
 def round_of(codec, updates) -> Round:
     """A round of these updates ``[clients, dim]``, decoded."""
-    public = Public(announced=codec.decoder.announce({}))
-    round = Round(public, None, None)
+    context = Context(broadcast=codec.decoder.broadcast({}))
+    round = Round(context, None, None)
     round.codes = RunningSum()
     with torch.no_grad():
         for i, update in enumerate(updates):
-            round.codes.add(codec.encoder.encode(update, public, Private(torch.Generator().manual_seed(i))))
-        round.aggregate = codec.decoder.decode(round.codes.mean(), public, {})
+            round.codes.add(codec.encoder.encode(update, context, Private(torch.Generator().manual_seed(i))))
+        round.aggregate = codec.decoder.decode(round.codes.mean(), context, {})
     return round
 
 
@@ -167,9 +167,9 @@ def test_looking_at_the_length_moves_no_gain():
     codec = learned()
     codec.fit(BANK, briefly)
     round = round_of(codec, BANK.updates[0])
-    before = codec.decoder.announce({})
+    before = codec.decoder.broadcast({})
     assert untrusted(codec, round) is None
-    assert codec.decoder.announce({}) == before
+    assert codec.decoder.broadcast({}) == before
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_saturation_is_the_mean_over_clients():
     class Reads(FederatedCallback):
         def on_client_message(self, trainer, pl_module, round, upload):
             decoder = pl_module.codec.decoder
-            term = decoder.read_message(upload.message, round.public)
-            shares.setdefault(round.public.round, []).append(saturation(term, decoder.format))
+            term = decoder.read_message(upload.message, round.context)
+            shares.setdefault(round.context.round, []).append(saturation(term, decoder.format))
 
     history = History()
     codec = ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(3, clip=1.0)])
@@ -248,7 +248,7 @@ class Refuses(FederatedCallback):
         self.client, self.step = client, step
 
     def on_client_message(self, trainer, pl_module, round, upload):
-        if upload.client == self.client and round.public.step >= self.step:
+        if upload.client == self.client and round.context.step >= self.step:
             raise MessageError("broken on the way")
 
 
@@ -277,7 +277,7 @@ def test_a_chain_that_ends_in_a_codec_with_memory_is_never_refused():
     """What the server remembered may make an aggregate longer than this round's codes explain."""
     codec = ChainCodec([LinearCodec(2, "random", block_size=16), CountSketchCodec(2, 1)])
     run(federated(codec=codec), 6)
-    assert codec.decoder.longest(torch.ones(codec.decoder.code_dim), Public()) == math.inf
+    assert codec.decoder.norm_bound(torch.ones(codec.decoder.code_dim), Context()) == math.inf
 
 
 def test_the_way_out_of_a_failed_round_goes_by_why_it_failed():

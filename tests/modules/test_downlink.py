@@ -28,7 +28,7 @@ from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.sums import write_sum
 from fedlight.data import Poisson, Uniform
 from fedlight.modules import CatchUp, FullModel
-from fedlight.modules.downlink import SEED_BYTES, announced_bytes, beyond_encoder
+from fedlight.modules.downlink import SEED_BYTES, beyond_encoder, broadcast_bytes
 from tests.federation import federated, federated_data, mlp, pretraining, run, trainer, weights_of
 
 ROUNDS = 12
@@ -64,8 +64,8 @@ class Ledger(FederatedCallback):
         self.rounds.append(
             {
                 "cohort": round.cohort.tolist(),
-                "announced": announced_bytes(round.public.announced),
-                "sum": len(write_sum(round.codes, round.public, codec.encoder.fingerprint, self.lr)),
+                "broadcast": broadcast_bytes(round.context.broadcast),
+                "sum": len(write_sum(round.codes, round.context, codec.encoder.fingerprint, self.lr)),
                 "version": codec.version,
                 "encoder": encoder_bytes(codec) if codec.version else 0,
                 "beyond": beyond_encoder(codec) if codec.version else 0,
@@ -88,7 +88,7 @@ def downloads(module: Any, rounds: list[dict[str, Any]], catch_up: bool) -> tupl
     decoders: dict[int, set[int]] = {}
     for number, now in enumerate(rounds):
         for client in now["cohort"]:
-            downlink += now["announced"]
+            downlink += now["broadcast"]
             has_encoders, has_decoders = encoders.setdefault(client, set()), decoders.setdefault(client, set())
             new_encoder = {now["version"]} - has_encoders
             whole = full + sum(weighs[v][0] for v in new_encoder)
@@ -153,7 +153,7 @@ def test_a_client_that_was_there_last_round_downloads_one_sum():
             self.sizes = []
 
         def on_round_end(self, trainer, pl_module, round):
-            self.sizes.append(len(write_sum(round.codes, round.public, pl_module.codec.encoder.fingerprint, 1.0)))
+            self.sizes.append(len(write_sum(round.codes, round.context, pl_module.codec.encoder.fingerprint, 1.0)))
 
     for make in (lambda: LinearCodec(4, "random", block_size=16), transform):
         each = Each()

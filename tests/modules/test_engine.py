@@ -71,7 +71,7 @@ class Spoils(FederatedCallback):
     """Makes every client's first attempt unusable, in some rounds."""
 
     def on_client_update(self, trainer: Any, pl_module: Any, round: Any, upload: Any) -> None:
-        if round.public.attempt == 0 and round.public.round == 1:
+        if round.context.attempt == 0 and round.context.round == 1:
             raise MessageError("not this time")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedlight.codecs import IdentityCodec
-from fedlight.core.codec import Public
+from fedlight.core.codec import Context
 from fedlight.core.layout import Layout
 from fedlight.core.rounds import Round
 from fedlight.core.running_sum import RunningSum
@@ -49,7 +49,7 @@ def test_a_float_sum_is_the_same_with_the_counts_or_on_its_own(monkeypatch: pyte
     monkeypatch.setattr(exchange, "several_processes", lambda: True)
     monkeypatch.setattr(exchange, "reduce_sum", doubled)
     monkeypatch.setattr(exchange, "SHORT", short)
-    round = Round(Public(), np.array([4, 5]), np.array([4]))
+    round = Round(Context(), np.array([4, 5]), np.array([4]))
     round.codes = RunningSum()
     round.codes.add(torch.tensor([0.5, 1.0, -2.0]), 3)
     round.loss, round.trained, round.uplink = 1.25, 1, 7

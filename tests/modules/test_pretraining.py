@@ -5,7 +5,7 @@ from torch import nn
 from fedlight.callbacks import CodecPretraining
 from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Private, Public
+from fedlight.core.codec import Context, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, save_codec
 from fedlight.core.layout import Layout
@@ -54,9 +54,9 @@ def test_the_loss_is_the_relative_error_of_the_decoded_mean_code():
     updates, weights = bank.updates[:3], torch.rand(3, 5, 1).softmax(1)
     expected = []
     for u, a in zip(updates, weights, strict=True):
-        mean = sum(a[i] * codec.encoder.encode(u[i], Public(), Private(torch.Generator())) for i in range(5))
+        mean = sum(a[i] * codec.encoder.encode(u[i], Context(), Private(torch.Generator())) for i in range(5))
         target = sum(a[i] * u[i] for i in range(5))
-        expected.append(((codec.decoder.decode(mean, Public(), {}) - target) ** 2).sum() / (target**2).sum())
+        expected.append(((codec.decoder.decode(mean, Context(), {}) - target) ** 2).sum() / (target**2).sum())
     torch.testing.assert_close(cohort_loss(codec, updates, weights), torch.stack(expected).mean())
     exact = IdentityCodec().bind(bank.layout)
     assert float(cohort_loss(exact, updates, weights)) < 1e-10

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedlight.codecs import ChainCodec, GridCodec, IdentityCodec, TwoSidedCodec
-from fedlight.core.codec import Codec, Private, Public
+from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.modules.privacy import private_codec
@@ -46,19 +46,19 @@ def begun(row: Row, clip: float = 2.0, multiplier: float | None = 0.8, **more) -
     codec = private_codec(IdentityCodec(), privacy)
     assert codec is not None
     codec.bind(LAYOUT)
-    privacy.begin(replace(SETTING, integer=codec.integer, bits=codec.encoder.format.bits), population=1000)
+    privacy.calibrate(replace(SETTING, integer=codec.integer, bits=codec.encoder.format.bits), population=1000)
     return privacy, codec
 
 
 def send(privacy: PrivacyMechanism, codec: Codec, update: torch.Tensor, client: int, silent: bool = False, number: int = 0) -> torch.Tensor:
     """Return what the server reads of one client, in the units of the update."""
-    public = Public(round=number, announced=codec.decoder.announce({}) | privacy.announce())
+    context = Context(round=number, broadcast=codec.decoder.broadcast({}) | privacy.broadcast())
     private = Private(torch.Generator().manual_seed(client))
-    protection = privacy.protection(codec.encoder, public, private, client, silent)
-    message = codec.encoder.encode_message(update, public, private, protection)
-    unit = codec.encoder.common_step(public)
+    protection = privacy.protection(codec.encoder, context, private, client, silent)
+    message = codec.encoder.encode_message(update, context, private, protection)
+    unit = codec.encoder.common_step(context)
     assert unit is not None
-    return codec.decoder.read_message(message, public).double() * unit
+    return codec.decoder.read_message(message, context).double() * unit
 
 
 @rows
@@ -96,12 +96,12 @@ def test_noise_of_a_sum_has_the_deviation_that_the_ledger_says(row):
     sums = []
     for number in range(12):
         total = torch.stack([send(privacy, codec, torch.zeros(DIM), client, number=number) for client in range(clients)]).sum(0)
-        noise = privacy.sum_noise(DIM, 1.0, Public(round=number))
+        noise = privacy.sum_noise(DIM, 1.0, Context(round=number))
         sums.append(total if noise is None else total + noise)
     measured = float(torch.stack(sums).std())
     assert measured == pytest.approx(privacy.sum_deviation(1.0, clients), rel=0.04)
     assert measured >= 0.96 * 0.8 * 2.0
-    privacy.settle(0.0)
+    privacy.record_release(0.0)
     ((multiplier, rate, times),) = privacy.ledger.lines
     assert (rate, times) == (row.rate, 1)
     assert multiplier == pytest.approx(row.counted * 0.8)
@@ -110,11 +110,11 @@ def test_noise_of_a_sum_has_the_deviation_that_the_ledger_says(row):
 @rows
 def test_noise_differs_by_round_attempt_and_client_and_repeats_with_the_seed(row):
     privacy, _ = begun(row)
-    places = [(Public(round=r, attempt=a), c) for r in (0, 1) for a in (0, 1) for c in (-1, 0, 1)]
-    draws = [privacy.source(public, client).gaussian(4, 1.0) for public, client in places]
+    places = [(Context(round=r, attempt=a), c) for r in (0, 1) for a in (0, 1) for c in (-1, 0, 1)]
+    draws = [privacy.source(context, client).gaussian(4, 1.0) for context, client in places]
     assert len({tuple(draw) for draw in draws}) == len(places)
     assert all(
-        (privacy.source(public, client).gaussian(4, 1.0) == draw).all() for (public, client), draw in zip(places, draws, strict=True)
+        (privacy.source(context, client).gaussian(4, 1.0) == draw).all() for (context, client), draw in zip(places, draws, strict=True)
     )
 
 
@@ -125,10 +125,10 @@ def test_without_a_simulation_seed_no_seed_is_ever_used(row, monkeypatch):
 
     monkeypatch.setattr(mechanism, "SeededNoise", refuse)
     privacy, codec = begun(row, simulation_seed=None)
-    assert isinstance(privacy.source(Public()), SystemNoise)
+    assert isinstance(privacy.source(Context()), SystemNoise)
     one, two = send(privacy, codec, torch.zeros(DIM), 0), send(privacy, codec, torch.zeros(DIM), 0)
     assert torch.equal(one, two) != row.share
-    noises = [privacy.sum_noise(DIM, 1.0, Public()) for _ in range(2)]
+    noises = [privacy.sum_noise(DIM, 1.0, Context()) for _ in range(2)]
     assert noises[0] is None or not torch.equal(noises[0], noises[1])
     assert privacy.report()["privacy"]["noise"] == "operating system"
 
@@ -138,7 +138,7 @@ def test_a_target_is_kept_and_stops_the_run(row):
     privacy, _ = begun(row, multiplier=None, target_epsilon=6.0)
     releases = 0
     while privacy.affordable():
-        privacy.settle(0.0)
+        privacy.record_release(0.0)
         releases += 1
         assert privacy.epsilon() <= 6.0 and privacy.epsilon() <= privacy.epsilon(amplified=False)
     assert releases == SETTING.rounds == len(privacy.ledger)
@@ -149,7 +149,7 @@ def test_a_target_is_kept_and_stops_the_run(row):
 def test_state_survives_and_settings_are_plain(row):
     privacy, _ = begun(row, multiplier=None, target_epsilon=6.0)
     for _ in range(3):
-        privacy.settle(-9.0)
+        privacy.record_release(-9.0)
     state = json.loads(json.dumps(privacy.state_dict()))
     other, _ = begun(row, multiplier=1.5)
     other.load_state_dict(state)
@@ -161,7 +161,7 @@ def test_state_survives_and_settings_are_plain(row):
 @rows
 def test_the_report_says_everything_that_a_statement_needs(row):
     privacy, _ = begun(row)
-    privacy.settle(0.0)
+    privacy.record_release(0.0)
     report = json.loads(json.dumps(privacy.report()))
     assert {"epsilon", "epsilon_unamplified", "delta", "noise_multiplier", "clip"} < set(report)
     details = report["privacy"]
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused(row, changes, message):
 )
 def test_what_a_mechanism_cannot_do_is_refused(make, setting, message):
     with pytest.raises(ConfigurationError, match=message):
-        make().begin(replace(SETTING, **setting), population=1000)
+        make().calibrate(replace(SETTING, **setting), population=1000)
 
 
 def test_the_adaptive_norm_follows_the_clients_norms_under_noise():
@@ -223,9 +223,9 @@ def test_the_adaptive_norm_follows_the_clients_norms_under_noise():
         for number in range(150):
             cohort = norms[torch.rand(1000, generator=generator) < 0.1 / 2]
             bits = float((cohort <= privacy.norm).sum()) - len(cohort) / 2
-            privacy.settle(bits + privacy.bit_noise(Public(round=number)))
+            privacy.record_release(bits + privacy.bit_noise(Context(round=number)))
         assert privacy.norm == pytest.approx(float(norms.median()), rel=0.15)
-        assert privacy.announce() == {"clip": privacy.norm}
+        assert privacy.broadcast() == {"clip": privacy.norm}
 
 
 def test_an_adaptive_norm_costs_a_little_more_noise_on_the_codes():

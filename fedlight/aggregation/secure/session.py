@@ -56,7 +56,7 @@ class Session:
         codec: the fingerprint that the codec's messages carry.
         encoder: digest (32 bytes) of the encoder that codes are made with.
         model: digest (32 bytes) of the global model that clients start from.
-        announced: digest (32 bytes) of all that the client was told before it encodes (``core.digest.digest_public``): a gain or a clipping
+        broadcast: digest (32 bytes) of the pass's context (``core.digest.digest_context``): a gain or a clipping
             norm that differed between clients would let one code outweigh the rest of the sum.
         training: digest (32 bytes) of the settings that the client trains by: a learning rate of nearly 0 for all but one would, too.
 
@@ -71,12 +71,12 @@ class Session:
     codec: int
     encoder: bytes
     model: bytes
-    announced: bytes
+    broadcast: bytes
     training: bytes
 
     def __post_init__(self) -> None:
         check_threshold(self.format.clients, self.threshold)
-        for name in ("id", "encoder", "model", "announced", "training"):
+        for name in ("id", "encoder", "model", "broadcast", "training"):
             value, size = getattr(self, name), SESSION_BYTES if name == "id" else 32
             if len(value) != size:
                 raise ConfigurationError(f"Expected `{name}` of {size} bytes but got {len(value)}")
@@ -98,7 +98,7 @@ class Session:
     def context(self) -> bytes:
         """Digest (32 bytes) of session, round, configuration, and of what the client holds and was told."""
         fixed = struct.pack("<16sII", self.id, self.round & 0xFFFFFFFF, self.codec)
-        held = self.encoder + self.model + self.announced + self.training
+        held = self.encoder + self.model + self.broadcast + self.training
         return hashlib.sha256(b"fedlight secure aggregation" + fixed + self.config + held).digest()
 
     # -- keys that both sides derive; each is used once ------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class BiasTrick(Attack):
         """Return the images."""
         name = self.layer(case.victim)
         weight, bias = piece(case, f"{name}.weight"), piece(case, f"{name}.bias")
-        shape = case.public.images.shape[1:]
+        shape = case.context.images.shape[1:]
         used = bias.abs() > 1e-6 * bias.abs().max()
         if case.count == 1 or not bool(used.any()):
             used = bias.abs() == bias.abs().max()
@@ -116,7 +116,7 @@ class LastLayerLabels(Attack):
             return Guess(labels=piece(case, f"{name}.weight").sum(1).argmin()[None])
         gradient = piece(case, f"{name}.bias") / (case.victim.lr * case.victim.steps)
         with torch.no_grad():
-            inputs = case.victim.pixels.inputs(case.public.images[:512].double())
+            inputs = case.victim.pixels.inputs(case.context.images[:512].double())
             expected = functional_call(case.victim.network, case.victim.weights, (inputs,)).softmax(1).mean(0)
         left = case.count * (expected - gradient)
         labels = []
@@ -177,14 +177,14 @@ class RobbingTheFed(Attack):
         """What the report calls it."""
         return "Robbing the Fed (malicious server)"
 
-    def tamper(self, victim: Victim, public: Auxiliary) -> nn.Module:
+    def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module:
         """Return the model with the layer before it."""
-        brightness = victim.pixels.inputs(public.images.double()).flatten(1).mean(1)
+        brightness = victim.pixels.inputs(context.images.double()).flatten(1).mean(1)
         # The lowest threshold lies below every image, so that the darkest bin is one as well.
         levels = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=brightness.device)[:-1]
         thresholds = torch.quantile(brightness, levels)
         thresholds[0] -= brightness.std() + 1
-        return Imprinted(copy.deepcopy(victim.network), thresholds, public.images[0].numel(), self.strength)
+        return Imprinted(copy.deepcopy(victim.network), thresholds, context.images[0].numel(), self.strength)
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
         """Return the contents of the bins with most in them; the public mean image for images that no bin accounts for."""
@@ -193,9 +193,9 @@ class RobbingTheFed(Attack):
         bias = torch.cat([bias[:-1] - bias[1:], bias[-1:]])
         order = bias.abs().argsort(descending=True)[: case.count]
         order = order[bias[order].abs() > 1e-6 * bias.abs().max()]
-        shape = case.public.images.shape[1:]
+        shape = case.context.images.shape[1:]
         images = case.victim.pixels.images((weight[order] / bias[order, None]).view(len(order), *shape))
-        rest = case.public.images.double().mean(0).expand(case.count - len(order), *shape)
+        rest = case.context.images.double().mean(0).expand(case.count - len(order), *shape)
         return Guess(torch.cat([images, rest]))
 
     def shortened(self) -> Self:

@@ -35,7 +35,7 @@ class Case:
     view: View
     seen: Tensor
     labels: Tensor
-    public: Auxiliary
+    context: Auxiliary
 
     @property
     def count(self) -> int:
@@ -68,17 +68,17 @@ class Attack(ABC):
         """What the report calls it."""
         return type(self).__name__
 
-    def prepare(self, public: Auxiliary, generator: torch.Generator) -> Self:
+    def prepare(self, context: Auxiliary, generator: torch.Generator) -> Self:
         """Return a copy whose prior is fitted to public images."""
         prepared = copy.copy(self)
-        prepared.prior = self.prior.fit(public.images, generator)
+        prepared.prior = self.prior.fit(context.images, generator)
         return prepared
 
     def shortened(self) -> Self:
         """Return a copy with the budget of a fast audit."""
         return copy.copy(self)
 
-    def tamper(self, victim: Victim, public: Auxiliary) -> nn.Module | None:
+    def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module | None:
         """Return the network that a malicious server would send instead of the victim's; None leaves it as it is."""
         return None
 

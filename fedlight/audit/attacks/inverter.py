@@ -64,12 +64,12 @@ class LearnedInverter(Attack):
             self._trained[case.view] = self._train(case)
         network, mean, scale, projection = self._trained[case.view]
         with torch.no_grad():
-            image = network(_features(case.seen[None], case.labels.flatten(), case.public.classes, mean, scale, projection))
-        return Guess(image.double().view(1, *case.public.images.shape[1:]))
+            image = network(_features(case.seen[None], case.labels.flatten(), case.context.classes, mean, scale, projection))
+        return Guess(image.double().view(1, *case.context.images.shape[1:]))
 
     def _train(self, case: Case) -> tuple[nn.Module, Tensor, Tensor, Tensor | None]:
         generator = torch_generator("audit", "inverter")
-        images, labels = case.public.images[: self.pairs], case.public.labels[: self.pairs]
+        images, labels = case.context.images[: self.pairs], case.context.labels[: self.pairs]
         seen = torch.stack(
             [case.view.observe(case.victim.update(x[None], y[None])[None], generator) for x, y in zip(images, labels, strict=True)]
         )
@@ -79,7 +79,7 @@ class LearnedInverter(Attack):
             projection /= seen.shape[1] ** 0.5
         projected = seen if projection is None else seen @ projection
         mean, scale = projected.mean(0), projected.std(0).clamp(min=1e-12 * float(projected.abs().max()) + 1e-30)
-        features = _features(seen, labels, case.public.classes, mean, scale, projection)
+        features = _features(seen, labels, case.context.classes, mean, scale, projection)
         targets = images.flatten(1).float()
         network = small_network([features.shape[1], self.width, self.width, targets.shape[1]], generator).to(features)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)

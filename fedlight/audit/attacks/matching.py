@@ -67,7 +67,7 @@ class GradientMatching(Attack):
         granted = case.labels if inferred is None else inferred.view_as(case.labels)
         for _ in range(self.restarts):
             latent = self.prior.start(case.count, generator).to(case.seen.device).requires_grad_()
-            logits = 0.1 * torch.randn(case.count, case.public.classes, generator=generator, dtype=torch.float64)
+            logits = 0.1 * torch.randn(case.count, case.context.classes, generator=generator, dtype=torch.float64)
             soft = logits.to(case.seen.device).requires_grad_() if self.labels == "joint" else None
             end = self.search(case, latent, soft, granted)
             if end < best or found.images is None:

@@ -19,10 +19,10 @@ def plan_rounds(job: Job, rounds: int, rank: int, world: int) -> list[list[Clien
     """Return a process's clients and their batch orders, drawn before the clock starts."""
     generator, samples = torch.Generator().manual_seed(0), job.y.shape[1]
 
-    def turn(client: int) -> ClientTurn:
+    def task(client: int) -> ClientTurn:
         return ClientTurn(client * samples + torch.randperm(samples, generator=generator), client)
 
-    return [[turn(client) for client in cohort[rank::world].tolist()] for cohort in job.cohorts[:rounds]]
+    return [[task(client) for client in cohort[rank::world].tolist()] for cohort in job.cohorts[:rounds]]
 
 
 def main() -> None:

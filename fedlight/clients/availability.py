@@ -21,7 +21,7 @@ class Attempt:
     attempt: int
 
 
-class Turnout(ABC):
+class Availability(ABC):
     """Says which invited clients' messages arrive in time; the others download the model and send nothing that is counted.
 
     Law: whether a client answers depends on (seed, round, attempt, client) and, where the first to answer are taken, on who was invited.
@@ -37,7 +37,7 @@ class Turnout(ABC):
         """Return those of the invited ``clients`` ``[cohort]``, with ``work`` ``[cohort]`` samples to do, that answer: int64, in order."""
 
 
-class Full(Turnout):
+class Full(Availability):
     """Every invited client answers."""
 
     independent = True
@@ -47,7 +47,7 @@ class Full(Turnout):
         return clients
 
 
-class DropOut(Turnout):
+class DropOut(Availability):
     """Every client fails to answer with the same probability, independently in every attempt.
 
     Args:
@@ -96,7 +96,7 @@ class Times:
         return self.start + self.seconds_per_sample * work * slowness
 
 
-class Deadline(Turnout):
+class Deadline(Availability):
     """The server waits for so long and goes on with those that answered: slow clients of much data rarely count.
 
     Args:
@@ -117,7 +117,7 @@ class Deadline(Turnout):
         return clients[self.times.seconds(clients, work, attempt) <= self.seconds]
 
 
-class FirstToAnswer(Turnout):
+class FirstToAnswer(Availability):
     """The server invites more clients than it needs (``data.sampler``) and takes those that answer first (Bonawitz et al. 2019).
 
     Args:
@@ -137,14 +137,14 @@ class FirstToAnswer(Turnout):
         return clients[np.sort(first)]
 
 
-class Several(Turnout):
+class Several(Availability):
     """One after another: those that the first lets through meet the second, such as `DropOut` and then `FirstToAnswer`.
 
     Args:
-        parts: the models of turnout, in order.
+        parts: the models of availability, in order.
     """
 
-    def __init__(self, parts: Sequence[Turnout]) -> None:
+    def __init__(self, parts: Sequence[Availability]) -> None:
         self.parts = list(parts)
 
     @property

@@ -1,15 +1,15 @@
-"""Laws of turnout: who answers depends on names alone. A new model is one more row."""
+"""Laws of availability: who answers depends on names alone. A new model is one more row."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fedlight.clients.turnout import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
+from fedlight.clients.availability import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 from fedlight.core.errors import ConfigurationError
 
 CLIENTS, WORK = np.arange(200), np.full(200, 100)
-TURNOUTS = {
+MODELS = {
     "full": Full,
     "drop-out": lambda: DropOut(0.3),
     "deadline": lambda: Deadline(2.0),
@@ -20,28 +20,28 @@ TURNOUTS = {
 NOW = Attempt(1, 2, 0)
 
 
-@pytest.fixture(params=TURNOUTS)
-def turnout(request):
-    return TURNOUTS[request.param]()
+@pytest.fixture(params=MODELS)
+def availability(request):
+    return MODELS[request.param]()
 
 
-def test_those_that_answer_are_invited_and_in_order(turnout):
-    present = turnout.present(CLIENTS, WORK, NOW)
+def test_those_that_answer_are_invited_and_in_order(availability):
+    present = availability.present(CLIENTS, WORK, NOW)
     assert 0 < len(present) <= 200 and (np.diff(present) > 0).all() and np.isin(present, CLIENTS).all()
-    assert len(turnout.present(CLIENTS[:0], WORK[:0], NOW)) == 0
+    assert len(availability.present(CLIENTS[:0], WORK[:0], NOW)) == 0
 
 
-def test_the_draw_is_named_by_seed_round_and_attempt(turnout):
-    first = turnout.present(CLIENTS, WORK, NOW).tolist()
-    assert turnout.present(CLIENTS, WORK, NOW).tolist() == first
+def test_the_draw_is_named_by_seed_round_and_attempt(availability):
+    first = availability.present(CLIENTS, WORK, NOW).tolist()
+    assert availability.present(CLIENTS, WORK, NOW).tolist() == first
     for other in (Attempt(2, 2, 0), Attempt(1, 3, 0), Attempt(1, 2, 1)):
-        assert (turnout.present(CLIENTS, WORK, other).tolist() == first) == isinstance(turnout, Full)
+        assert (availability.present(CLIENTS, WORK, other).tolist() == first) == isinstance(availability, Full)
 
 
-def test_whether_a_client_answers_depends_on_who_else_is_invited_just_where_it_says_so(turnout):
-    whole = turnout.present(CLIENTS, WORK, NOW)
-    half = turnout.present(CLIENTS[::2], WORK[::2], NOW)
-    assert (half.tolist() == [client for client in whole.tolist() if client % 2 == 0]) == turnout.independent
+def test_whether_a_client_answers_depends_on_who_else_is_invited_just_where_it_says_so(availability):
+    whole = availability.present(CLIENTS, WORK, NOW)
+    half = availability.present(CLIENTS[::2], WORK[::2], NOW)
+    assert (half.tolist() == [client for client in whole.tolist() if client % 2 == 0]) == availability.independent
 
 
 def test_the_share_that_drops_out_is_the_probability():
