@@ -18,6 +18,7 @@ __all__ = [
     "Algorithm",
     "Availability",
     "ClientOptimizer",
+    "ClientTask",
     "Constant",
     "Cosine",
     "Deadline",
