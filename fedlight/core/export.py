@@ -89,9 +89,9 @@ def save_codec(codec: Codec, folder: Path) -> None:
     (folder / DECODER_FILE).write_bytes(_serialise(codec, "decoder"))
 
 
-def encoder_bytes(codec: Codec) -> int:
-    """Return what a download of the client's half weighs: the length of its exported file."""
-    return len(_serialise(codec, "encoder"))
+def encoder_file(codec: Codec) -> bytes:
+    """Return the client's half as a file, which is what clients download."""
+    return _serialise(codec, "encoder")
 
 
 def _serialise(codec: Codec, half: Literal["encoder", "decoder"]) -> bytes:

@@ -6,18 +6,16 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -62,7 +60,7 @@ def _stops_otherwise(trainer: Trainer) -> bool:
     return timed or (trainer.limit_train_batches != 1.0 and (trainer.max_epochs or -1) > 0)
 
 
-def fingerprint(module: FederatedModule) -> dict[str, str]:
+def fingerprint(module: FederatedRun) -> dict[str, str]:
     """Return what must be equal for a run to go on from a checkpoint, in words that an error can show."""
     return {
         "network (parameter names and shapes)": module.layout.fingerprint,
@@ -87,7 +85,7 @@ LOCAL = ("network", "algorithm", "loss", "augmentation", "weighting", "batch_nor
 """What of a run's fingerprint a client's update and code go by, beside the model, the encoder and what is announced."""
 
 
-def local_settings(module: FederatedModule) -> str:
+def local_settings(module: FederatedRun) -> str:
     """Return the settings of local training and clipping as text, which clients under secure aggregation must agree on."""
     settings = fingerprint(module)
     return json.dumps({name: settings[name] for name in LOCAL})
@@ -125,16 +123,15 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def run_state(module: FederatedModule) -> dict[str, Any]:
+def run_state(module: FederatedRun) -> dict[str, Any]:
     """Return the state of a run as plain data and tensors."""
     return {
         "fingerprint": fingerprint(module),
         "codec": codec_state(module.codec) if module.codec.bound else None,
-        "traffic": module.traffic.state_dict(),
+        "server": module.server_state.state_dict(),
         "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
-        "algorithm": module.server_state,
-        "rounds": module.rounds,
+        "held": module.held.state_dict(),
         "privacy": module.privacy.state_dict() if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
@@ -142,7 +139,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
     }
 
 
-def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
+def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
     """Take over the state that ``run_state`` returned.
 
     Raises:
@@ -163,12 +160,11 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
             )
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
-    module.traffic.load_state_dict(state["traffic"])
+    module.server_state.load_state_dict(state["server"])
     if fitting:
         module.downlink.load_state_dict(state["downlink"])
+        module.held.load_state_dict(state["held"])
     module.store.load_state_dict(state["clients"])
-    module.server_state = dict(state["algorithm"])
-    module.rounds = state["rounds"]
     if module.privacy and state.get("privacy"):
         module.privacy.load_state_dict(state["privacy"])
     module.codec_error = state["codec_error"]

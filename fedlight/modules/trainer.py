@@ -44,7 +44,7 @@ class FederatedTrainer(Trainer):
         self.fit_loop.epoch_loop.max_steps = 0  # set-up and pretraining, no round
         self.fit(model, datamodule=datamodule)
         folder = Path(output or self.log_dir or self.default_root_dir)
-        report: dict[str, Any] = dict(model.pretrain_figures)
+        report: dict[str, Any] = dict(model.pretrain_metrics)
         if self.is_global_zero:
             save_codec(model.codec.to("cpu"), folder)
             if cohort_rounds:

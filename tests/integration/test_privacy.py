@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks import FederatedCallback
 from fedlight.clients.algorithms import FedAvg
-from fedlight.clients.availability import DropOut, FirstToAnswer, Several
 from fedlight.clients.feddyn import FedDyn
 from fedlight.codecs import (
     AutoencoderCodec,
@@ -34,6 +33,7 @@ from fedlight.core.wire import CodeFormat
 from fedlight.data import Everyone, Poisson, Uniform
 from fedlight.modules import CatchUp, FederatedModule
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP
+from fedlight.rounds.availability import DropOut, FirstToAnswer, Several
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
 from tests.integration.test_two_processes import fit as in_processes
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedlight.modules.downlink import SEED_BYTES, beyond_encoder, broadcast_bytes
 
 from fedlight.callbacks import CodecRefresh, FederatedCallback
 from fedlight.codecs import (
@@ -25,10 +26,9 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import encoder_bytes
 from fedlight.core.layout import float_buffers
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.core.sums import write_sum
 from fedlight.data import Poisson, Uniform
 from fedlight.modules import CatchUp, FullModel
-from fedlight.modules.downlink import SEED_BYTES, beyond_encoder, broadcast_bytes
+from fedlight.rounds.sums import write_sum
 from tests.federation import federated, federated_data, mlp, pretraining, run, trainer, weights_of
 
 ROUNDS = 12

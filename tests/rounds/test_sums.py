@@ -14,7 +14,7 @@ from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearC
 from fedlight.core.codec import Context
 from fedlight.core.errors import MessageError
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.sums import HEADER, apply_sum, read_sum, write_sum
+from fedlight.rounds.sums import HEADER, apply_sum, read_sum, write_sum
 from tests.federation import FederatedCallback, federated, federated_data, mlp, run, weights_of
 
 CODEC = 12345

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedlight.clients.availability import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 from fedlight.core.errors import ConfigurationError
+from fedlight.rounds.availability import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 
 CLIENTS, WORK = np.arange(200), np.full(200, 100)
 MODELS = {

@@ -1,4 +1,4 @@
-"""Which of the invited clients answer: drop-outs, stragglers, and more invited than needed."""
+"""Which of the invited clients answer, and how far: drop-outs, stragglers, and more invited than needed. Simulations only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import numpy_generator
+
+STAGES = ("advertise_keys", "share_keys", "train", "consistency_check", "unmasking")
+"""The stages of secure aggregation at which a client can fall silent."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Availability(ABC):
     @abstractmethod
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return those of the invited ``clients`` ``[cohort]``, with ``work`` ``[cohort]`` samples to do, that answer: int64, in order."""
+
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+        """Return, of each client that falls silent, the first of the aggregation's ``stages`` that it does not answer."""
+        present = set(self.present(clients, work, attempt).tolist())
+        return {client: stages[0] for client in clients.tolist() if client not in present}
 
 
 class Full(Availability):
@@ -137,6 +145,70 @@ class FirstToAnswer(Availability):
         return clients[np.sort(first)]
 
 
+@dataclass(frozen=True)
+class StageDropOut(Availability):
+    """Clients fall silent in the middle of secure aggregation; where a code is all that is sent, before it or not at all.
+
+    Args:
+        clients: So many clients of every cohort fall silent, each at a stage drawn evenly.
+        advertise_keys: Probability that a client does not even send its keys.
+        share_keys: Probability that it sends keys and no shares.
+        train: Probability that it shares and sends no code.
+        consistency_check: Probability that its code arrives and it does not sign the survivors.
+        unmasking: Probability that it signs and does not help to unmask.
+        seed: Seed of the schedule.
+
+    Raises:
+        ConfigurationError: if a number is out of range.
+    """
+
+    clients: int = 0
+    advertise_keys: float = 0.0
+    share_keys: float = 0.0
+    train: float = 0.0
+    consistency_check: float = 0.0
+    unmasking: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clients < 0 or any(not 0 <= getattr(self, stage) <= 1 for stage in STAGES):
+            raise ConfigurationError(f"Expected `clients` >= 0 and probabilities in [0, 1] but got {self}")
+
+    @property
+    def independent(self) -> bool:
+        """Whether no fixed number of clients is drawn."""
+        return not self.clients
+
+    def draw(self, round: int, attempt: int, cohort: Sequence[int]) -> dict[int, str]:
+        """Return the first stage that each client that falls silent does not answer.
+
+        >>> StageDropOut(clients=2).draw(0, 0, [4, 7, 9]) == StageDropOut(clients=2).draw(0, 0, [4, 7, 9])
+        True
+        """
+        silent: dict[int, str] = {}
+        for client in map(int, cohort):
+            draws = numpy_generator(self.seed, "drop-out", round, attempt, client).random(len(STAGES))
+            first = next((stage for stage, draw in zip(STAGES, draws, strict=True) if draw < getattr(self, stage)), None)
+            silent |= {client: first} if first else {}
+        if self.clients:
+            generator = numpy_generator(self.seed, "drop-outs", round, attempt)
+            chosen = generator.choice(sorted(map(int, cohort)), min(self.clients, len(cohort)), replace=False)
+            for client, stage in zip(chosen.tolist(), generator.integers(len(STAGES), size=len(chosen)).tolist(), strict=True):
+                silent.setdefault(client, STAGES[stage])
+        return silent
+
+    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+        """Return the clients that send a code."""
+        silent = self.silent_from(clients, work, attempt, ("train",))
+        return np.array([client for client in clients.tolist() if client not in silent], dtype=np.int64)
+
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+        """Return the stages as drawn; a stage that the aggregation does not have counts as the next one that it has."""
+        drawn = self.draw(attempt.round, attempt.attempt, clients.tolist())
+        found = {client: next((s for s in STAGES[STAGES.index(stage) :] if s in stages), None) for client, stage in drawn.items()}
+        return {client: stage for client, stage in found.items() if stage is not None}
+
+
 class Several(Availability):
     """One after another: those that the first lets through meet the second, such as `DropOut` and then `FirstToAnswer`.
 
@@ -158,6 +230,15 @@ class Several(Availability):
             left = part.present(clients, work, attempt)
             clients, work = left, work[np.isin(clients, left)]
         return clients
+
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+        """Return the earliest stage that any part names; who does not answer at all meets no further part."""
+        silent: dict[int, str] = {}
+        for part in self.parts:
+            here = np.array([silent.get(client) != stages[0] for client in clients.tolist()], dtype=bool)
+            for client, stage in part.silent_from(clients[here], work[here], attempt, stages).items():
+                silent[client] = min(stage, silent.get(client, stage), key=list(stages).index)
+        return silent
 
 
 def _stream(attempt: Attempt, client: int, purpose: str) -> np.random.Generator:

@@ -1,38 +1,14 @@
-"""A cohort of clients and their server in one process: for simulations, which count every byte and may have clients fall silent."""
+"""A cohort of clients and their server in one process, without a round around it: to test the protocol."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedlight.aggregation.secure.client import SecureClient
-from fedlight.aggregation.secure.primitives import KEY, Identity
-from fedlight.aggregation.secure.server import SecureServer
+from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session
 from fedlight.core.errors import MessageError
-
-if TYPE_CHECKING:
-    from fedlight.aggregation.secure.session import Session
-
-
-class Identities:
-    """Clients' long-lived keys, made when first asked for and kept in memory alone; in a deployment each lies with its client."""
-
-    def __init__(self, entropy: Callable[[int], bytes] = secrets.token_bytes) -> None:
-        self._entropy = entropy
-        self._keys: dict[int, Identity] = {}
-
-    def of(self, client: int) -> Identity:
-        """Return a client's key."""
-        if client not in self._keys:
-            self._keys[client] = Identity(self._entropy(KEY))
-        return self._keys[client]
-
-    def directory(self, clients: Sequence[int]) -> dict[int, bytes]:
-        """Return the public keys (32 bytes) of clients."""
-        return {client: self.of(client).public for client in clients}
 
 
 class SecureCohort:
@@ -59,12 +35,11 @@ class SecureCohort:
         silent: Mapping[int, str] | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        directory = identities.directory(cohort)
-        self.server = SecureServer(session, cohort, directory)
+        self.server = SecureServer(session, cohort, identities)
         self.silent = dict(silent or {})
         self._up = 0
         self._down = 0
-        self._clients = {client: SecureClient(session, client, identities.of(client), directory, entropy) for client in cohort}
+        self._clients = {client: SecureClient(session, client, identities.of(client), identities, entropy) for client in cohort}
         self._inboxes: dict[int, bytes] = {}
 
     def open(self) -> tuple[int, ...]:
@@ -102,15 +77,15 @@ class SecureCohort:
     def close(self) -> tuple[np.ndarray, int]:
         """Run the stages after training and return (sum of ``weight * code``, sum of weights) of the survivors."""
         server = self.server
-        survivors = server.survivors()
-        self._down += len(survivors) * len(server.alive())
-        signers = self._answering("consistency", server.alive())
+        survivors = server.survivor_list()
+        self._down += len(survivors) * len(server.survivors())
+        signers = self._answering("consistency", server.survivors())
         for client in signers:
             server.collect_signature(client, self._sent(self._clients[client].consistency(survivors)))
         request = server.request()
         self._down += len(request) * len(signers)
         for client in self._answering("unmask", signers):
-            server.collect_told(client, self._sent(self._clients[client].unmask(request)))
+            server.collect_unmasking(client, self._sent(self._clients[client].unmask(request)))
         return server.total()
 
     def take_bytes(self) -> tuple[int, int]:

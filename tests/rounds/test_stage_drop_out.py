@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fedlight.aggregation.drop_outs import STAGES
 
 from fedlight.aggregation import DropOuts
-from fedlight.aggregation.drop_outs import STAGES
 from fedlight.core.errors import ConfigurationError
 
 
