@@ -23,7 +23,7 @@ from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.trainer import FederatedTrainer
-from fedlight.usage import DESCRIPTION
+from fedlight.subcommands import DESCRIPTION
 
 if TYPE_CHECKING:
     from fedlight.audit.plan import Parts

@@ -24,7 +24,7 @@ from fedlight.compare.plan import without_codec_callbacks
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
 
 class RunConfig(SaveConfigCallback):

@@ -19,7 +19,7 @@ from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.subject import Subject, trained_network
 from fedlight.core.errors import ConfigurationError
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
 FAST_TRIALS = 5  # of membership inference

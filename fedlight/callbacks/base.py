@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -42,6 +43,8 @@ class FederatedRun(LightningModule, ABC):
         privacy: differential privacy, if any.
         downlink: what clients download.
         availability: which simulated clients answer.
+        server_optimizer: makes the optimizer that takes the aggregated update for a gradient.
+        server_scheduler: makes its learning-rate schedule, if any.
         loss: loss of outputs and targets.
         own_metrics: metrics of logits and targets by name.
         server_state: what the server remembers from round to round.
@@ -58,6 +61,8 @@ class FederatedRun(LightningModule, ABC):
     privacy: PrivacyMechanism | None
     downlink: Downlink
     availability: Availability
+    server_optimizer: OptimizerCallable
+    server_scheduler: LRSchedulerCallable | None
     loss: nn.Module
     own_metrics: dict[str, Metric]
     server_state: ServerState

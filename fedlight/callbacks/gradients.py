@@ -15,7 +15,7 @@ from fedlight.core.codec import Codec, require_additive
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.gradients import Channel, exchange
-from fedlight.rounds.host import exactly
+from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"
 

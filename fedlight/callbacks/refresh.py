@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fedlight.callbacks.base import FederatedCallback, FederatedRun, section
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.precision import exactly
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.rounds.call import Call
-from fedlight.rounds.host import exactly
 
 
 class CodecRefresh(FederatedCallback):

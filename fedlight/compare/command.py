@@ -19,7 +19,7 @@ from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, ef
 from fedlight.compare.progress import RunProgress
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
 from fedlight.core.errors import ConfigurationError
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 160  # characters, where the table does not go to a terminal
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -16,6 +17,7 @@ from torch import nn
 from fedlight.callbacks.base import FederatedRun
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
+from fedlight.modules.global_model import trainable
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -61,7 +63,11 @@ def _stops_otherwise(trainer: Trainer) -> bool:
 
 
 def fingerprint(module: FederatedRun) -> dict[str, str]:
-    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show."""
+    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show.
+
+    What may change and is honoured from then on: how many rounds, `min_clients`, `max_attempts`, engine, threads, precision, callbacks such
+    as CodecRefresh, metrics and loggers.
+    """
     return {
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
@@ -72,6 +78,8 @@ def fingerprint(module: FederatedRun) -> dict[str, str]:
         "network": network_settings(module.network),
         "algorithm": settings_of(module.algorithm),
         "availability": settings_of(module.availability),
+        "server optimizer": optimizer_settings(module.server_optimizer(trainable(module.network))),
+        "server schedule": settings_of(module.server_scheduler),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
         "aggregator": module.aggregator.describe(),
@@ -108,6 +116,12 @@ def settings_of(part: object) -> str:
     if not hasattr(part, "__dict__") or isinstance(part, type):
         return repr(part)
     return f"{type(part).__name__}({', '.join(f'{name}={settings_of(value)}' for name, value in vars(part).items())})"
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> str:
+    """Return class and settings of an optimizer as text, however it was made."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return f"{_name(type(optimizer))}({settings_of(groups)})"
 
 
 def network_settings(network: nn.Module) -> str:

@@ -11,7 +11,7 @@ from fedlight.callbacks.base import FederatedCallback, section
 from fedlight.core.codec import Context
 from fedlight.rounds.call import Call
 from fedlight.rounds.messages import ClientUpdate, Reply
-from fedlight.rounds.watch import Watch
+from fedlight.rounds.server import Watch
 
 
 class CallbackWatch(Watch):

@@ -22,8 +22,7 @@ from fedlight.rounds.downlink import CatchUp, Downlink, FullModel
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import ClientUpdate, Download, Reply, ReplyFormat, Request
 from fedlight.rounds.run import run_round
-from fedlight.rounds.server import GlobalModel, Server, ServerState
-from fedlight.rounds.watch import Watch
+from fedlight.rounds.server import GlobalModel, Server, ServerState, Watch
 
 __all__ = [
     "Availability",

@@ -65,12 +65,10 @@ class HeldModels:
 
     def _caught_up(self, client: int, download: Download) -> Model:
         """Return the model after the server's steps that the client missed."""
-        if client in self._models:
-            number, model = self._models[client]
-        elif self.initial is not None:
-            number, model = 0, self.initial
-        else:
+        if client not in self._models and self.initial is None:
             raise Lacks("it holds no model")
+        number, model = self._models.get(client) or (0, self.initial)
+        assert model is not None
         if number != download.since:
             raise Lacks(f"it holds the model after {number} rounds and not after {download.since}")
         weights = model.weights.clone()
@@ -92,6 +90,11 @@ class HeldModels:
                 raise Lacks(f"it lacks version {version} of the encoder")
             write_decoder(self._decoders[version], data)
             self._files[version][1:] = [data]
+
+    def forget(self, client: int) -> None:
+        """Forget all that a client held."""
+        for held in (self._models, self._versions, self._replayable):
+            held.pop(client, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that clients hold, for a checkpoint of a simulation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Codec, Context, Encoder, Private, State
 from fedlight.core.errors import MessageError
+from fedlight.core.precision import exactly
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.core.wire import Message, saturation
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.held import HeldModels, Lacks
 from fedlight.rounds.messages import LACKS, ClientUpdate, Reply, Request, Simulation
-from fedlight.rounds.watch import Watch
+from fedlight.rounds.watch import ClientWatch
 
 Encode = Callable[[Encoder, Tensor, Context, Private], Tensor]
 """Maps (encoder, update ``[dim]``, context, private) to a code ``[code_dim]``: the step that `GradientEncoder` provides."""
@@ -70,7 +71,7 @@ class ClientHost:
         engine: Engine | None = None,
         held: HeldModels | None = None,
         encode: Encode = encode_update,
-        watch: Watch | None = None,
+        watch: ClientWatch | None = None,
         compares: Callable[[int], bool] = lambda number: False,
     ) -> None:
         self.model = model
@@ -85,7 +86,7 @@ class ClientHost:
         self.privacy = privacy
         self.engine = engine or Sequential()
         self.encode = encode
-        self.watch = watch or Watch()
+        self.watch = watch or ClientWatch()
         self.compares = compares
         self.held = held or HeldModels(codec)
         self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
@@ -273,15 +274,3 @@ def unusable(update: ClientUpdate) -> str | None:
     if not math.isfinite(update.update.sum()) or (len(update.buffers) and not math.isfinite(update.buffers.sum())):
         return "its update is not finite"
     return None
-
-
-def exactly(device: torch.device) -> AbstractContextManager[None]:
-    """Run without gradients and in full precision, whatever the process trains in: codecs' laws hold in float32."""
-    # Entering `autocast` for every message where there is none would cost more than the message.
-    return _without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.no_grad()
-
-
-@contextmanager
-def _without_autocast(device: torch.device) -> Iterator[None]:
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

@@ -7,6 +7,8 @@ Sizes are lengths of these bytes. Who sent a reply, and to which request, is kno
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -81,6 +83,11 @@ class Download:
     @classmethod
     def parse(cls, data: bytes) -> Download:
         """Return the download that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
+        with _whole("a download"):
+            return cls._parse(data)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Download:
         header, at = _header(data, 9)
         number, since, version, keep, dim, size, *listed = header
         whole, at = data[at : at + size], at + size
@@ -138,6 +145,11 @@ class Request:
     @classmethod
     def parse(cls, client: int, data: bytes) -> Request:
         """Return the request of ``client`` that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
+        with _whole("a request"):
+            return cls._parse(client, data)
+
+    @classmethod
+    def _parse(cls, client: int, data: bytes) -> Request:
         header, at = _header(data, 5)
         stage, settled, *lengths = header
         context, download, payload = lengths
@@ -169,6 +181,17 @@ def parse_context(data: bytes) -> Context:
     ):
         raise MessageError("Expected a context of seed, round, attempt, step and broadcast but got something else")
     return Context(*values)
+
+
+@contextmanager
+def _whole(what: str) -> Iterator[None]:
+    """Raise ``MessageError`` for whatever damaged bytes lead to."""
+    try:
+        yield
+    except MessageError:
+        raise
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        raise MessageError(f"Expected {what} but its bytes are damaged: {error}") from error
 
 
 def _header(data: bytes, entries: int) -> tuple[list, int]:  # type: ignore[type-arg]

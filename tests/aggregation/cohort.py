@@ -20,7 +20,7 @@ class SecureCohort:
         session: the attempt's parameters.
         cohort: the clients of the attempt.
         identities: their long-lived keys.
-        silent: the stage (``advertise``, ``share``, ``masked``, ``consistency`` or ``unmask``) from which on a client says nothing more.
+        silent: the stage (of ``availability.STAGES``) from which on a client says nothing more.
         entropy: source of the clients' keys and seeds.
 
     Raises:
@@ -37,23 +37,19 @@ class SecureCohort:
     ) -> None:
         self.server = SecureServer(session, cohort, identities)
         self.silent = dict(silent or {})
-        self._up = 0
-        self._down = 0
         self._clients = {client: SecureClient(session, client, identities.of(client), identities, entropy) for client in cohort}
         self._inboxes: dict[int, bytes] = {}
 
     def open(self) -> tuple[int, ...]:
         """Run the stages before training and return the clients that are still there."""
-        for client in self._answering("advertise", self._clients):
-            self.server.collect_keys(client, self._sent(self._clients[client].advertise()))
+        for client in self._answering("advertise_keys", self._clients):
+            self.server.collect_keys(client, self._clients[client].advertise())
         roster = self.server.roster()
-        here = [client for client in self._clients if self.silent.get(client) != "advertise"]
-        self._down += len(roster) * len(here)
-        for client in self._answering("share", here):
-            self.server.collect_shares(client, self._sent(self._clients[client].share(roster)))
+        here = [client for client in self._clients if self.silent.get(client) != "advertise_keys"]
+        for client in self._answering("share_keys", here):
+            self.server.collect_shares(client, self._clients[client].share(roster))
         sharers = self.server.sharers()
         self._inboxes = {client: self.server.inbox(client) for client in sharers}
-        self._down += sum(map(len, self._inboxes.values()))
         return sharers
 
     def send(self, client: int, code: np.ndarray, weight: int = 1) -> bytes:
@@ -65,7 +61,7 @@ class SecureCohort:
         """
         if client not in self._inboxes:
             raise MessageError("it fell silent before it had sent its code")
-        if self.silent.get(client) == "masked":
+        if self.silent.get(client) == "train":
             del self._inboxes[client]
             raise MessageError("it fell silent before it had sent its code")
         return self._clients[client].masked_code(self._inboxes.pop(client), code, weight)
@@ -78,24 +74,13 @@ class SecureCohort:
         """Run the stages after training and return (sum of ``weight * code``, sum of weights) of the survivors."""
         server = self.server
         survivors = server.survivor_list()
-        self._down += len(survivors) * len(server.survivors())
-        signers = self._answering("consistency", server.survivors())
+        signers = self._answering("consistency_check", server.survivors())
         for client in signers:
-            server.collect_signature(client, self._sent(self._clients[client].consistency(survivors)))
+            server.collect_signature(client, self._clients[client].consistency(survivors))
         request = server.request()
-        self._down += len(request) * len(signers)
-        for client in self._answering("unmask", signers):
-            server.collect_unmasking(client, self._sent(self._clients[client].unmask(request)))
+        for client in self._answering("unmasking", signers):
+            server.collect_unmasking(client, self._clients[client].unmask(request))
         return server.total()
-
-    def take_bytes(self) -> tuple[int, int]:
-        """Return the bytes that clients sent, masked codes aside, and the bytes that they were sent, since this was asked last."""
-        taken, self._up, self._down = (self._up, self._down), 0, 0
-        return taken
 
     def _answering(self, stage: str, clients: Sequence[int] | Mapping[int, object]) -> list[int]:
         return [client for client in clients if self.silent.get(client) != stage]
-
-    def _sent(self, message: bytes) -> bytes:
-        self._up += len(message)
-        return message

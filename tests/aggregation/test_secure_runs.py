@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fedlight.modules.downlink import model_bytes
 
-from fedlight.aggregation import AggregationSetting, DropOuts, SecureAggregator
+from fedlight.aggregation import AggregationSetting, SecureAggregator
 from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
@@ -35,7 +36,7 @@ from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
 from fedlight.modules import MLP
-from fedlight.modules.downlink import CatchUp, model_bytes
+from fedlight.rounds import CatchUp, StageDropOut
 from tests.federation import History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 CLIENTS = 8  # of tests.federation.federated_data, everybody in every round
@@ -55,12 +56,12 @@ class Arrived(FederatedCallback):
     """Remembers what the server's side is given."""
 
     def __init__(self) -> None:
-        self.uploads = []
+        self.replies = []
         self.bytes = []
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        self.uploads.append(upload)
-        self.bytes.append(upload.update.untyped_storage().nbytes() + upload.buffers.untyped_storage().nbytes())
+    def on_client_message(self, trainer, pl_module, round, reply):
+        self.replies.append(reply)
+        self.bytes.append(reply.update.untyped_storage().nbytes() + reply.buffers.untyped_storage().nbytes())
 
 
 def same_rounds(one: Spy, other: Spy) -> None:
@@ -112,29 +113,29 @@ def test_weights_travel_inside_the_sum():
     secure = run(module, 1, callbacks=[Weighs(), arrived])
     assert weights == [(sum(sizes.values()), CLIENTS)] * 2
     assert torch.equal(plain.totals[0], secure.totals[0]) and torch.equal(plain.weights[0], secure.weights[0])
-    assert {upload.weight for upload in arrived.uploads} == {1}
-    masked = sum(len(upload.message) for upload in arrived.uploads)
-    assert module.traffic.uplink == masked + module.traffic.handshake_up  # and no weight beside the masked codes
+    assert {upload.weight for upload in arrived.replies} == {1}
+    masked = sum(len(upload.message) for upload in arrived.replies)
+    assert module.server_state.traffic.uplink == masked + module.server_state.traffic.handshake_up  # and no weight beside the masked codes
 
 
 DROP_OUTS = [
-    DropOuts(clients=2),
-    DropOuts(advertise=0.1),
-    DropOuts(share=0.1),
-    DropOuts(masked=0.15),
-    DropOuts(consistency=0.15, unmask=0.1),
+    StageDropOut(clients=2),
+    StageDropOut(advertise=0.1),
+    StageDropOut(share=0.1),
+    StageDropOut(masked=0.15),
+    StageDropOut(consistency=0.15, unmask=0.1),
 ]
 
 
 @pytest.mark.parametrize("drop_outs", DROP_OUTS, ids=["two at any stage", "keys", "shares", "codes", "late"])
 def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
     """Whose attempts that failed are repeated: the later attempt's numbers are part of what clients draw."""
-    aggregator = SecureAggregator(CLIENTS, threshold=5, drop_outs=drop_outs)
+    aggregator = SecureAggregator(CLIENTS, threshold=5, availability=drop_outs)
     history = History()
     secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=10), 4, logger=history)
     attempts = {number: int(count) - 1 for number, count in history.rounds("round/attempts").items()}
-    survivors = {key: [] for key in secure.uploads}
-    for number, attempt, client in secure.uploads:
+    survivors = {key: [] for key in secure.replies}
+    for number, attempt, client in secure.replies:
         survivors.setdefault((number, attempt), []).append(client)
     assert any(len(survivors[number, attempt]) < CLIENTS for number, attempt in attempts.items()) or drop_outs.unmask
 
@@ -165,7 +166,7 @@ def ordered(module, last: FederatedCallback) -> list[FederatedCallback]:
 
 
 def test_a_cohort_below_the_threshold_fails_and_the_run_says_why(caplog):
-    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=1.0))
+    aggregator = SecureAggregator(CLIENTS, availability=StageDropOut(masked=1.0))
     module = federated(codec=learned(), aggregator=aggregator)
     start = weights_of(module)
     with (
@@ -175,15 +176,19 @@ def test_a_cohort_below_the_threshold_fails_and_the_run_says_why(caplog):
         run(module, 1)
     assert "Round 0: attempt 2 ended without a sum. Expected at least 6 clients that sent a masked code but got 0" in caplog.text
     assert torch.equal(weights_of(module), start)
-    assert module.traffic.handshake_up > 0 and module.traffic.messages == 0 and module.traffic.ratio(10) == 0
+    assert (
+        module.server_state.traffic.handshake_up > 0
+        and module.server_state.traffic.messages == 0
+        and module.server_state.traffic.ratio(10) == 0
+    )
 
 
 def test_a_failed_attempt_is_repeated_with_new_keys_and_leaves_no_trace_in_the_codes():
     history = History()
-    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=0.4, seed=1))
+    aggregator = SecureAggregator(CLIENTS, availability=StageDropOut(masked=0.4, seed=1))
     secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=50), 2, logger=history)
     assert max(history.rounds("round/attempts").values()) > 1
-    messages = [upload.message for upload in secure.uploads.values()]
+    messages = [upload.message for upload in secure.replies.values()]
     assert len({message[21:37] for message in messages}) == sum(history.rounds("round/attempts").values())  # a session for each attempt
 
 
@@ -193,9 +198,9 @@ def test_the_server_side_is_given_masked_codes_alone():
     run(module, 2, callbacks=[arrived])
     plain = Arrived()
     run(federated(codec=learned()), 2, callbacks=[plain])
-    assert len(arrived.uploads) == len(plain.uploads) == 2 * CLIENTS
+    assert len(arrived.replies) == len(plain.replies) == 2 * CLIENTS
     assert not any(arrived.bytes) and all(plain.bytes)  # an empty view would still hold the client's update
-    for masked, clear in zip(arrived.uploads, plain.uploads, strict=True):
+    for masked, clear in zip(arrived.replies, plain.replies, strict=True):
         assert masked.client == clear.client and len(masked.update) == 0 and math.isnan(masked.loss) and masked.weight == 1
         assert masked.message[:2] == b"SA" and masked.message[3] == 4
         format = module.codec.encoder.format
@@ -212,10 +217,10 @@ def test_every_byte_of_every_stage_is_counted_in_both_directions():
     module = federated(codec=learned(), aggregator=aggregator)
     history = History()
     spy = run(module, 2, logger=history)
-    masked = sum(len(upload.message) for upload in spy.uploads.values())
+    masked = sum(len(upload.message) for upload in spy.replies.values())
     up = n * ((41 + 160) + (41 + 52 * (n - 1)) + (41 + 64) + (41 + 20 * n))
     down = n * ((41 + 164 * n) + (41 + 52 * (n - 1)) + (41 + 4 * n) + (41 + 8 + 4 * n + 68 * n))
-    traffic = module.traffic
+    traffic = module.server_state.traffic
     assert traffic.uplink == masked + 2 * up and traffic.handshake_up == 2 * up and traffic.messages == 2 * n
     assert traffic.handshake_down == 2 * down
     gains = sum(8 * len(broadcast) for broadcast in spy.broadcast.values())
@@ -230,7 +235,7 @@ def test_the_ratio_is_that_of_masked_codes_with_their_headroom():
     def ratio(aggregator) -> float:
         module = federated(codec=QuantizeCodec(4), aggregator=aggregator)
         run(module, 1)
-        return module.traffic.ratio(module.layout.dim)
+        return module.server_state.traffic.ratio(module.layout.dim)
 
     dim = federated().layout.dim
     assert ratio(None) == 4 * dim / (16 + -(-dim * 4 // 8))
@@ -258,7 +263,7 @@ def test_figures_under_sim_are_those_of_a_run_without_it():
 
 
 def secure_run(rounds: int, ckpt=None, **changes):
-    aggregator = SecureAggregator(4, **{"drop_outs": DropOuts(clients=1)} | changes)
+    aggregator = SecureAggregator(4, **{"drop_outs": StageDropOut(clients=1)} | changes)
     module, history, spy = federated(codec=learned(), aggregator=aggregator), History(), Spy()
     runner = trainer(rounds, logger=history, callbacks=[pretraining(), spy])
     runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt, weights_only=False)
@@ -274,8 +279,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_with_masks_of_its_ow
     assert straight.traffic == resumed.traffic
     for name in ("round/clients", "bytes/uplink", "bytes/handshake"):
         assert {k: v for k, v in whole.rounds(name).items() if k >= 3} == rest.rounds(name)
-    for key, upload in again.uploads.items():
-        assert upload.message != seen.uploads[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
+    for key, upload in again.replies.items():
+        assert upload.message != seen.replies[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
 
 
 def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
@@ -382,7 +387,7 @@ def test_no_sum_is_opened_only_to_be_thrown_away():
             super().close(round, device)
             opened.append(round.codes.count)
 
-    history, aggregator = History(), Opens(8, threshold=7, drop_outs=DropOuts(masked=0.2, seed=1))
+    history, aggregator = History(), Opens(8, threshold=7, availability=StageDropOut(masked=0.2, seed=1))
     run(federated(codec=learned(), min_clients=7, max_attempts=50, aggregator=aggregator), 3, logger=history)
     assert max(history.rounds("round/attempts").values()) > 1 and len(opened) == 3 and min(opened) >= 7
 
@@ -428,7 +433,7 @@ def test_sums_of_too_many_bits_are_refused_when_the_codec_is_known():
 
 def test_a_message_of_a_run_opens_with_struct():
     module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
-    for (number, _, client), upload in run(module, 2).uploads.items():
+    for (number, _, client), upload in run(module, 2).replies.items():
         fields = struct.unpack_from("<2sBBBIIII16sI", upload.message)
         assert fields[:3] == (b"SA", 1, 4)
         assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
@@ -443,7 +448,7 @@ class Sessions(FederatedCallback):
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Session, Context]] = {}
 
-    def on_client_message(self, trainer, pl_module, round, upload):
+    def on_client_message(self, trainer, pl_module, round, reply):
         self.seen[round.context.round] = pl_module.aggregator._running.server.session, round.context
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fedlight.modules.runner import CohortRunner
 from throughput import BATCH, COHORT, LR, STEPS, linear, load_data
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -25,10 +26,8 @@ from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Threaded, V
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Context
 from fedlight.core.cores import usable_cores
-from fedlight.core.rounds import Round
 from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
-from fedlight.modules.runner import CohortRunner
 
 TOLERANCE = 1e-4  # median relative distance of the engines' updates: cuDNN may choose other kernels for one client and for many
 FARTHEST = 1e-2  # of any client's: where two numbers are nearly equal, rounding decides which one max pooling takes

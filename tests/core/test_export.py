@@ -17,7 +17,7 @@ from fedlight.core.export import (
     ENCODER_FILE,
     codec_from_config,
     codec_state,
-    encoder_bytes,
+    encoder_file,
     load_codec,
     load_decoder,
     load_encoder,
@@ -71,8 +71,8 @@ def test_a_client_needs_the_encoders_file_alone_and_the_server_the_decoders(fold
 @pytest.mark.parametrize("codec", [chain(), IdentityCodec(), LinearCodec(3, block_size=12)])
 def test_the_download_weighs_what_the_encoders_file_weighs(codec: Codec, tmp_path: Path) -> None:
     save_codec(fitted(codec), tmp_path)
-    assert encoder_bytes(codec) == (tmp_path / ENCODER_FILE).stat().st_size
-    assert encoder_bytes(codec) > codec.encoder.byte_size()
+    assert len(encoder_file(codec)) == (tmp_path / ENCODER_FILE).stat().st_size
+    assert len(encoder_file(codec)) > codec.encoder.byte_size()
 
 
 def test_byte_size_counts_the_tensors() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fedlight.callbacks import FederatedCallback
-from fedlight.clients import Ditto, DropOut, FedAvg, FedDyn, FedNova, QFedAvg, Scaffold
+from fedlight.clients import Ditto, FedAvg, FedDyn, FedNova, QFedAvg, Scaffold
 from fedlight.codecs import IdentityCodec, PowerSGDCodec, StackedCodec, TopKCodec
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.wire import HEADER
 from fedlight.data import Uniform
-from fedlight.modules.downlink import CatchUp
 from fedlight.privacy import CentralDP
+from fedlight.rounds import CatchUp, DropOut
 from tests.federation import History, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 ALGORITHMS = {
@@ -65,7 +65,7 @@ def test_all_that_scaffold_sends_is_counted_both_ways():
     assert {len(upload.message) for upload in spy.uploads.values()} == {HEADER.size + 2 * 4 * dim + 4}
     assert scaffold.traffic.uplink == 3 * clients * (HEADER.size + 2 * 4 * dim + 4)
     # `c` is sent to every client once there is one: in the second and the third round.
-    assert scaffold.traffic.downlink - plain.traffic.downlink == 2 * clients * 4 * dim
+    assert scaffold.traffic.downlink - plain.server_state.traffic.downlink == 2 * clients * 4 * dim
 
 
 def test_both_vectors_of_scaffold_go_through_the_codec():

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from fedlight.modules.downlink import broadcast_bytes
 
 from fedlight.callbacks import FederatedCallback
 from fedlight.codecs import ChainCodec, CountSketchCodec, HalfCodec, LinearCodec, PowerSGDCodec, QSGDCodec, TopKCodec
 from fedlight.core.codec import Codec, Context, State
 from fedlight.core.simulate import simulate_round
 from fedlight.data import Uniform
-from fedlight.modules.downlink import broadcast_bytes
 from tests.federation import History, federated, federated_data, pretraining, run, trainer, weights_of
 
 BASELINES: dict[str, Callable[[], Codec]] = {
@@ -36,9 +36,9 @@ class Wire(FederatedCallback):
         self.messages: dict[tuple[int, int], list[int]] = {}
         self.broadcast: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def on_client_message(self, trainer, pl_module, round, upload):
+    def on_client_message(self, trainer, pl_module, round, reply):
         key = round.context.round, round.context.step
-        self.messages.setdefault(key, []).append(len(upload.message))
+        self.messages.setdefault(key, []).append(len(reply.payload))
         self.broadcast[key] = dict(round.context.broadcast)
 
 
@@ -60,9 +60,11 @@ def test_bytes_of_every_pass_and_every_announcement_are_counted(make):
     history = History()
     run(module, 3, callbacks=[wire], logger=history)
     model = 4 * module.layout.dim
-    assert module.traffic.uplink == sum(sum(lengths) for lengths in wire.messages.values())
-    assert module.traffic.downlink == 3 * 8 * model + sum(8 * broadcast_bytes(broadcast) for broadcast in wire.broadcast.values())
-    assert module.traffic.messages == 24 and module.traffic.codec == 0
+    assert module.server_state.traffic.uplink == sum(sum(lengths) for lengths in wire.messages.values())
+    assert module.server_state.traffic.downlink == 3 * 8 * model + sum(
+        8 * broadcast_bytes(broadcast) for broadcast in wire.broadcast.values()
+    )
+    assert module.server_state.traffic.messages == 24 and module.server_state.traffic.codec == 0
     for number in range(3):
         lengths = [wire.messages[number, step] for step in range(module.codec.passes)]
         assert history.rounds("bytes/uplink_round")[number] == sum(map(sum, lengths))
@@ -75,7 +77,7 @@ def test_power_sgd_broadcasts_q_before_and_p_between_the_passes():
     run(module, 2, callbacks=[wire])
     assert [sorted(wire.broadcast[key]) for key in ((0, 0), (0, 1), (1, 0), (1, 1))] == [[], ["reply"], ["right"], ["reply"]]
     view = module.codec.encoder.view
-    assert module.traffic.downlink == 16 * 4 * module.layout.dim + 8 * 4 * (2 * view.left_length + view.right_length)
+    assert module.server_state.traffic.downlink == 16 * 4 * module.layout.dim + 8 * 4 * (2 * view.left_length + view.right_length)
 
 
 def fit(module, rounds, ckpt_path=None):
@@ -101,9 +103,9 @@ def test_a_client_dropped_between_the_passes_keeps_its_old_residual():
     """It sent P, and its second message is lost: what it remembers is what it remembered before the round."""
 
     class LosesSecond(FederatedCallback):
-        def on_client_update(self, trainer, pl_module, round, upload):
-            if (round.context.round, round.context.step, upload.client) == (1, 1, 3):
-                upload.update.fill_(float("nan"))
+        def on_client_update(self, trainer, pl_module, context, update):
+            if (context.round, context.step, update.client) == (1, 1, 3):
+                update.update.fill_(float("nan"))
 
     module = federated(codec=PowerSGDCodec(1))
     kept = {}

@@ -38,14 +38,14 @@ class Fault(FederatedCallback):
         self.update, self.message = update, message
         self.earlier: list[bytes] = []
 
-    def on_client_update(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.update and round.context.attempt == 0:
-            upload.update.copy_(self.update(upload.update))
+    def on_client_update(self, trainer, pl_module, context, update):
+        if update.client == BAD and self.update and context.attempt == 0:
+            update.update.copy_(self.update(update.update))
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.message and round.context.attempt == 0:
-            honest = upload.message
-            upload.message = self.message(honest, self.earlier or [honest])
+    def on_client_message(self, trainer, pl_module, round, reply):
+        if reply.client == BAD and self.message and round.context.attempt == 0:
+            honest = reply.payload
+            reply.payload = self.message(honest, self.earlier or [honest])
             self.earlier.append(honest)
 
 
@@ -140,7 +140,7 @@ def test_every_fault_has_its_outcome(name, caplog):
     module, _, history = fit([row.make()])
     without, _, _ = fit([], [client for client in COHORT if client != BAD])
     honest, _, _ = fit([])
-    assert torch.isfinite(weights_of(module)).all() and module.rounds == 1
+    assert torch.isfinite(weights_of(module)).all() and module.server_state.rounds == 1
     dropped = [record.message for record in caplog.records if "was dropped" in record.message]
     if row.outcome == "ignored":
         assert torch.equal(weights_of(module), weights_of(without)), "the round is not that of the other clients"
@@ -197,7 +197,7 @@ def test_robust_rules_bound_what_a_loud_client_does(name, rule):
 @pytest.mark.parametrize("make", [lambda: None, lambda: TransformCodec(4, encoder_share=1.0)], ids=["floats", "integers"])
 def test_cohorts_of_one_and_two_are_rounds_like_others(make, clients):
     module, _, history = fit([], clients, codec=make())
-    assert module.rounds == 1 and history.rounds("round/clients") == {0: float(len(clients))}
+    assert module.server_state.rounds == 1 and history.rounds("round/clients") == {0: float(len(clients))}
 
 
 def test_a_cohort_in_which_nobody_is_left_stops_the_run():
@@ -210,7 +210,7 @@ def test_a_cohort_in_which_nobody_is_left_stops_the_run():
 
 
 class Always(FederatedCallback):
-    def on_client_message(self, trainer, pl_module, round, upload):
+    def on_client_message(self, trainer, pl_module, round, reply):
         raise MessageError("the connection was lost")
 
 

@@ -19,7 +19,6 @@ from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.core.export import save_codec
 from fedlight.core.layout import flatten
 from fedlight.core.pretraining import ProxyFederation
-from fedlight.core.rounds import Round
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from tests.federation import federated_data, weights_of
@@ -78,7 +77,7 @@ def test_a_codec_is_pretrained_on_samples_kept_from_the_clients():
     trainer = fit(module, rounds=15)
     assert trainer.callback_metrics["val_accuracy"] > 0.85
     assert module.data.partition.sizes.sum() == 200
-    assert module.traffic.mean_message < 4 * module.layout.dim / 3
+    assert module.server_state.traffic.mean_message < 4 * module.layout.dim / 3
 
 
 def test_its_codec_is_refreshed_and_without_proxy_samples_that_is_refused_before_training(tmp_path):

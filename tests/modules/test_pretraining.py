@@ -129,7 +129,7 @@ def test_the_codec_is_fitted_once_before_round_0_and_belongs_to_the_model():
     run(module, 1)
     assert module.codec.fitted and module.codec.version == 1
     assert module.codec.layout == module.layout
-    assert module.pretrain_figures["held_out_error"] >= 0
+    assert module.pretrain_metrics["held_out_error"] >= 0
     assert module.pretrain_seconds > 0
 
 
@@ -144,7 +144,7 @@ def test_pretraining_leaves_the_model_and_its_rounds_alone():
 
     small = Pretrained(ProxyFederation(rounds=6, clients=2, samples=8), CodecTraining(steps=2, check_every=1))
     trainer(2, callbacks=[small]).fit(trained, datamodule=federated_data())
-    assert trained.pretrain_figures
+    assert trained.pretrain_metrics
     assert torch.equal(weights_of(plain), weights_of(trained))
 
 
@@ -163,7 +163,7 @@ def test_pretraining_is_reproducible():
 def test_a_codec_that_needs_none_is_not_pretrained():
     module = federated()
     trainer(1).fit(module, datamodule=federated_data(proxy_samples=0))
-    assert module.pretrain_figures == {} and module.codec.version == 0
+    assert module.pretrain_metrics == {} and module.codec.version == 0
 
 
 def test_a_codec_given_trained_is_not_trained_again(tmp_path):
@@ -172,7 +172,7 @@ def test_a_codec_given_trained_is_not_trained_again(tmp_path):
     save_codec(first.codec, tmp_path)
     module = federated(codec_path=str(tmp_path))
     run(module, 1)
-    assert module.pretrain_figures == {} and module.codec.version == 1
+    assert module.pretrain_metrics == {} and module.codec.version == 1
     assert torch.equal(weights_of(module), weights_of(first))
 
 

@@ -205,9 +205,9 @@ class Record(FederatedCallback):
     def on_train_start(self, trainer, pl_module):
         downlink, finished = pl_module.downlink, pl_module.downlink.finished
 
-        def record(module, round, lr):
-            self.messages.append(write_sum(round.codes, round.context, module.codec.encoder.fingerprint, lr))
-            finished(module, round, lr)
+        def record(context, codes, codec, lr):
+            self.messages.append(write_sum(codes, context, codec.encoder.fingerprint, lr))
+            finished(context, codes, codec, lr)
 
         downlink.finished = record
 

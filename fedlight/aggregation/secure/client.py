@@ -184,8 +184,7 @@ class SecureClient:
     def unmask(self, request: bytes) -> bytes:
         """Return shares of survivors' own seeds and of dropped clients' mask keys.
 
-        Refused unless the survivors are those that were signed for, the dropped the others who shared, and at least the threshold signed the
-        same.
+        Refused unless the survivors are those that were signed for, the dropped the others who shared, and the threshold signed the same.
         """
         with self._stage(Stage.UNMASKING, None):
             session = self.session
