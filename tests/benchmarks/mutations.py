@@ -105,7 +105,8 @@ def forge(raw: bytes, draw: random.Random) -> bytes:
     if isinstance(description, dict):
         description = {key: json.dumps(value) if key == "layout" else value for key, value in description.items()}
         plan = description.get("plan")
-        for stage in plan.get("stages") or () if isinstance(plan, dict) else ():
+        stages = plan.get("stages") if isinstance(plan, dict) else None
+        for stage in stages if isinstance(stages, list) else ():
             if isinstance(stage, dict) and "layout" in stage:
                 stage["layout"] = json.dumps(stage["layout"])
     metadata["codec"] = json.dumps(description)
