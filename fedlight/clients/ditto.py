@@ -31,6 +31,10 @@ class Ditto(FedAvg):
         self.lam = lam
         self._pulled = FedProx(lam, **local)
 
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round: once for each of its models."""
+        return super().work(samples) + self._pulled.work(samples)
+
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:

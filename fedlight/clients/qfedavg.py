@@ -37,6 +37,10 @@ class QFedAvg(FedAvg):
             raise ConfigurationError(f"Expected `q` >= 0 but got {q}")
         self.q = q
 
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round: all of its own once more, for the global model's loss."""
+        return samples + super().work(samples)
+
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:

@@ -113,6 +113,10 @@ class AutoencoderDecoder(Decoder):
         return TRUST * float(self.stretch * mean_code.norm() + self.rest)
 
 
+MOST_LAYERS = 100
+"""Hidden layers that a codec can have: far more than have ever helped, and few enough to make at a file's word."""
+
+
 class AutoencoderCodec(Codec):
     """A block autoencoder trained on recorded updates so that the decoded mean code is the mean update.
 
@@ -121,7 +125,7 @@ class AutoencoderCodec(Codec):
         blocks: `rows` cuts along the rows of weight matrices, one small network a tensor; `flat` cuts the flat update into equal
             blocks with one network for all.
         block_size: largest number of weights in a block.
-        depth: number of hidden layers in the encoder and in the decoder; 0 makes both linear.
+        depth: number of hidden layers in the encoder and in the decoder, at most 100; 0 makes both linear.
         width: units in each hidden layer.
         activation: `tanh`, `relu`, `gelu`, or `linear` (no hidden layers, whatever `depth` says).
         skip: adds a linear map beside the hidden layers, in the encoder and in the decoder.
@@ -160,6 +164,8 @@ class AutoencoderCodec(Codec):
         ):
             if value < least:
                 raise ConfigurationError(f"Expected `{name}` >= {least} but got {value}")
+        if depth > MOST_LAYERS:
+            raise ConfigurationError(f"Expected `depth` <= {MOST_LAYERS} but got {depth}")
         require_choice("activation", activation, (*_ACTIVATIONS, "linear"))
         require_choice("blocks", blocks, ("rows", "flat"))
         require_choice("start", start, ("pca", "random"))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import eigen, svd
 
@@ -69,8 +69,22 @@ class Blocks:
 
     @classmethod
     def from_plan(cls, layout: Layout, plan: dict[str, Any]) -> Blocks:
-        """Return the blocks that ``to_plan`` described."""
-        return cls(layout, tuple(Group(**(item | {"tensors": tuple(item["tensors"])})) for item in plan["groups"]))
+        """Return the blocks that ``to_plan`` described.
+
+        Raises:
+            CodecMismatchError: if they do not cut up this layout, every tensor once.
+        """
+        groups = tuple(Group(**(item | {"tensors": tuple(item["tensors"])})) for item in plan["groups"])
+        if sorted(index for group in groups for index in group.tensors) != list(range(len(layout.sizes))):
+            raise CodecMismatchError(f"Expected groups that take each of {len(layout.sizes)} tensors once but they take others")
+        for group in groups:
+            size = sum(layout.sizes[index] for index in group.tensors)
+            if not (0 <= group.count * group.length - size < max(group.length, 1) and 0 <= group.code <= group.length):
+                raise CodecMismatchError(
+                    f"Expected blocks that hold {size:,} numbers, with codes no longer than they are, but got {group.count:,} of "
+                    f"{group.length:,} numbers and codes of {group.code:,}"
+                )
+        return cls(layout, groups)
 
 
 def cut_rows(layout: Layout, block_size: int) -> list[Group]:

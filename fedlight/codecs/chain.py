@@ -11,14 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
 
 def _stage(context: Context, i: int) -> Context:
     return replace(context, broadcast=context.broadcast.get(str(i), {}))
+
+
+def _check_linked(layout: Layout, stages: Sequence[CodecPart]) -> None:
+    """Raise ``CodecMismatchError`` unless the first stage takes the update and every other one the code of the stage before."""
+    expected = [layout.dim, *(stage.code_dim for stage in stages[:-1])]
+    taken = [stage.dim for stage in stages]
+    if taken != expected:
+        raise CodecMismatchError(f"Expected stages that take {expected} numbers, the codes of those before, but they take {taken}")
 
 
 class ChainEncoder(Encoder):
@@ -152,11 +160,13 @@ class ChainCodec(Codec):
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
         made = [c.make_encoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        _check_linked(layout, made)
         return ChainEncoder(layout, made)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
         made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        _check_linked(layout, made)
         return ChainDecoder(layout, made)
 
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:

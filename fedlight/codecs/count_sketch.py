@@ -43,10 +43,14 @@ class CountSketch(nn.Module):
         self.rows = rows
         self.columns = columns
         dealt = -(-dim // columns) * columns
-        generators = [torch_generator(seed, "count sketch", row) for row in range(rows)]
-        self.register_buffer("order", torch.stack([torch.randperm(dealt, generator=g) for g in generators]), persistent=False)
-        signs = torch.stack([2 * torch.randint(2, (dim,), generator=g) - 1 for g in generators])
-        self.register_buffer("signs", signs.to(torch.int8), persistent=False)
+        order, signs = torch.empty(rows, dealt, dtype=torch.long), torch.empty(rows, dim, dtype=torch.int8)
+        drawn = torch.empty(dim, dtype=torch.long)
+        for row in range(rows):
+            generator = torch_generator(seed, "count sketch", row)
+            torch.randperm(dealt, generator=generator, out=order[row])
+            signs[row] = 2 * torch.randint(2, (dim,), generator=generator, out=drawn) - 1
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("signs", signs, persistent=False)
 
     def forward(self, update: Tensor) -> Tensor:
         """Return the sketches ``[..., rows * columns]`` of updates ``[..., dim]``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
@@ -159,13 +160,24 @@ class StackedCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        inner = self.codec.make_encoder(Layout.from_json(plan["layout"]), plan["plan"])
+        inner = self.codec.make_encoder(self._inner(layout, plan), plan["plan"])
         return StackedEncoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        inner = self.codec.make_decoder(Layout.from_json(plan["layout"]), plan["plan"])
+        inner = self.codec.make_decoder(self._inner(layout, plan), plan["plan"])
         return StackedDecoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
+
+    def _inner(self, layout: Layout, plan: Plan) -> Layout:
+        """Return the layout of one vector; raises ``CodecMismatchError`` unless a stack of them is the whole layout."""
+        inner = Layout.from_json(plan["layout"])
+        count = len(inner.names) * self.vectors + bool(self.scalars)  # looked at before as many are made
+        if count != len(layout.names) or inner.stacked(self.vectors, self.scalars).shapes != layout.shapes:
+            raise CodecMismatchError(
+                f"Expected a layout of {self.vectors} vectors of {inner.dim:,} numbers and {self.scalars} numbers but got one of "
+                f"{layout.dim:,}"
+            )
+        return inner
 
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
         """Make both halves around the inner codec's, whose tensors they keep if it has been fitted."""

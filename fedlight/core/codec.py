@@ -325,6 +325,11 @@ class Codec(ABC):
         values = {name: getattr(self, name) for name in names}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
 
+    def unbound(self) -> Self:
+        """Return a new codec of the same configuration, nested codecs included, that is bound to nothing."""
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        return type(self)(**{name: _unbound(getattr(self, name)) for name in names})
+
     def describe(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain data: configuration, layout, plan and version."""
         if self.layout is None:
@@ -369,6 +374,14 @@ def require_additive(codec: Codec, why: str) -> None:
             f"Expected a codec whose codes can be summed, which {why} needs, but the server must decode every message of "
             f"{type(codec).__name__} by itself: choose an additive codec, such as LinearCodec followed by QuantizeCodec"
         )
+
+
+def _unbound(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return value.unbound()
+    if isinstance(value, (list, tuple)):
+        return [_unbound(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.collectives import Reduce, add_up, agree_on_units, in_units, outgoing
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.export import codec_from_config, codec_state, restore_codec
+from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import Format
@@ -175,7 +175,7 @@ def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:
     """Return a codec of its own for one tensor; None where a code would be no shorter than the tensor."""
     if recipe is None:
         return None
-    codec = codec_from_config(recipe.config())
+    codec = recipe.unbound()
     try:
         codec.bind(layout)
     except ConfigurationError:

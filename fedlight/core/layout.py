@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Layout:
     def __post_init__(self) -> None:
         sizes = tuple(math.prod(shape) for shape in self.shapes)
         object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "offsets", tuple(sum(sizes[:i]) for i in range(len(sizes))))
+        object.__setattr__(self, "offsets", tuple(accumulate(sizes, initial=0))[:-1])
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
@@ -72,9 +72,19 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Return the layout that ``to_json`` wrote."""
-        items = json.loads(text)
-        return cls(tuple(name for name, _ in items), tuple(tuple(shape) for _, shape in items))
+        """Return the layout that ``to_json`` wrote.
+
+        Raises:
+            CodecMismatchError: if the text is something else.
+        """
+        try:
+            items = [(name, tuple(shape)) for name, shape in json.loads(text)]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CodecMismatchError(f"Expected a layout, pairs of a name and a shape as JSON, but got {text[:80]!r}: {error}") from error
+        for name, shape in items:
+            if not isinstance(name, str) or not all(type(size) is int and size >= 0 for size in shape):
+                raise CodecMismatchError(f"Expected a layout of names and shapes but it holds {(name, shape)!r:.80}")
+        return cls(tuple(name for name, _ in items), tuple(shape for _, shape in items))
 
     def require_same(self, other: Layout, what: str) -> None:
         """Raise ``CodecMismatchError`` naming the first difference unless ``other`` equals this layout."""
