@@ -17,7 +17,7 @@ demo: $(TEST_ENV) ## train on the digits with and without a codec and compare
 	$(BIN)/fedlight fit --config configs/digits.yaml --baseline true
 
 test: $(TEST_ENV) ## run the tests, but for those marked slow
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --hypothesis-profile quick
 
 test-all: $(TEST_ENV) ## run all the tests
 	$(PYTEST)
