@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,15 @@ CODEC = json.dumps(
         },
     }
 )
+
+
+def invoke(command: str, folder: Path, *options: str) -> None:
+    """Run the command line in this process, with ``TINY``; warnings about that are Lightning's."""
+    from fedlight.cli import main
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main([command, *TINY, "--trainer.default_root_dir", str(folder), *options])
 
 
 def environment() -> dict[str, str]:

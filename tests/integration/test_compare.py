@@ -7,9 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,8 @@ import yaml
 from fedlight.cli import main, rehearse
 from fedlight.compare.command import check_codecs, compare_parser, read_settings
 from fedlight.compare.plan import read_base
-from tests.federation import environment, write_npz
+from tests.federation import write_npz
+from tests.processes import fork, wait_until
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted(CONFIGS.glob("compare_*.yaml"))
@@ -184,28 +182,26 @@ def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path
     slow = {"class_path": "tests.federation.Slow", "init_args": {"marker": str(marker), "seconds": 60.0, "after": 2}}
     codecs = {"none": None, "slow": {"model": {"codec": None}, "trainer": {"callbacks": [slow]}}}
     short = {"seeds": [0], "server_lrs": [1.0]}
-    command = [sys.executable, "-m", "fedlight.cli", *settings(tmp_path, codecs=codecs, **short)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    args = settings(tmp_path, codecs=codecs, **short)
+
+    def compare() -> None:
+        os.setsid()  # a group of its own, which its workers belong to
+        main(args)
+
+    process = fork(compare, tmp_path / "output.txt")
     try:
-        wait_until(lambda: marker.is_file() and marker.read_text() == "2")
-        process.send_signal(stop)
-        assert process.wait(180) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
-        told = process.stderr.read()
+        wait_until(lambda: process.poll() is not None or (marker.is_file() and marker.read_text() == "2"), [process])
+        process.send(stop)
+        assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop], process.last_words()
+        told = process.log.read_text()
         assert "Traceback" not in told and ("the same command goes on" in told) == (stop is not signal.SIGKILL), told
-        wait_until(lambda: not group_lives(process.pid))
+        wait_until(lambda: not group_lives(process.pid), [])
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
     assert [path.parts[-3] for path in (tmp_path / "out").rglob("done.json")] == ["none"]
     assert status(settings(tmp_path, codecs={"none": None}, **short)) == 0
     assert "done before" in capsys.readouterr().err
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def group_lives(group: int) -> bool:
