@@ -1,4 +1,4 @@
-"""What clients keep to themselves between rounds: error feedback, control variates, personal layers and models."""
+"""What clients keep between rounds and never send: error feedback, control variates, personal layers and models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedlight.core.codec import State
 
 
 class ClientStore:
-    """Client state by client id. A draft of a round is committed only if the round succeeds, so a repeated round starts clean.
+    """Client state by client id. A round's draft is committed only if the round succeeds, so a repeated round starts clean.
 
     Args:
-        in_memory_mb: MiB of kept states beyond which those kept longest ago lie in temporary files.
+        in_memory_mb: MiB of states in memory; beyond that the oldest ones are in temporary files.
     """
 
     def __init__(self, in_memory_mb: float = 1024.0) -> None:
@@ -22,47 +22,47 @@ class ClientStore:
         self._draft: dict[int, State] = {}
 
     def draft(self, client: int) -> State:
-        """Return the state that the client may change in this attempt: a copy of what it kept."""
+        """Return a copy of the client's state, for the client to change in this attempt."""
         if client not in self._draft:
             kept = self._states.get(client)
             self._draft[client] = copy.deepcopy(kept) if kept else {}
         return self._draft[client]
 
     def peek(self, client: int) -> State:
-        """Return the state that the client kept, to be read only."""
+        """Return the client's stored state; read it only."""
         return self._states.get(client, {})
 
     def drop(self, client: int) -> None:
-        """Forget what a client changed in this attempt."""
+        """Discard a client's changes in this attempt."""
         self._draft.pop(client, None)
 
     def discard(self) -> None:
-        """Forget the attempt."""
+        """Discard the attempt."""
         self._draft = {}
 
     def take_draft(self) -> dict[int, State]:
-        """Return the states of the attempt that hold something, or did before, and forget the attempt."""
+        """Return the attempt's states that are not empty, or were not before, and discard the attempt."""
         taken = {client: state for client, state in self._draft.items() if _holds_something(state) or client in self._states}
         self._draft = {}
         return taken
 
     def commit(self, states: dict[int, State]) -> None:
-        """Keep these states."""
+        """Store these states."""
         self._states.update(states)
 
     def forget(self, key: str) -> None:
-        """Forget this part of what every client kept."""
+        """Delete this part of every client's state."""
         for client in list(self._states):
             state = self._states[client]
             if key in state:
                 self._states[client] = {name: part for name, part in state.items() if name != key}
 
     def state_dict(self) -> dict[int, State]:
-        """Return all kept states, those in files mapped into memory."""
+        """Return all stored states; those in files are mapped into memory."""
         return dict(self._states)
 
     def load_state_dict(self, states: dict[int, State]) -> None:
-        """Replace all kept states."""
+        """Replace all stored states."""
         self._states = Shelf(self._in_memory_mb)
         self._states.update(states)
 

@@ -1,4 +1,4 @@
-"""What a run is measured by: bytes, reconstruction and the spread over clients."""
+"""Metrics of a run: bytes, reconstruction and the spread over clients."""
 
 from fedlight.metrics.client_size import accuracy_by_size
 from fedlight.metrics.client_spread import ClientSpread
