@@ -41,7 +41,7 @@ def draw_signs(matrices: Matrices, count: int, context: Context, device: torch.d
 
 
 def probe(left_out: Tensor, signs: Signs) -> tuple[Tensor, Tensor]:
-    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of the residual ``R`` ``[.., rows, columns]`` of a code."""
+    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of a code's residual ``R`` ``[.., rows, columns]``."""
     across, along = signs
     return across @ left_out, left_out @ along
 

@@ -1,4 +1,4 @@
-"""Data sets, partitions into clients, cohorts, and the datamodule that puts them together."""
+"""Data sets, partitions into clients, cohorts, and the datamodule that combines them."""
 
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.augment import Affine, Augmentation, CropFlip
