@@ -1,4 +1,4 @@
-"""The command `fedlight`: its help comes at once, because torch and Lightning, which take seconds to import, wait for a subcommand."""
+"""The command `fedlight`: its help is instant, because only a subcommand imports torch and Lightning, which takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
 
 
 def overview() -> str:
-    """Return what `fedlight --help` prints."""
+    """Return the text of `fedlight --help`."""
     parser = argparse.ArgumentParser("fedlight", description=DESCRIPTION, epilog="For the options of a subcommand: fedlight fit --help.")
     commands = parser.add_subparsers(title="subcommands", metavar="<subcommand>")
     for name, what in SUBCOMMANDS.items():
@@ -18,7 +18,7 @@ def overview() -> str:
 
 
 def main() -> None:
-    """Print the overview if that is all that is asked for, else run the command line."""
+    """Print the overview for a bare `--help`, else run the command line."""
     if sys.argv[1:] in (["-h"], ["--help"]):
         print(overview(), end="")
         return

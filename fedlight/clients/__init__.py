@@ -1,4 +1,4 @@
-"""What happens on a client: local training by an algorithm, and the state that stays there."""
+"""The client side: local training by an algorithm, and the state that stays on the client."""
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
 from fedlight.clients.ditto import Ditto

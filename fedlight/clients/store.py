@@ -1,4 +1,4 @@
-"""What clients keep to themselves between rounds: error feedback, control variates, personal layers and models."""
+"""What clients keep between rounds and never send: error feedback, control variates, personal layers and models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ClientStore:
     """Client state by client id. What a client changes in an attempt is a draft, kept only if the attempt counts.
 
     Args:
-        in_memory_mb: MiB of kept states beyond which those kept longest ago lie in temporary files.
+        in_memory_mb: MiB of states in memory; beyond that the oldest ones are in temporary files.
     """
 
     def __init__(self, in_memory_mb: float = 1024.0) -> None:
@@ -32,18 +32,18 @@ class ClientStore:
         self._keys[client] = key
 
     def draft(self, client: int) -> State:
-        """Return the state that the client may change in this attempt: a copy of what it kept."""
+        """Return a copy of the client's state, for the client to change in this attempt."""
         if client not in self._draft:
             kept = self._states.get(client)
             self._draft[client] = copy.deepcopy(kept) if kept else {}
         return self._draft[client]
 
     def peek(self, client: int) -> State:
-        """Return the state that the client kept, to be read only."""
+        """Return the client's stored state; read it only."""
         return self._states.get(client, {})
 
     def drop(self, client: int) -> None:
-        """Forget what a client changed in this attempt."""
+        """Discard a client's changes in this attempt."""
         self._draft.pop(client, None)
 
     def take_draft(self, clients: Collection[int]) -> dict[int, State]:
@@ -56,7 +56,7 @@ class ClientStore:
         self._states.update({client: state for client, state in states.items() if self._matters(client, state)})
 
     def forget(self, key: str) -> None:
-        """Forget this part of what every client kept."""
+        """Delete this part of every client's state."""
         for client in list(self._states):
             state = self._states[client]
             if key in state:

@@ -1,4 +1,4 @@
-"""Which of the invited clients answer, and how far: drop-outs, stragglers, and more invited than needed. Simulations only."""
+"""Which of the invited clients answer: drop-outs, stragglers, and over-selection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES = ("advertise_keys", "share_keys", "train", "consistency_check", "unmaski
 
 @dataclass(frozen=True)
 class Attempt:
-    """The attempt at a round that clients are invited to: what every draw is named by."""
+    """An attempt at a round, the name of every random draw for it."""
 
     seed: int
     round: int
@@ -25,19 +25,19 @@ class Attempt:
 
 
 class Availability(ABC):
-    """Says which invited clients' messages arrive in time; the others download the model and send nothing that is counted.
+    """Decides which invited clients' messages arrive in time; the others download the model, and nothing that they send counts.
 
-    Law: whether a client answers depends on (seed, round, attempt, client) and, where the first to answer are taken, on who was invited.
+    Law: whether a client answers depends on (seed, round, attempt, client) and, with `FirstToAnswer`, on the invited clients.
     """
 
     @property
     def independent(self) -> bool:
-        """Whether a client answers or not whoever else was invited, as amplification by sampling needs: False where nothing is said."""
+        """Whether a client's answer is independent of the other invited clients, as amplification by sampling needs."""
         return False
 
     @abstractmethod
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
-        """Return those of the invited ``clients`` ``[cohort]``, with ``work`` ``[cohort]`` samples to do, that answer: int64, in order."""
+        """Return the invited ``clients`` ``[cohort]`` that answer, int64, in order; ``work`` ``[cohort]`` is their number of samples."""
 
     def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
         """Return, of each client that falls silent, the first of the aggregation's ``stages`` that it does not answer."""
@@ -59,7 +59,7 @@ class DropOut(Availability):
     """Every client fails to answer with the same probability, independently in every attempt.
 
     Args:
-        probability: of a client to drop out, in [0, 1).
+        probability: probability that a client drops out, in [0, 1).
     """
 
     independent = True
@@ -76,13 +76,13 @@ class DropOut(Availability):
 
 
 class Times:
-    """How long clients take: log-normal speeds that belong to the client, log-normal noise of the round, and a fixed start.
+    """The time that clients take: a log-normal speed per client, log-normal noise per round, and a fixed start.
 
     Args:
         seconds_per_sample: median over clients of the time for one sample of local training.
         spread: standard deviation over clients of the logarithm of their speed.
         noise: standard deviation over rounds of the logarithm of a client's time.
-        start: seconds that every answer takes beside the training, such as the transfers.
+        start: seconds that every answer takes in addition to training, such as transfers.
     """
 
     def __init__(self, seconds_per_sample: float = 0.01, spread: float = 0.5, noise: float = 0.2, start: float = 1.0) -> None:
@@ -97,7 +97,7 @@ class Times:
         self.start = start
 
     def seconds(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
-        """Return how long each client takes, float64 ``[cohort]``."""
+        """Return the time of each client, float64 ``[cohort]``."""
         own = [numpy_generator(attempt.seed, client, "speed").normal() for client in clients.tolist()]
         now = [_stream(attempt, client, "time").normal() for client in clients.tolist()]
         slowness = np.exp(self.spread * np.array(own) + self.noise * np.array(now))
@@ -105,11 +105,11 @@ class Times:
 
 
 class Deadline(Availability):
-    """The server waits for so long and goes on with those that answered: slow clients of much data rarely count.
+    """The server waits for ``seconds`` and continues with the clients that answered: slow clients with much data rarely count.
 
     Args:
         seconds: time that the server waits.
-        times: how long clients take (a median of 10 ms a sample, with spread, if not given).
+        times: the time that clients take (a median of 10 ms per sample, with spread, if not given).
     """
 
     independent = True
@@ -121,16 +121,16 @@ class Deadline(Availability):
         self.times = times or Times()
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
-        """Return the clients that are in time."""
+        """Return the clients that answer in time."""
         return clients[self.times.seconds(clients, work, attempt) <= self.seconds]
 
 
 class FirstToAnswer(Availability):
-    """The server invites more clients than it needs (``data.sampler``) and takes those that answer first (Bonawitz et al. 2019).
+    """The server invites more clients than it needs (``data.sampler``) and takes the first to answer (Bonawitz et al. 2019).
 
     Args:
-        count: how many answers it takes (arXiv 1902.01046, section 9, invites 130 % of them).
-        times: how long clients take (a median of 10 ms a sample, with spread, if not given).
+        count: number of answers to take (arXiv 1902.01046, section 9, invites 130 % of them).
+        times: the time that clients take (a median of 10 ms per sample, with spread, if not given).
     """
 
     def __init__(self, count: int, times: Times | None = None) -> None:
@@ -210,7 +210,7 @@ class StageDropOut(Availability):
 
 
 class Several(Availability):
-    """One after another: those that the first lets through meet the second, such as `DropOut` and then `FirstToAnswer`.
+    """Several models in order, each applied to the clients that answer under the previous one, such as `DropOut`, then `FirstToAnswer`.
 
     Args:
         parts: the models of availability, in order.
@@ -221,11 +221,11 @@ class Several(Availability):
 
     @property
     def independent(self) -> bool:
-        """Whether that is so of all parts."""
+        """Whether it holds for all parts."""
         return all(part.independent for part in self.parts)
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
-        """Return the clients that come through all parts."""
+        """Return the clients that answer under all parts."""
         for part in self.parts:
             left = part.present(clients, work, attempt)
             clients, work = left, work[np.isin(clients, left)]

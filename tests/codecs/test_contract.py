@@ -801,9 +801,9 @@ def test_halves_that_disagree_are_refused(layout: Layout) -> None:
 def test_a_code_shorter_than_one_number_a_block_is_refused(
     codec: Codec, layout: Layout, banks: tuple[UpdateBank, UpdateBank], adam: TrainCodec
 ) -> None:
-    with pytest.raises(ConfigurationError, match="one a block.*smaller `ratio` or a larger `block_size`"):
+    with pytest.raises(ConfigurationError, match="one per block.*smaller `ratio` or a larger `block_size`"):
         codec.bind(layout)
-    with pytest.raises(ConfigurationError, match="one a block"):
+    with pytest.raises(ConfigurationError, match="one per block"):
         codec.fit(banks[0], adam)
 
 

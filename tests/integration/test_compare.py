@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from fedlight.cli import main, rehearse
+from fedlight.cli import dry_run, main
 from fedlight.compare.command import check_codecs, compare_parser, read_settings
 from fedlight.compare.plan import read_base
 from tests.federation import write_npz
@@ -67,7 +67,7 @@ def test_there_are_comparisons():
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_codec_of_a_comparison_can_be_built(path):
     comparison, beside, _ = read_settings(["--config", str(path)])
-    parsed = check_codecs(comparison, read_base(comparison.base, beside), rehearse)
+    parsed = check_codecs(comparison, read_base(comparison.base, beside), dry_run)
     assert set(parsed) == set(comparison.codecs)
     assert parsed[comparison.reference]["model"]["codec"] is None
     parts = ("codec", "algorithm", "server_optimizer", "availability", "privacy")
@@ -151,7 +151,7 @@ def test_a_comparison_that_is_done_is_read_and_not_run(compared, capsys):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()} == before
     assert (folder / "compare.json").read_text() == rows
     captured = capsys.readouterr()
-    assert "Run 6/6" in captured.err and captured.err.count("done before") == 6
+    assert "Run 6/6" in captured.err and captured.err.count("finished before") == 6
     assert "linear" in captured.out and "compare.png" in captured.out
 
 
@@ -201,7 +201,7 @@ def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path
             os.killpg(process.pid, signal.SIGKILL)
     assert [path.parts[-3] for path in (tmp_path / "out").rglob("done.json")] == ["none"]
     assert status(settings(tmp_path, codecs={"none": None}, **short)) == 0
-    assert "done before" in capsys.readouterr().err
+    assert "finished before" in capsys.readouterr().err
 
 
 def group_lives(group: int) -> bool:

@@ -22,6 +22,7 @@ from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataErr
 from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 from fedlight.data import Everyone, Explicit
+from fedlight.rounds import Clients
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
 
 BAD, COHORT = 3, [0, 1, 2, 3, 4]
@@ -56,15 +57,16 @@ class Trained(FederatedCallback):
         self.value = value
 
     def on_train_start(self, trainer, pl_module):
-        made = pl_module.runner._upload
+        host = pl_module._connection.host
+        made = host._update
 
         def tampered(task, result, model):
-            upload = made(task, result, model)
+            update = made(task, result, model)
             if task.client == BAD:
-                upload.update.fill_(self.value)
-            return upload
+                update.update.fill_(self.value)
+            return update
 
-        pl_module.runner._upload = tampered
+        host._update = tampered
 
 
 def header(**changes: int) -> Forge:
@@ -162,11 +164,37 @@ def test_a_message_of_the_round_before_is_ignored():
     assert history.rounds("round/dropped") == {0: 0.0, 1: 1.0}
 
 
+class Repeats(Clients):
+    """A wire on which the answer of client 3 arrives twice."""
+
+    def attach(self, simulated, format):
+        self.simulated = simulated
+        return self
+
+    def exchange(self, requests):
+        for reply in self.simulated.exchange(requests):
+            yield reply
+            if reply.client == BAD:
+                yield reply
+
+    def settle(self, key, counted):
+        self.simulated.settle(key, counted)
+
+
 def test_a_client_that_answers_twice_counts_once(caplog):
+    module, _, history = fit([], clients=Repeats())
+    honest, _, _ = fit([])
+    assert torch.equal(weights_of(module), weights_of(honest))
+    assert history.rounds("round/clients") == {0: 5.0} and history.rounds("round/dropped") == {0: 1.0}
+    assert f"client {BAD} was dropped: it has answered already" in caplog.text
+
+
+def test_a_client_invited_twice_counts_once():
+    """As a sampler with replacement would have it."""
     module, _, history = fit([], [*COHORT, BAD])
     honest, _, _ = fit([])
     assert torch.equal(weights_of(module), weights_of(honest))
-    assert history.rounds("round/clients") == {0: 5.0} and "it has answered already" in caplog.text
+    assert history.rounds("round/clients") == {0: 5.0}
 
 
 LOUD = {

@@ -183,7 +183,7 @@ def test_sums_that_do_not_fit_are_refused_when_written(beyond):
 
 
 def test_announced_tensors_are_refused():
-    with pytest.raises(MessageError, match="announcements that are numbers"):
+    with pytest.raises(MessageError, match="a broadcast of numbers"):
         write(torch.tensor([1]), broadcast={"reply": torch.zeros(2)})
 
 
