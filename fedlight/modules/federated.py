@@ -211,6 +211,11 @@ class FederatedModule(Forwarding):
         with self.trainer.precision_plugin.forward_context():
             model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
             self.engine.check(model, self.algorithm, self.data.client_data(0), self.batch_norm == "local", device)
+        if self.clients is not None and self.trainer.world_size > 1:
+            raise ConfigurationError(
+                f"Expected one process with `clients` {type(self.clients).__name__} but got {self.trainer.world_size}: set "
+                "`trainer.devices` to 1, or leave `clients` out, whose simulated clients processes share"
+            )
         self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)

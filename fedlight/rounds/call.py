@@ -45,7 +45,7 @@ class Observed:
 
 
 class Call:
-    """One attempt at a round. Send ``requests``, hand every reply to ``receive``, then ``advance``; repeat until there are no requests.
+    """One attempt at a round. Send ``requests``, hand every reply to ``receive``, then ``advance``; repeat until it is ``over``.
 
     A codec with several passes goes through the stages of the aggregation once a pass.
 
@@ -53,7 +53,8 @@ class Call:
         context: what everybody knows before the current pass.
         cohort: the invited clients, sorted.
         stage: the stage that the requests are of.
-        requests: what to send next; empty when the attempt is over.
+        requests: what to send next: nothing to an empty cohort.
+        over: whether the attempt has ended, with an aggregate or without.
         codes: the sum of the current pass, once its replies are in.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
         answered: clients whose code is in the sum, of those that this process heard.
@@ -90,6 +91,7 @@ class Call:
         self.observed = Observed(server.compares(number))
         self.stage = ""
         self.requests: list[Request] = []
+        self.over = False
         self._collector: Collector
         self._asked: set[int] = set()
         self._replied: set[int] = set()
@@ -123,6 +125,7 @@ class Call:
                 self._ask(server.aggregator.stages[0], clients)
             except MessageError as error:
                 self._fail(error)
+                self.over = True
 
     def _ask(self, stage: str, everybody: Sequence[int]) -> None:
         """Begin a stage: make the requests."""
@@ -149,8 +152,8 @@ class Call:
         return request
 
     def _handshake_bytes(self, request: Request) -> int:
-        """Return what of a request secure aggregation adds: the payload, and the whole of a stage that is nothing else."""
-        return request.nbytes if request.stage != TRAIN and request.download is None else len(request.payload)
+        """Return what of a request secure aggregation adds: the payload in the first stage of a pass, and all of later stages."""
+        return len(request.payload) if request.stage == self.server.aggregator.stages[0] else request.nbytes
 
     # -- replies ---------------------------------------------------------------------------------------------------------------
 
@@ -262,7 +265,8 @@ class Call:
                 self._fail(error)
         self._report()
         self._merge()
-        if self.failed is not None or self.codes.count < server.least_clients:
+        self.over = self.failed is not None or self.codes.count < server.least_clients
+        if self.over:
             self.aggregate = None
             return
         server.codec.decoder.record_lengths(self._bytes.mean_message(), self.decoder_state)
@@ -273,7 +277,8 @@ class Call:
             known = ServerContext.of(self.context, self.codes.effective_count, self.noise)
             self.aggregate = server.decode(server.codec.decoder, self.codes.mean(), known, self.decoder_state)
             server.watch.on_cohort_end(self)
-        if self.context.step + 1 < server.codec.passes:
+        self.over = self.context.step + 1 == server.codec.passes
+        if not self.over:
             self._begin_pass(self.context.step + 1, sorted(self.answered))
 
     def _report(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing, suppress
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Clients(ABC):
     """Carries requests to clients and their replies back."""
 
     @abstractmethod
-    def exchange(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield replies to the requests of one stage as they arrive; clients may stay silent.
 
         Nothing of a client is kept here once its reply has been taken, so that one update is in memory at a time.
@@ -70,7 +70,7 @@ class Simulated(Clients):
         self._silent: dict[int, str] = {}
         self._mine: set[int] = set()
 
-    def exchange(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield the replies of this process's clients that are still there."""
         if not requests:
             return
@@ -123,14 +123,15 @@ class ThroughBytes(Clients):
         self.clients = clients
         self.format = format
 
-    def exchange(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield the replies, each parsed from its bytes."""
         carried = [Request.parse(request.client, request.to_bytes()) for request in requests]
         assert self.clients is not None, "attached before a run"
         assert self.format is not None, "attached before a run"
-        for reply in self.clients.exchange(carried):
-            bare = reply.stage != TRAIN or requests[0].context.step > 0
-            yield self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+        with closing(self.clients.exchange(carried)) as replies:
+            for reply in replies:
+                bare = reply.stage != TRAIN or requests[0].context.step > 0
+                yield self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
 
     def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
         """Return these bytes around the simulated clients."""

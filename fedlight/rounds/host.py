@@ -113,7 +113,7 @@ class ClientHost:
         self._handshake[request.client] = held
         return held
 
-    def answers(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def answers(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield one reply a request, in their order; all are of one stage and one attempt."""
         if not requests:
             return
@@ -153,7 +153,7 @@ class ClientHost:
             raise MessageError("it has no update of this attempt")
         return self._send(request, held, self._pending[request.client])
 
-    def _train(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def _train(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Train clients and send their codes; a reply says so where there is nothing usable to send."""
         waiting = {request.client: request for request in requests}
         early: list[Reply] = []

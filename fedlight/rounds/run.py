@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from fedlight.core.errors import RoundFailedError
 from fedlight.rounds.call import Call
 from fedlight.rounds.clients import Clients
@@ -20,9 +22,10 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
         if not server.affordable:
             return None
         call = server.call(number, attempt)
-        while call.requests:
-            for reply in clients.exchange(call.requests):
-                call.receive(reply)
+        while not call.over:
+            with closing(clients.exchange(call.requests)) as replies:  # closed on any error: nobody goes on training
+                for reply in replies:
+                    call.receive(reply)
             call.advance()
         done = server.finish(call)
         clients.settle(call.context.key, call.answered if done else ())

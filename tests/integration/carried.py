@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 from fedlight.rounds import Clients, Reply, ReplyFormat, Request, ThroughBytes
 
@@ -22,15 +23,16 @@ class Carried(ThroughBytes):
         self.clients, self.format = simulated, format
         return self
 
-    def exchange(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         def place(message: Request | Reply) -> Place:
             context = requests[0].context
             return context.round, context.attempt, context.step, message.stage, message.client
 
         self.down |= {place(request): len(request.to_bytes()) for request in requests}
-        for reply in super().exchange(requests):
-            self.up[place(reply)] = len(reply.to_bytes())
-            yield reply
+        with closing(super().exchange(requests)) as replies:
+            for reply in replies:
+                self.up[place(reply)] = len(reply.to_bytes())
+                yield reply
 
     def of_pass(self, round: int, step: int) -> list[int]:
         """Return how many bytes each client was sent in one pass of a round."""

@@ -120,7 +120,7 @@ class Counter:
 def doubt(codec, call) -> str | None:
     """Return why a server refuses an aggregate, None if it takes its step with it: it does the one or the other."""
     model = Counter()
-    server = Server(model, codec, FedAvg(), PlainAggregator(), FullModel(), lambda number, attempt: [0], 1)
+    server = Server(model, codec, FedAvg(steps=1), PlainAggregator(), FullModel(), lambda number, attempt: [0], 1)
     took = server.finish(call)
     assert took == (model.steps == 1) == (call.refused is None) == (server.state.rounds == 1)
     return call.refused
