@@ -131,10 +131,8 @@ def test_what_cannot_be_used_is_dropped_and_named_and_the_round_goes_on(caplog: 
     assert call.answered == {0, 1, 3, 4, 5, 6, 7} and torch.equal(hostile.weights, without.weights)
     reasons = dict(call.dropped)
     assert reasons.keys() == {2, 3, 4, 99}
-    assert (
-        "payload of" in reasons[2] and reasons[4] == "it has answered already"
+    assert "payload of" in reasons[2] and reasons[4] == "it has answered already"
     assert reasons[99] == reasons[3] == "it was not asked for this"
-    )
     assert all(f"client {client} was dropped" in caplog.text for client in reasons)
 
 
