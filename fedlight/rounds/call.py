@@ -99,6 +99,7 @@ class Call:
         self._payloads: Mapping[int, bytes] = {}
         self._first_replies = 0
         self._weights: dict[int, int] = {}  # of clients that sent theirs in the first pass
+        self._first_bytes = _PassBytes()
         self._bytes = _PassBytes()
         self._reported = 0
         self._begin_pass(0, self.cohort)
@@ -140,15 +141,11 @@ class Call:
         download = server.downlink.download(client, self.current) if first else None
         payload = self._payloads.get(client, b"")
         request = Request(client, self.stage, self.context, download, payload, server.state.settled.get(client))
-        # Every process makes the same first requests; of later ones each knows its own.
         codec, handshake = (0 if download is None else download.codec_bytes), self._handshake_bytes(request)
-        if first:
-            server.state.traffic.add_download(request.nbytes - codec - handshake)
-            server.state.traffic.add_codec(codec)
-            server.state.traffic.add_handshake(0, handshake)
-        else:
-            self._bytes.down += request.nbytes - handshake
-            self._bytes.handshake_down += handshake
+        sent = self._first_bytes if first else self._bytes  # every process makes all first requests, and its own of the later ones
+        sent.down += request.nbytes - codec - handshake
+        sent.codec += codec
+        sent.handshake_down += handshake
         return request
 
     def _handshake_bytes(self, request: Request) -> int:
@@ -306,10 +303,11 @@ class Call:
                     reduce_total(seen.true, codec.encoder.dim, kind, device, kind)
                     seen.true.weight = self.codes.weight
         self.dropped_count += dropped
-        traffic = server.state.traffic
+        traffic, common, self._first_bytes = server.state.traffic, self._first_bytes, _PassBytes()
         traffic.add_message(own.up, own.sent if first else 0)
-        traffic.add_download(own.down)
-        traffic.add_handshake(own.handshake_up, own.handshake_down)
+        traffic.add_download(common.down + own.down)
+        traffic.add_codec(common.codec + own.codec)
+        traffic.add_handshake(own.handshake_up, common.handshake_down + own.handshake_down)
         self.uplink += own.up + own.handshake_up
 
     def _fail(self, error: MessageError) -> None:
@@ -321,7 +319,7 @@ class _PassBytes:
     """What this process counts in a pass: bytes up and down, of handshakes apart, messages, and clients dropped."""
 
     def __init__(self) -> None:
-        self.up = self.down = self.sent = self.dropped = 0
+        self.up = self.down = self.codec = self.sent = self.dropped = 0
         self.handshake_up = self.handshake_down = 0
 
     def mean_message(self) -> float:

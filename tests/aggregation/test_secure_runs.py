@@ -300,9 +300,9 @@ def test_metrics_under_sim_are_those_of_a_run_without_it():
 # -- resume ------------------------------------------------------------------------------------------------------------------------
 
 
-def secure_run(rounds: int, ckpt=None, availability: StageDropOut | None = StageDropOut(clients=1), **changes):
-    aggregator = SecureAggregator(4, **changes)
-    module, history, spy = federated(codec=learned(), aggregator=aggregator, availability=availability), History(), Spy()
+def secure_run(rounds: int, ckpt=None, silent: int = 1, **changes):
+    parts = {"aggregator": SecureAggregator(4, **changes), "availability": StageDropOut(clients=silent)}
+    module, history, spy = federated(codec=learned(), **parts), History(), Spy()
     runner = trainer(rounds, logger=history, callbacks=[pretraining(), spy])
     runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt, weights_only=False)
     return module, runner, history, spy
@@ -347,11 +347,13 @@ def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
     assert not [secret for secret in kept if secret in content or secret.hex().encode() in content]
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 4}, {"max_weight": 3}])
-def test_a_run_is_not_resumed_with_another_aggregator(changes, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"threshold": 4}, "aggregator"), ({"max_weight": 3}, "aggregator"), ({"silent": 0}, "availability")]
+)
+def test_a_run_is_not_resumed_with_another_aggregator_or_other_drop_outs(changes, name, tmp_path):
     _, runner, _, _ = secure_run(1)
     runner.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ConfigurationError, match="aggregator"):
+    with pytest.raises(ConfigurationError, match=name):
         secure_run(2, tmp_path / "one.ckpt", **changes)
 
 

@@ -216,7 +216,7 @@ def test_a_fit_after_pretraining_on_the_same_trainer_runs_the_configured_rounds(
     both.fit(module, datamodule=federated_data(normalize=False))
     used = federated(codec_path=str(tmp_path), privacy=privacy and privacy())
     run(used, 3, federated_data(normalize=False))
-    assert module.rounds == 3 and spy.aggregates.keys() == {0, 1, 2} and module.codec.version == 1
+    assert module.server_state.rounds == 3 and spy.aggregates.keys() == {0, 1, 2} and module.codec.version == 1
     assert torch.equal(weights_of(module), weights_of(used))
 
 
