@@ -79,10 +79,10 @@ class Blocks:
             raise CodecMismatchError(f"Expected groups that take each of {len(layout.sizes)} tensors once but they take others")
         for group in groups:
             size = sum(layout.sizes[index] for index in group.tensors)
-            if not (0 <= group.count * group.length - size < max(group.length, 1) and 0 <= group.code <= group.length):
+            if not (0 <= group.count * group.length - size < max(group.length, 1) and min(group.length, 1) <= group.code <= group.length):
                 raise CodecMismatchError(
-                    f"Expected blocks that hold {size:,} numbers, with codes no longer than they are, but got {group.count:,} of "
-                    f"{group.length:,} numbers and codes of {group.code:,}"
+                    f"Expected blocks that hold {size:,} numbers, each with a code of one number or more and no longer than it is, but got "
+                    f"{group.count:,} of {group.length:,} numbers and codes of {group.code:,}"
                 )
         return cls(layout, groups)
 
