@@ -1,4 +1,4 @@
-"""Dropout of a client's model that draws from a generator of its own: the numbers of torch's, whatever other threads draw meanwhile."""
+"""Dropout with its own generator: the same numbers as torch's dropout, independent of what other threads draw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def own_dropout(network: nn.Module) -> torch.Generator:
-    """Have every ``nn.Dropout`` of a network on the CPU draw from the generator returned, in place; subclasses stay as they are."""
+    """Make every ``nn.Dropout`` of a network on the CPU draw from the returned generator, in place; subclasses are unchanged."""
     generator = torch.Generator()
     for layer in network.modules():
         if type(layer) is nn.Dropout:
@@ -17,12 +17,12 @@ def own_dropout(network: nn.Module) -> torch.Generator:
 
 
 class OwnDropout(nn.Dropout):
-    """Draws what torch's layer draws on the CPU, from ``generator`` instead of the process's own."""
+    """Draws the same numbers as torch's layer on the CPU, from ``generator`` instead of the process's generator."""
 
     generator: torch.Generator
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` with entries left out and the others lengthened, of the same shape."""
+        """Return ``x`` with some entries set to zero and the others scaled up, in the same shape."""
         if not self.training or not 0 < self.p < 1:
             return super().forward(x)
         kept = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)

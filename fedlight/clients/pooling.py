@@ -1,4 +1,4 @@
-"""Max pooling of a client's model on the CPU: the numbers of torch's own, bit for bit, sooner (`tests/benchmarks/pooling.py`)."""
+"""Faster max pooling on the CPU, with the same results as torch, bit for bit (`tests/benchmarks/pooling.py`)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 LEAST_CHANNELS = 16
-"""With fewer there is too little to compare at once to pay for the change of order in memory."""
+"""With fewer channels the gain does not pay for the change of memory order."""
 
 
 def quicken_pooling(network: nn.Module) -> None:
-    """Have every ``nn.MaxPool2d`` of a network pool with `MaxPool2d`, in place; subclasses stay as they are."""
+    """Make every ``nn.MaxPool2d`` of a network a `MaxPool2d`, in place; subclasses are unchanged."""
     for layer in network.modules():
         if type(layer) is nn.MaxPool2d:
             layer.__class__ = MaxPool2d  # the layer stays the same object, with its options and hooks
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """Takes maxima with channels last: torch then compares many numbers at once, where channels come first one by one.
+    """Takes maxima with channels last, where torch compares many numbers at once; with channels first it compares one by one.
 
     Gradients are scattered with channels first, which is faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maxima ``[n, channels, height', width']`` of ``x`` ``[n, channels, height, width]``; other inputs take torch's way."""
+        """Return maxima ``[n, channels, height', width']`` of ``x`` ``[n, channels, height, width]``; other inputs use torch's layer."""
         suits = x.dim() == 4 and x.shape[1] >= LEAST_CHANNELS and x.is_cpu and x.is_contiguous() and not self.return_indices
-        if not suits or torch._C._are_functorch_transforms_active():  # torch.func knows torch's own layer alone
+        if not suits or torch._C._are_functorch_transforms_active():  # torch.func supports only torch's layer
             pooled: Tensor = super().forward(x)
             return pooled
         windows = [list(_pair(option)) for option in (self.kernel_size, self.stride, self.padding, self.dilation)]

@@ -1,4 +1,4 @@
-"""Codecs: what clients encode with and the server decodes the sum with."""
+"""Codecs: clients encode their updates, and the server decodes the sum of the codes."""
 
 from fedlight.codecs.autoencoder import AutoencoderCodec
 from fedlight.codecs.chain import ChainCodec

@@ -34,6 +34,7 @@ class _TwoSidedHalf(CodecPart):
     def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
         super().__init__(layout, CodeFormat(int((selection.bits > 0).sum())))
         self.matrices = Matrices.of(layout)
+        selection.check(self.matrices)
         self.grids = selection.grids
         self.factors = Factors(selection.factor_shapes(self.matrices), factor_bits)
         self.register_buffer("order", selection.order, persistent=False)

@@ -79,7 +79,7 @@ def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) 
 
 
 def _places(rows: Sequence[Row], key: str, left: float, right: float) -> list[float]:
-    """Return where on the axis from ``left`` to ``right`` each row is drawn: at its bytes, or just beside them."""
+    """Return where on the axis from ``left`` to ``right`` each row is drawn: at its bytes, or just next to them."""
     bars = []
     for row in rows:
         mean, spread = _percent(row)
@@ -120,7 +120,7 @@ def _round_bytes(value: float) -> str:
 
 
 def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], places: Sequence[float], reference: str) -> None:
-    """Write every codec's name and ratio beside its point, with a thin line to it where there is no room next to it."""
+    """Write every codec's name and ratio next to its point, or farther away with a thin line to it if there is no room."""
     from matplotlib.colors import to_rgb
     from matplotlib.patheffects import withStroke
 

@@ -34,6 +34,9 @@ from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import Format, Message, read_message, write_message
 
 State = dict[str, Any]
+Key = tuple[int, int]
+"""An attempt: round and attempt number."""
+
 Plan = dict[str, Any]
 
 
@@ -52,7 +55,7 @@ class Context:
     broadcast: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Round and attempt: what clients' drafts and replies belong to."""
         return self.round, self.attempt
 
@@ -130,18 +133,15 @@ class Encoder(CodecPart, ABC):
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
         return None if self.format_at(context.step).bits else 1.0
 
-    def encode_message(
-        self, update: Tensor, context: Context, private: Private, protect: Callable[[Tensor], Tensor] | None = None
-    ) -> bytearray:
-        """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
-
-        Needs no Lightning.
-        """
+    def message(self, code: Tensor, context: Context) -> bytearray:
+        """Return the bytes that a client sends of a code ``[code_dim]``: header and packed code."""
         format = self.format_at(context.step)
+        return write_message(format.pack(code), format.kind, format.length, context.round, self.fingerprint)
+
+    def encode_message(self, update: Tensor, context: Context, private: Private) -> bytearray:
+        """Return the bytes that a client sends for one update ``[dim]``. Needs no Lightning."""
         with torch.no_grad():
-            code = self.encode(update, context, private)
-            payload = format.pack(code if protect is None else protect(code))
-        return write_message(payload, format.kind, format.length, context.round, self.fingerprint)
+            return self.message(self.encode(update, context, private), context)
 
 
 class Decoder(CodecPart, ABC):
@@ -187,6 +187,9 @@ class Decoder(CodecPart, ABC):
     def broadcast(self, state: State) -> State:
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
+
+    def record_lengths(self, mean_bytes: float, state: State) -> None:
+        """Take note of how long the messages of a pass were, before their sum is decoded: for codecs that steer their rate."""
 
     def read_message(self, message: Message, context: Context, device: torch.device | str = "cpu") -> Tensor:
         """Return what the server adds up for one client's message, on ``device`` (the decoder's): not to be changed in place.
@@ -322,6 +325,11 @@ class Codec(ABC):
         values = {name: getattr(self, name) for name in names}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
 
+    def unbound(self) -> Self:
+        """Return a new codec of the same configuration, nested codecs included, that is bound to nothing."""
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        return type(self)(**{name: _unbound(getattr(self, name)) for name in names})
+
     def describe(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain data: configuration, layout, plan and version."""
         if self.layout is None:
@@ -366,6 +374,14 @@ def require_additive(codec: Codec, why: str) -> None:
             f"Expected a codec whose codes can be summed, which {why} needs, but the server must decode every message of "
             f"{type(codec).__name__} by itself: choose an additive codec, such as LinearCodec followed by QuantizeCodec"
         )
+
+
+def _unbound(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return value.unbound()
+    if isinstance(value, (list, tuple)):
+        return [_unbound(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

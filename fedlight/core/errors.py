@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class ConfigurationError(ValueError):
-    """An argument that cannot work: the message names it, what was expected, what came and the way out."""
+    """An invalid argument: the message names it, what was expected, what came, and how to fix it."""
 
 
 class DataError(ValueError):
-    """Data on file that is missing, corrupt or inconsistent."""
+    """A data file that is missing, corrupt or inconsistent."""
 
 
 class CodecMismatchError(ValueError):
@@ -20,11 +20,11 @@ class MessageError(ValueError):
 
 
 class ProtocolError(MessageError):
-    """Something in a secure aggregation that must not be: whoever sees it stops there and reveals nothing."""
+    """A violation of the secure aggregation protocol: the side that detects it stops and reveals nothing."""
 
 
 class RoundFailedError(RuntimeError):
-    """No client of a cohort could be used, and repeating the round did not help."""
+    """No attempt at a round had enough usable clients."""
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.proxy import record_bank
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
@@ -27,9 +28,6 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
 
 
 class Cohorts:
@@ -248,7 +246,7 @@ def errors_by_cohort(codec: Codec, bank: UpdateBank, sizes: tuple[int, ...] = (1
 
 
 def record_for(
-    module: FederatedModule,
+    module: FederatedRun,
     proxy: ProxyFederation,
     progress: bool,
     seed: int | None = None,

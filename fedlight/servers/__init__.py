@@ -1,4 +1,4 @@
-"""Server optimizers that are known by name in federated learning: each is a torch optimizer that takes the aggregate for a gradient."""
+"""Well-known server optimizers of federated learning: each is a torch optimizer that takes the aggregate as a gradient."""
 
 from fedlight.servers.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedlight.servers.momentum import FedAvgM

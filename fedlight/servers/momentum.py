@@ -12,7 +12,7 @@ class FedAvgM(torch.optim.SGD):
     Args:
         params: the global model's parameters.
         lr: server learning rate.
-        momentum: share of the last step that is taken again; 0 is FedAvg.
+        momentum: share of the last step to repeat; 0 is FedAvg.
     """
 
     def __init__(self, params: ParamsT, lr: float = 1.0, momentum: float = 0.9) -> None:

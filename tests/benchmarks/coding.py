@@ -20,7 +20,7 @@ from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.two_sided import TwoSidedEncoder
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, ServerContext
-from fedlight.core.export import encoder_bytes
+from fedlight.core.export import encoder_file
 from fedlight.core.random import torch_generator
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Torchvision
@@ -200,7 +200,7 @@ def row(bench: Bench, name: str, fits: list[float], rounds: list[dict[str, Any]]
         "coefficients": codec.encoder.code_dim,
         "ranks_left": sorted(left for left, *_ in factored),
         "ranks_right": sorted(rank for _, *right in factored for rank in right),
-        "encoder_bytes": encoder_bytes(codec),
+        "encoder_bytes": len(encoder_file(codec)),
         "runs": shares,
     }
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from fedlight.callbacks import FederatedCallback
 from fedlight.cli import fit
-from fedlight.core.rounds import Round, Upload
 from fedlight.data import ClientSampler
+from fedlight.rounds import Call, Reply
 
 
 class Record(FederatedCallback):
@@ -51,11 +51,11 @@ class Record(FederatedCallback):
 
         return timed
 
-    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
+    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Call, reply: Reply) -> None:
         """Note whose code arrived."""
-        self.survivors.setdefault(round.context.round, []).append(upload.client)
+        self.survivors.setdefault(round.context.round, []).append(reply.client)
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Note the sum."""
         assert round.codes.total is not None and round.public.attempt == 0, "an attempt failed: lower `drop_outs`"
         self.sums[round.context.round] = round.codes.total.clone()

@@ -41,7 +41,7 @@ from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.export import (
     codec_from_config,
     codec_state,
-    encoder_bytes,
+    encoder_file,
     load_codec,
     load_decoder,
     load_encoder,
@@ -589,7 +589,7 @@ def test_an_exported_codec_is_the_same_codec(case: Case, tmp_path: Path) -> None
 
 def test_each_half_works_alone_from_its_own_file(case: Case, tmp_path: Path) -> None:
     save_codec(case.codec, tmp_path)
-    assert encoder_bytes(case.codec) == (tmp_path / "encoder.safetensors").stat().st_size
+    assert len(encoder_file(case.codec)) == (tmp_path / "encoder.safetensors").stat().st_size
     (tmp_path / "decoder.safetensors").rename(tmp_path / "elsewhere.safetensors")
     encoder = load_encoder(tmp_path / "encoder.safetensors")
     (tmp_path / "encoder.safetensors").unlink()
@@ -801,9 +801,9 @@ def test_halves_that_disagree_are_refused(layout: Layout) -> None:
 def test_a_code_shorter_than_one_number_a_block_is_refused(
     codec: Codec, layout: Layout, banks: tuple[UpdateBank, UpdateBank], adam: TrainCodec
 ) -> None:
-    with pytest.raises(ConfigurationError, match="one a block.*smaller `ratio` or a larger `block_size`"):
+    with pytest.raises(ConfigurationError, match="one per block.*smaller `ratio` or a larger `block_size`"):
         codec.bind(layout)
-    with pytest.raises(ConfigurationError, match="one a block"):
+    with pytest.raises(ConfigurationError, match="one per block"):
         codec.fit(banks[0], adam)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from fedlight.cli import main, rehearse
+from fedlight.cli import dry_run, main
 from fedlight.compare.command import check_codecs, compare_parser, read_settings
 from fedlight.compare.plan import read_base
 from tests.integration.comparisons import CONFIGS, settings, status
@@ -36,7 +36,7 @@ def test_there_are_comparisons():
 )
 def test_every_codec_of_a_comparison_can_be_built(path):
     comparison, beside, _ = read_settings(["--config", str(path)])
-    parsed = check_codecs(comparison, read_base(comparison.base, beside), rehearse)
+    parsed = check_codecs(comparison, read_base(comparison.base, beside), dry_run)
     assert set(parsed) == set(comparison.codecs)
     assert parsed[comparison.reference]["model"]["codec"] is None
     parts = ("codec", "algorithm", "server_optimizer", "availability", "privacy")
@@ -108,7 +108,7 @@ def test_a_comparison_that_is_done_is_read_and_not_run(compared, capsys):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()} == before
     assert (folder / "compare.json").read_text() == rows
     captured = capsys.readouterr()
-    assert "Run 6/6" in captured.err and captured.err.count("done before") == 6
+    assert "Run 6/6" in captured.err and captured.err.count("finished before") == 6
     assert "linear" in captured.out and "compare.png" in captured.out
 
 

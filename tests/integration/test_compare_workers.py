@@ -72,7 +72,7 @@ def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path
             os.killpg(process.pid, signal.SIGKILL)
     assert [path.parts[-3] for path in (tmp_path / "out").rglob("done.json")] == ["none"]
     assert status(settings(tmp_path, codecs={"none": None}, **short)) == 0
-    assert "done before" in capsys.readouterr().err
+    assert "finished before" in capsys.readouterr().err
 
 
 def group_lives(group: int) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from fedlight.aggregation import PlainAggregator
 from fedlight.callbacks import CodecPretraining, FederatedCallback
 from fedlight.clients import FedAvg
 from fedlight.codecs import (
@@ -25,12 +28,13 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context, Private
 from fedlight.core.errors import MessageError, RoundFailedError
 from fedlight.core.layout import Layout
+from fedlight.core.model import Model
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.core.rounds import Round
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import Digits, FederatedDataModule, Uniform
 from fedlight.modules import MLP
-from fedlight.modules.attempt import untrusted, way_out
+from fedlight.rounds import FullModel, Server
+from fedlight.rounds.run import way_out
 from tests.federation import History, federated, mlp, run, trainer, weights_of
 
 
@@ -89,16 +93,37 @@ def test_what_is_not_finite_is_refused(caplog):
         run(federated(codec=learned()), 1, callbacks=[Poison()])
 
 
-def round_of(codec, updates) -> Round:
-    """A round of these updates ``[clients, dim]``, decoded."""
+def call_of(codec, updates) -> Any:
+    """An attempt with these updates ``[clients, dim]``, decoded."""
     context = Context(broadcast=codec.decoder.broadcast({}))
-    round = Round(context, None, None)
-    round.codes = RunningSum()
+    codes = RunningSum()
     with torch.no_grad():
         for i, update in enumerate(updates):
-            round.codes.add(codec.encoder.encode(update, context, Private(torch.Generator().manual_seed(i))))
-        round.aggregate = codec.decoder.decode(round.codes.mean(), context, {})
-    return round
+            codes.add(codec.encoder.encode(update, context, Private(torch.Generator().manual_seed(i))))
+        aggregate = codec.decoder.decode(codes.mean(), context, {})
+    current = SimpleNamespace(model=Model(torch.zeros(LAYOUT.dim), torch.empty(0)))
+    return SimpleNamespace(
+        context=context, codes=codes, aggregate=aggregate, current=current, buffers=[], decoder_state={}, answered={0}, refused=None
+    )
+
+
+class Counter:
+    """A global model that counts the server's steps."""
+
+    steps = 0
+
+    def step(self, update, buffers) -> float:
+        self.steps += 1
+        return 1.0
+
+
+def doubt(codec, call) -> str | None:
+    """Return why a server refuses an aggregate, None if it takes its step with it: it does the one or the other."""
+    model = Counter()
+    server = Server(model, codec, FedAvg(steps=1), PlainAggregator(), FullModel(), lambda number, attempt: [0], 1)
+    took = server.finish(call)
+    assert took == (model.steps == 1) == (call.refused is None) == (server.state.rounds == 1)
+    return call.refused
 
 
 LAYOUT = Layout.of(mlp(hidden=30))
@@ -129,8 +154,8 @@ def test_what_a_fitted_codec_decodes_is_trusted_however_large_updates_are(make, 
     codec = make()
     codec.fit(BANK, briefly)
     for updates in BANK.updates:
-        assert untrusted(codec, round_of(codec, scale * updates)) is None
-        assert untrusted(codec, round_of(codec, scale * updates[:1])) is None
+        assert doubt(codec, call_of(codec, scale * updates)) is None
+        assert doubt(codec, call_of(codec, scale * updates[:1])) is None
 
 
 def test_what_a_zero_code_is_decoded_to_is_trusted_when_updates_have_become_small():
@@ -144,31 +169,31 @@ def test_what_a_zero_code_is_decoded_to_is_trusted_when_updates_have_become_smal
 
     codec = AutoencoderCodec(4, block_size=16, width=4, bias=True)
     codec.fit(BANK, biased)
-    round = round_of(codec, 1e-6 * BANK.updates[0])
-    assert round.aggregate.norm() > 1e3 * 1e-6 * BANK.updates[0].norm() and untrusted(codec, round) is None
-    round.aggregate = 100 * round.aggregate
-    assert untrusted(codec, round) is not None
+    call = call_of(codec, 1e-6 * BANK.updates[0])
+    assert call.aggregate.norm() > 1e3 * 1e-6 * BANK.updates[0].norm() and doubt(codec, call) is None
+    call.aggregate = 100 * call.aggregate
+    assert doubt(codec, call) is not None
 
 
 @pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 def test_what_is_much_longer_than_its_code_explains_is_not(make):
     codec = make()
     codec.fit(BANK, briefly)
-    round = round_of(codec, BANK.updates[0])
-    round.aggregate = 1e3 * round.aggregate
-    doubt = untrusted(codec, round)
+    call = call_of(codec, BANK.updates[0])
+    call.aggregate = 1e3 * call.aggregate
+    reason = doubt(codec, call)
     if isinstance(codec, IdentityCodec):
-        assert doubt is None  # whatever was summed is what comes out
+        assert reason is None  # whatever was summed is what comes out
     else:
-        assert doubt is not None and "long where the sum of codes explains" in doubt
+        assert reason is not None and "long where the sum of codes explains" in reason
 
 
 def test_looking_at_the_length_moves_no_gain():
     codec = learned()
     codec.fit(BANK, briefly)
-    round = round_of(codec, BANK.updates[0])
+    call = call_of(codec, BANK.updates[0])
     before = codec.decoder.broadcast({})
-    assert untrusted(codec, round) is None
+    assert doubt(codec, call) is None
     assert codec.decoder.broadcast({}) == before
 
 
@@ -226,9 +251,9 @@ def test_saturation_is_the_mean_over_clients():
     shares = {}
 
     class Reads(FederatedCallback):
-        def on_client_message(self, trainer, pl_module, round, upload):
+        def on_client_message(self, trainer, pl_module, round, reply):
             decoder = pl_module.codec.decoder
-            term = decoder.read_message(upload.message, round.context)
+            term = decoder.read_message(reply.payload, round.context)
             shares.setdefault(round.context.round, []).append(saturation(term, decoder.format))
 
     history = History()
@@ -247,8 +272,8 @@ class Refuses(FederatedCallback):
     def __init__(self, client: int, step: int = 0) -> None:
         self.client, self.step = client, step
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        if upload.client == self.client and round.context.step >= self.step:
+    def on_client_message(self, trainer, pl_module, round, reply):
+        if reply.client == self.client and round.context.step >= self.step:
             raise MessageError("broken on the way")
 
 
@@ -257,8 +282,8 @@ def test_a_message_that_was_refused_counts_as_sent():
     whole, lossy = federated(codec=IdentityCodec()), federated(codec=IdentityCodec())
     run(whole, 2)
     run(lossy, 2, callbacks=[Refuses(3)])
-    assert lossy.traffic.mean_message == whole.traffic.mean_message
-    assert lossy.traffic.uplink == whole.traffic.uplink
+    lost, kept = lossy.server_state.traffic, whole.server_state.traffic
+    assert lost.mean_message == kept.mean_message and lost.uplink == kept.uplink
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -268,7 +293,7 @@ def test_a_client_that_is_lost_in_any_pass_is_named_and_counted(step, caplog):
         run(federated(codec=PowerSGDCodec(1)), 2, callbacks=[Refuses(3, step)], logger=history)
     assert history.rounds("round/dropped") == {0: 1.0, 1: 1.0}
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
-        f"Round {number}: client 3 was dropped, broken on the way" for number in (0, 1)
+        f"Round {number}: client 3 was dropped: broken on the way" for number in (0, 1)
     ]
     assert all(0 < loss < 10 for loss in history.rounds("sim/loss").values())
 
@@ -281,6 +306,7 @@ def test_a_chain_that_ends_in_a_codec_with_memory_is_never_refused():
 
 
 def test_the_way_out_of_a_failed_round_goes_by_why_it_failed():
-    assert "learning rate" in way_out(None, unsummed=False)
-    assert "refresh the codec" in way_out("it is not finite", unsummed=False)
-    assert "`model.aggregator`" in way_out(None, unsummed=True) and "sample more" not in way_out(None, unsummed=True)
+    assert "learning rate" in way_out(refused=False, unsummed=False)
+    assert "refresh the codec" in way_out(refused=True, unsummed=False)
+    unsummed = way_out(refused=False, unsummed=True)
+    assert "`model.aggregator`" in unsummed and "sample more" not in unsummed

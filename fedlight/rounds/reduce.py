@@ -1,4 +1,4 @@
-"""What processes exchange in a round: sums of codes and a few numbers; buffers and client state only where there are any."""
+"""Sums over the processes of a run: each answers for its share of a cohort, and what they have is added up."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from fedlight.core.codec import Codec, State
-from fedlight.core.rounds import Round
-from fedlight.core.running_sum import RunningSum, sum_dtype
+from fedlight.core.running_sum import RunningSum
 
 T = TypeVar("T")
 
@@ -23,10 +21,18 @@ def several_processes() -> bool:
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of the tensor over all processes."""
+    """Return the sum of the tensor over all processes, in its own memory."""
     if several_processes():
         distributed.all_reduce(tensor)
     return tensor
+
+
+def from_first(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the first process's tensor, on the CPU; it travels through ``device``."""
+    if not several_processes():
+        return tensor
+    mine = tensor if distributed.get_rank() == 0 else torch.zeros_like(tensor)
+    return reduce_sum(mine.to(device)).cpu()
 
 
 def gather(parts: list[T]) -> list[T]:
@@ -38,11 +44,6 @@ def gather(parts: list[T]) -> list[T]:
     return [part for one in everyone for part in one]
 
 
-def gather_states(states: dict[int, State]) -> dict[int, State]:
-    """Return the client states that any process changed."""
-    return dict(gather(list(states.items())))
-
-
 def weighted_mean(parts: list[tuple[int, int, Tensor]]) -> Tensor:
     """Return the weighted mean of clients' buffers ``[buffer_dim]``, added up in client order, whatever process ran them."""
     ordered = sorted(parts, key=lambda part: part[0])
@@ -50,38 +51,27 @@ def weighted_mean(parts: list[tuple[int, int, Tensor]]) -> Tensor:
     return (total / sum(weight for _, weight, _ in ordered)).float()
 
 
-def merge(round: Round, codec: Codec, device: torch.device, dropped: int) -> None:
-    """Add up what all processes have of a pass, in place: codes, not updates, travel between processes.
+def merge(counts: list[float], codes: RunningSum, length: int, integers: bool, device: torch.device) -> list[float]:
+    """Return the sums of ``counts`` over all processes, and add up their running sums of ``length`` numbers in place.
 
-    ``dropped`` is how many clients this process dropped in it.
+    Codes travel between processes, not updates; a short float sum in one message with the counts.
     """
     if not several_processes():
-        round.dropped_count += dropped
-        return
-    format, decoder, codes = codec.encoder.format_at(round.context.step), codec.decoder, round.codes
-    integers = codec.additive and bool(format.bits)
+        return counts
     kind = torch.int64 if integers else torch.float64
-    length = decoder.sum_length(round.context.step)
     reach = _largest(codes.total) if integers else 0
-    numbers = [codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach, round.loss, round.trained]
+    numbers = [codes.weight, codes.count, codes.squares, reach, *counts]
     message = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
     joined = not integers and length <= SHORT
     if joined:
         message = torch.cat([message, torch.zeros(length, dtype=kind, device=device) if codes.total is None else codes.total])
     merged = reduce_sum(message)
-    *counts, loss, trained = merged[: len(numbers)].tolist()
-    codes.weight, codes.count, codes.squares, round.uplink, round.sent, round.inside, dropped, reach = map(int, counts)
-    round.dropped_count += dropped
+    codes.weight, codes.count, codes.squares, reach = map(int, merged[:4].tolist())
     if joined:
         codes.total = merged[len(numbers) :]
     else:
-        _reduce_total(codes, length, kind, device, narrowest(reach) if integers else kind)
-    if round.context.step:
-        return
-    round.loss, round.trained = loss, int(trained)
-    if round.true is not None:
-        _reduce_total(round.true, codec.encoder.dim, sum_dtype(torch.float32), device, sum_dtype(torch.float32))
-        round.true.weight = codes.weight
+        reduce_total(codes, length, kind, device, narrowest(reach) if integers else kind)
+    return merged[4 : len(numbers)].tolist()
 
 
 def narrowest(reach: int) -> torch.dtype:
@@ -94,7 +84,7 @@ def _largest(total: Tensor | None) -> int:
     return int(total.abs().max()) if total is not None and len(total) else 0
 
 
-def _reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device, wire: torch.dtype) -> None:
-    """Sum over processes, as ``wire`` between them; one whose clients were all dropped adds zeros."""
+def reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device, wire: torch.dtype) -> None:
+    """Add up running sums over processes, as ``wire`` between them; a process whose clients were all dropped adds zeros."""
     total = running.total if running.total is not None else torch.zeros(length, dtype=dtype, device=device)
     running.total = reduce_sum(total.to(wire)).to(dtype)

@@ -1,7 +1,7 @@
-"""The sum of a cohort's codes as bytes: what a client that missed a round can download instead of the model.
+"""The sum of a cohort's codes as bytes: a client that missed a round can download it instead of the model.
 
-A client that holds the model before a round, the codec and this message can take the server's step itself: decode the mean code, and
-move along it by the server's learning rate. The sum is public to whoever may see the global model, so it may be entropy-coded.
+A client with the model before a round, the codec and this message can take the server's step itself: decode the mean code, and
+move along it by the server's learning rate. Whoever may see the global model may see the sum, so entropy coding reveals nothing.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _ESCAPE = 127  # stands for an integer that does not fit one byte; those follow 
 
 
 def write_sum(codes: RunningSum, context: Context, fingerprint: int, lr: float) -> bytes:
-    """Return the message of one finished round: header, notes (what was announced, the server's learning rate), packed sum.
+    """Return the message of one finished round: header, notes (the broadcast and the server's learning rate), packed sum.
 
-    Integer sums take about their entropy (Huffman-coded bytes); of float codes the mean is sent, as float32.
+    Integer sums take about their entropy (Huffman-coded bytes); float codes are sent as their mean, in float32.
 
     Raises:
-        MessageError: if something announced is no number, or an integer sum or the total weight does not fit 32 bits.
+        MessageError: if the broadcast contains something other than numbers, or an integer sum or the total weight does not fit 32 bits.
     """
     assert codes.total is not None, "nothing was added"
     try:
         notes = json.dumps({"broadcast": context.broadcast, "lr": lr}).encode()
     except TypeError as error:
-        raise MessageError(f"Expected announcements that are numbers but got {context.broadcast!r}") from error
+        raise MessageError(f"Expected a broadcast of numbers but got {context.broadcast!r}") from error
     if codes.weight >= 1 << 32:
         raise MessageError(f"Expected weights that add up to less than 2**32 but got {codes.weight}")
     integers = not codes.total.is_floating_point()
@@ -48,10 +48,10 @@ def write_sum(codes: RunningSum, context: Context, fingerprint: int, lr: float) 
 
 
 def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple[Tensor, Mapping[str, Any], float]:
-    """Return (mean code ``[length]`` float32, what was announced, the server's learning rate) of what ``write_sum`` wrote.
+    """Return (mean code ``[length]`` float32, the broadcast, the server's learning rate) from the output of ``write_sum``.
 
     Raises:
-        MessageError: if the message is damaged, or is of another round, codec or code length.
+        MessageError: if the message is damaged, or belongs to another round, codec or code length.
     """
     if len(message) < HEADER.size:
         raise MessageError(f"Expected a sum of at least {HEADER.size} bytes but got {len(message)}")
@@ -80,13 +80,13 @@ def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple
 
 
 def _read_notes(text: bytes) -> tuple[Mapping[str, Any], float]:
-    """Return (what was announced, the server's learning rate): finite numbers, and mappings of them."""
+    """Return (the broadcast, the server's learning rate): finite numbers, and mappings of them."""
     try:
         notes = json.loads(text)
         broadcast, lr = notes["broadcast"], notes["lr"]
         finite = isinstance(broadcast, dict) and not isinstance(lr, dict) and _is_finite(broadcast) and _is_finite(lr)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MessageError(f"Expected notes of what was announced but could not read them: {error}") from error
+        raise MessageError(f"Expected notes with the broadcast but could not read them: {error}") from error
     if not finite:
         raise MessageError(f"Expected notes of finite numbers but got {str(notes)[:80]}")
     return broadcast, float(lr)
@@ -123,13 +123,13 @@ def _pack(values: np.ndarray) -> bytes:
 def _unpack(payload: memoryview, length: int) -> np.ndarray:
     decoder = zlib.decompressobj(-15)
     try:
-        raw = decoder.decompress(bytes(payload), 5 * length + 1)  # no more than every value escaped: a bomb ends here
+        raw = decoder.decompress(bytes(payload), 5 * length + 1)  # at most every value escaped: stops a decompression bomb
     except zlib.error as error:
         raise MessageError(f"Expected a packed sum but could not unpack it: {error}") from error
     values = np.frombuffer(raw[:length], np.int8).astype(np.int64)
     large = values == _ESCAPE
     rest = raw[length:]
     if len(values) != length or len(rest) != 4 * int(large.sum()) or not decoder.eof or decoder.unused_data:
-        raise MessageError(f"Expected a packed sum of {length} integers and nothing else but got {len(raw)} bytes for it")
+        raise MessageError(f"Expected a packed sum of {length} integers but got {len(raw)} bytes")
     values[large] = np.frombuffer(rest, "<i4")
     return values

@@ -14,7 +14,7 @@ from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearC
 from fedlight.core.codec import Context
 from fedlight.core.errors import MessageError
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.sums import HEADER, apply_sum, read_sum, write_sum
+from fedlight.rounds.sums import HEADER, apply_sum, read_sum, write_sum
 from tests.federation import FederatedCallback, federated, federated_data, mlp, run, weights_of
 
 CODEC = 12345
@@ -183,7 +183,7 @@ def test_sums_that_do_not_fit_are_refused_when_written(beyond):
 
 
 def test_announced_tensors_are_refused():
-    with pytest.raises(MessageError, match="announcements that are numbers"):
+    with pytest.raises(MessageError, match="a broadcast of numbers"):
         write(torch.tensor([1]), broadcast={"reply": torch.zeros(2)})
 
 
@@ -205,9 +205,9 @@ class Record(FederatedCallback):
     def on_train_start(self, trainer, pl_module):
         downlink, finished = pl_module.downlink, pl_module.downlink.finished
 
-        def record(module, round, lr):
-            self.messages.append(write_sum(round.codes, round.context, module.codec.encoder.fingerprint, lr))
-            finished(module, round, lr)
+        def record(context, codes, codec, lr):
+            self.messages.append(write_sum(codes, context, codec.encoder.fingerprint, lr))
+            finished(context, codes, codec, lr)
 
         downlink.finished = record
 

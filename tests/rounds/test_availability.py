@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedlight.clients.availability import Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 from fedlight.core.errors import ConfigurationError
+from fedlight.rounds.availability import STAGES, Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
 
 CLIENTS, WORK = np.arange(200), np.full(200, 100)
 MODELS = {
@@ -16,6 +16,9 @@ MODELS = {
     "first": lambda: FirstToAnswer(50),
     "several, each on its own": lambda: Several([DropOut(0.3), Deadline(2.0)]),
     "several": lambda: Several([DropOut(0.3), FirstToAnswer(50)]),
+    "stages": lambda: StageDropOut(share_keys=0.2, train=0.2, unmasking=0.2),
+    "so many, at stages": lambda: StageDropOut(clients=60),
+    "several, with stages": lambda: Several([DropOut(0.3), StageDropOut(train=0.3)]),
 }
 NOW = Attempt(1, 2, 0)
 
@@ -34,7 +37,10 @@ def test_those_that_answer_are_invited_and_in_order(availability):
 def test_the_draw_is_named_by_seed_round_and_attempt(availability):
     first = availability.present(CLIENTS, WORK, NOW).tolist()
     assert availability.present(CLIENTS, WORK, NOW).tolist() == first
-    for other in (Attempt(2, 2, 0), Attempt(1, 3, 0), Attempt(1, 2, 1)):
+    others = [Attempt(1, 3, 0), Attempt(1, 2, 1)]
+    if not isinstance(availability, StageDropOut):  # which has a seed of its own
+        others.append(Attempt(2, 2, 0))
+    for other in others:
         assert (availability.present(CLIENTS, WORK, other).tolist() == first) == isinstance(availability, Full)
 
 
@@ -42,6 +48,15 @@ def test_whether_a_client_answers_depends_on_who_else_is_invited_just_where_it_s
     whole = availability.present(CLIENTS, WORK, NOW)
     half = availability.present(CLIENTS[::2], WORK[::2], NOW)
     assert (half.tolist() == [client for client in whole.tolist() if client % 2 == 0]) == availability.independent
+
+
+@pytest.mark.parametrize("stages", [("train",), STAGES], ids=["code alone", "secure aggregation"])
+def test_whoever_is_not_present_falls_silent_before_its_code_and_nobody_else_does(availability, stages):
+    present = set(availability.present(CLIENTS, WORK, NOW).tolist())
+    silent = availability.silent_from(CLIENTS, WORK, NOW, stages)
+    assert silent.keys() <= set(CLIENTS.tolist()) and set(silent.values()) <= set(stages)
+    before = {client for client, stage in silent.items() if stages.index(stage) <= stages.index("train")}
+    assert before == set(CLIENTS.tolist()) - present
 
 
 def test_the_share_that_drops_out_is_the_probability():

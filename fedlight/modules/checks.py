@@ -1,29 +1,86 @@
-"""What a privacy mechanism needs of a run, and what a run needs of it: checks, the noisy release of a round's sum, figures."""
+"""What a FederatedModule makes of the parts that it is given; parts that do not go together are refused before training."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from fedlight.aggregation import AggregationSetting
+from fedlight.callbacks.base import FederatedRun
+from fedlight.clients.algorithms import Algorithm
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
-from fedlight.core.codec import Codec, Context, ServerContext, require_additive
+from fedlight.codecs.stacked import StackedCodec
+from fedlight.core.codec import Codec, Context, require_additive
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
-from fedlight.core.rounds import Round
-from fedlight.core.running_sum import RunningSum
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
-from fedlight.modules.exchange import reduce_sum, several_processes
+from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
 
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
-
 log = logging.getLogger(__name__)
+
+
+def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanism | None) -> Codec:
+    """Return the trained codec at ``path``, else the configured one on the grid that privacy needs, else that of plain updates.
+
+    Raises:
+        ConfigurationError: if there are both and they differ, or the mechanism cannot protect the codec's codes.
+    """
+    codec = private_codec(codec, privacy) if codec or not path else codec
+    if not path:
+        return codec or IdentityCodec()
+    trained = load_codec(Path(path))
+    if codec and codec.config() != trained.config():
+        raise ConfigurationError(
+            f"Expected the codec at {path!r} to be the configured {codec.config()} but it is {trained.config()}: leave one out"
+        )
+    return trained
+
+
+def check_algorithm(algorithm: Algorithm, batch_norm: str, privacy: PrivacyMechanism | None) -> None:
+    """Raise ``ConfigurationError`` if local training does not go with local BatchNorm layers, or with privacy."""
+    if batch_norm == "local" and algorithm.shared:
+        raise ConfigurationError(
+            f"Expected `batch_norm` mean with {type(algorithm).__name__}, whose correction pulls all weights to common ones, "
+            "but got local: choose FedAvg or another `algorithm`"
+        )
+    if uploads_more(algorithm) and privacy is not None:
+        raise ConfigurationError(
+            f"Expected no `privacy` with {type(algorithm).__name__}, whose clients upload more than the update, which alone is "
+            f"clipped and noised, but got {type(privacy).__name__}: choose FedAvg or another `algorithm` of one vector"
+        )
+
+
+def upload_codec(codec: Codec, algorithm: Algorithm) -> Codec:
+    """Return the codec of all that clients upload: of the update, and of what else the algorithm needs the mean of."""
+    if not uploads_more(algorithm) or isinstance(codec, StackedCodec):
+        return codec
+    return StackedCodec(codec, algorithm.vectors, algorithm.scalars)
+
+
+def uploads_more(algorithm: Algorithm) -> bool:
+    """Whether clients upload more than the update."""
+    return algorithm.vectors > 1 or algorithm.scalars > 0
+
+
+def aggregation_setting(module: FederatedRun, processes: int) -> AggregationSetting:
+    """Return what an aggregator may refuse of a run."""
+    least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+    return AggregationSetting(
+        module.codec,
+        cohort=len(module.data.cohort(0, 0)),
+        largest_weight=int(module.data.client_sizes.max()) if module.weighting == "samples" else 1,
+        buffers=module.batch_norm == "mean" and bool(float_buffers(module.network)),
+        processes=processes,
+        training=local_settings(module),
+        min_clients=least,
+        algorithm=type(module.algorithm).__name__,
+        vectors=module.algorithm.vectors,
+        scalars=module.algorithm.scalars,
+    )
 
 
 def private_codec(codec: Codec | None, privacy: PrivacyMechanism | None) -> Codec | None:
@@ -61,7 +118,7 @@ def expected_cohort(data: FederatedDataModule) -> int:
     return max(1, round(size))
 
 
-def start_privacy(module: FederatedModule) -> None:
+def start_privacy(module: FederatedRun) -> None:
     """Check that the run is one whose privacy can be accounted for, and begin the mechanism.
 
     Raises:
@@ -106,7 +163,7 @@ def _check_codec(codec: Codec, name: str) -> None:
         )
 
 
-def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -> None:
+def _check_beside_the_code(module: FederatedRun, privacy: PrivacyMechanism) -> None:
     """Refuse what would tell of clients beside their codes, without noise."""
     data, name = module.data, type(privacy).__name__
     if module.weighting != "equal":
@@ -137,7 +194,7 @@ def _check_beside_the_code(module: FederatedModule, privacy: PrivacyMechanism) -
         )
 
 
-def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> None:
+def _check_aggregator(module: FederatedRun, privacy: PrivacyMechanism) -> None:
     """Refuse an aggregator whose result has another sensitivity, or that learns more than the mechanism protects."""
     aggregator, name = module.aggregator, type(privacy).__name__
     if not aggregator.sums:
@@ -167,61 +224,3 @@ def _check_aggregator(module: FederatedModule, privacy: PrivacyMechanism) -> Non
             f"Expected `threshold` of {type(aggregator).__name__} to be at least that of {name} ({privacy.threshold}), or sums with too "
             "little noise would be opened: raise the one or lower the other"
         )
-
-
-def least_clients(module: FederatedModule) -> int:
-    """Return how many codes a sum must have to be used."""
-    return module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
-
-
-def counted_clients(module: FederatedModule, round: Round) -> int:
-    """Return how many clients' codes the mean stands for; under privacy the fixed denominator, because the exact number is not noisy."""
-    return round.codes.count if module.privacy is None else module.privacy.setting.cohort
-
-
-def release(module: FederatedModule, round: Round) -> None:
-    """Put the noise on the cohort's sum, enter it in the ledger, and fix the denominator; in place, the same on every process."""
-    privacy, codec = module.privacy, module.codec
-    assert privacy is not None
-    context, codes = round.context, round.codes
-    unit = codec.encoder.common_step(context)
-    assert unit is not None
-    kind = torch.int64 if codec.integer else torch.float64
-    total = codes.total if codes.total is not None else torch.zeros(codec.decoder.sum_length(), dtype=kind, device=module.device)
-    noise = privacy.sum_noise(len(total), unit, context)
-    if noise is not None:
-        total = total + shared(module, noise).to(total)
-    bits = round.inside - codes.count / 2 + float(shared(module, torch.tensor([privacy.bit_noise(context)], dtype=torch.float64)))
-    cohort = privacy.setting.cohort
-    round.context = ServerContext.of(context, 0, (privacy.sum_deviation(unit, codes.count) / cohort) ** 2)
-    round.codes = RunningSum()
-    round.codes.total, round.codes.count = total, codes.count
-    round.codes.weight = round.codes.squares = cohort
-    privacy.record_release(bits)
-
-
-def shared(module: FederatedModule, noise: Tensor) -> Tensor:
-    """Return the noise that the first process drew: the others' own would be another."""
-    if not several_processes():
-        return noise
-    mine = noise if module.trainer.is_global_zero else torch.zeros_like(noise)
-    return reduce_sum(mine.to(module.device)).cpu()
-
-
-SEEN_BY_SERVER_ALONE = ("round/clients", "round/absent", "round/dropped", "bytes/uplink_round", "bytes/handshake")
-"""Exact counts of who took part, which nothing that is published under differential privacy may hold."""
-
-
-def privacy_figures(module: FederatedModule, figures: dict[str, float]) -> dict[str, float]:
-    """Return a round's figures with those of privacy; what noise does not cover is marked `sim/`."""
-    privacy = module.privacy
-    if privacy is None:
-        return figures
-    kept = {f"sim/{name.split('/')[1]}" if name in SEEN_BY_SERVER_ALONE else name: value for name, value in figures.items()}
-    return kept | {
-        "privacy/epsilon": privacy.epsilon(),
-        "privacy/epsilon_unamplified": privacy.epsilon(amplified=False),
-        "privacy/delta": privacy.delta,
-        "privacy/noise_multiplier": privacy.multiplier,
-        "privacy/clip": privacy.norm,
-    }

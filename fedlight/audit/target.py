@@ -1,4 +1,4 @@
-"""The thing under audit: a model at given weights, its clients' images, and fitted codecs to look at them through."""
+"""The target of an audit: a model at given weights, its clients' images, and fitted codecs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedlight.audit.attacks import Attack, Auxiliary
 from fedlight.audit.plan import Parts
 from fedlight.audit.victim import Pixels, Victim
-from fedlight.audit.views import CodeView, NoisyView, Sight, View
+from fedlight.audit.views import CodeView, NoisyView, Observation, View
 from fedlight.clients.algorithms import FedAvg
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
@@ -25,18 +25,18 @@ from fedlight.data import FederatedDataModule
 from fedlight.data.arrays import channel_statistics
 
 CLIP_COHORT = 20
-"""Public images whose codes' median length is the clip norm where none is given."""
+"""Number of public images whose median code length is the default clip norm."""
 
 
-class Subject:
-    """One model under audit, with everything about it that is made once: victims, fitted codecs, views.
+class Target:
+    """One model under audit, with everything that is built once for it: victims, fitted codecs, views.
 
     Args:
         parts: model, data and codec of the base configuration.
-        network: the model at the weights that are audited.
+        network: the model at the audited weights.
         codecs: codecs by name.
         lr: clients' learning rate.
-        proxy_rounds: rounds that codecs are fitted to.
+        proxy_rounds: number of recorded rounds to fit codecs to.
     """
 
     def __init__(self, parts: Parts, network: nn.Module, codecs: dict[str, Codec], lr: float, proxy_rounds: int) -> None:
@@ -52,27 +52,27 @@ class Subject:
         self.context = Auxiliary(self.pixels.images(x).clamp(0, 1), y, parts.data.num_classes)
         self._victims: dict[tuple[str, int], Victim] = {}
         self._banks: dict[tuple[str, int, int], UpdateBank] = {}
-        self._views: dict[tuple[str, Sight], View | ConfigurationError] = {}
+        self._views: dict[tuple[str, Observation], View | ConfigurationError] = {}
 
-    def victim(self, attack: Attack | None, sight: Sight) -> Victim:
-        """Return the clients' computation, at the network that a malicious server sent if the attack is one."""
-        key = (_tampering(attack), sight.local_steps)
+    def victim(self, attack: Attack | None, observation: Observation) -> Victim:
+        """Return the clients' computation; the network is the server's tampered one if the attack tampers."""
+        key = (_tampering(attack), observation.local_steps)
         if key not in self._victims:
-            plain = Victim(self.network, self.parts.loss, self.pixels, self.lr, sight.local_steps)
+            plain = Victim(self.network, self.parts.loss, self.pixels, self.lr, observation.local_steps)
             sent = attack.tamper(plain, self.context) if attack is not None else None
-            self._victims[key] = plain if sent is None else Victim(sent, self.parts.loss, self.pixels, self.lr, sight.local_steps)
+            self._victims[key] = plain if sent is None else Victim(sent, self.parts.loss, self.pixels, self.lr, observation.local_steps)
         return self._victims[key]
 
-    def view(self, attack: Attack | None, sight: Sight) -> View:
-        """Return how the sight looks at updates.
+    def view(self, attack: Attack | None, observation: Observation) -> View:
+        """Return the view of updates that belongs to the observation.
 
         Raises:
-            ConfigurationError: if the sight's codec cannot be audited.
+            ConfigurationError: if the audit cannot handle the observation's codec.
         """
-        key = (_tampering(attack), sight)
+        key = (_tampering(attack), observation)
         if key not in self._views:
             try:
-                self._views[key] = self._make_view(attack, sight)
+                self._views[key] = self._make_view(attack, observation)
             except ConfigurationError as error:
                 self._views[key] = error
         view = self._views[key]
@@ -80,26 +80,26 @@ class Subject:
             raise view
         return view
 
-    def _make_view(self, attack: Attack | None, sight: Sight) -> View:
-        if sight.noise:
-            one = Sight(sight.codec, 1, sight.batch_size, sight.local_steps)
+    def _make_view(self, attack: Attack | None, observation: Observation) -> View:
+        if observation.noise:
+            one = Observation(observation.codec, 1, observation.batch_size, observation.local_steps)
             view = self.view(attack, one)
-            return NoisyView(view, sight.clip or self.typical_length(attack, one, view), sight.noise)
-        if sight.codec is None:
+            return NoisyView(view, observation.clip or self.typical_length(attack, one, view), observation.noise)
+        if observation.codec is None:
             return View()
-        if sight.clients > 1:  # the same codec, fitted once
-            return self.view(attack, Sight(sight.codec, 1, sight.batch_size, sight.local_steps))
-        codec = copy.deepcopy(self.codecs[sight.codec])
-        bank = self._bank(attack, sight)
+        if observation.clients > 1:  # the same codec, fitted once
+            return self.view(attack, Observation(observation.codec, 1, observation.batch_size, observation.local_steps))
+        codec = copy.deepcopy(self.codecs[observation.codec])
+        bank = self._bank(attack, observation)
         if codec.needs_fit:
             self.parts.fit(codec, bank)
         else:
             codec.bind(bank.layout)
         return CodeView(codec)
 
-    def typical_length(self, attack: Attack | None, sight: Sight, view: View) -> float:
-        """Return the median length of messages of public images."""
-        victim, size = self.victim(attack, sight), sight.batch_size
+    def typical_length(self, attack: Attack | None, observation: Observation, view: View) -> float:
+        """Return the median length of the messages of public images."""
+        victim, size = self.victim(attack, observation), observation.batch_size
         batches = min(CLIP_COHORT, len(self.context.labels) // size)
         lengths = []
         for i in range(max(batches, 1)):
@@ -107,13 +107,13 @@ class Subject:
             lengths.append(view.observe(victim.update(x, y)[None], torch_generator("audit", "clip", i)).norm())
         return float(torch.stack(lengths).median())
 
-    def _bank(self, attack: Attack | None, sight: Sight) -> UpdateBank:
-        """Return updates on proxy data of the kind that the sight is about, from the audited weights on."""
-        key = (_tampering(attack), sight.batch_size, sight.local_steps)
+    def _bank(self, attack: Attack | None, observation: Observation) -> UpdateBank:
+        """Return updates on proxy data of the observed kind, starting from the audited weights."""
+        key = (_tampering(attack), observation.batch_size, observation.local_steps)
         if key not in self._banks:
-            network = copy.deepcopy(self.victim(attack, sight).network).float()
+            network = copy.deepcopy(self.victim(attack, observation).network).float()
             model = LocalModel(network, lambda net, x, y: self.parts.loss(net(x), y))
-            algorithm = FedAvg(lr=self.lr, batch_size=sight.batch_size, steps=sight.local_steps)
+            algorithm = FedAvg(lr=self.lr, batch_size=observation.batch_size, steps=observation.local_steps)
             weights, buffers = flatten(p for p in network.parameters() if p.requires_grad), flatten(float_buffers(network))
             assert self.parts.data.proxy is not None
             self._banks[key] = record_bank(
@@ -125,7 +125,7 @@ class Subject:
                 self.parts.data.num_classes,
                 rounds=self.proxy_rounds,
                 clients=10,
-                samples=sight.batch_size,
+                samples=observation.batch_size,
                 alpha=0.5,
                 seed=derive_seed(self.parts.seed, "audit"),
             )
@@ -135,12 +135,12 @@ class Subject:
         """Return images ``[clients, size, c, h, w]`` and labels of a cohort of real clients; a larger cohort contains the smaller.
 
         Raises:
-            ConfigurationError: if too few clients have so many images.
+            ConfigurationError: if too few clients have that many images.
         """
         data, rng = self.parts.data, numpy_generator(seed, "audit", trial)
         able = [client for client in rng.permutation(data.num_population).tolist() if data.client_size(client) >= size]
         if len(able) < clients:
-            raise ConfigurationError(f"{clients} clients with {size} images each were asked for and the data has {len(able)}")
+            raise ConfigurationError(f"Expected {clients} clients with at least {size} images each but the data has {len(able)}")
         images, labels = [], []
         for client in able[:clients]:
             x, y = data.client_data(client)
@@ -150,23 +150,23 @@ class Subject:
         return torch.stack(images), torch.stack(labels)
 
     def others(self, count: int, seed: int, trial: int) -> tuple[Tensor, Tensor]:
-        """Return ``count`` test images ``[count, c, h, w]`` and labels: of no client."""
+        """Return ``count`` test images ``[count, c, h, w]``, which no client has, and their labels."""
         x, y = self.parts.data.test
         rows = torch.from_numpy(numpy_generator(seed, "audit others", trial).permutation(len(y))[:count])
         return self.pixels.images(x[rows]).clamp(0, 1), y[rows]
 
 
 def _tampering(attack: Attack | None) -> str:
-    """Return what tells the network of an attack from the clients' own."""
+    """Return a key for the network that an attack sends, "" for the clients' own."""
     changes = attack is not None and type(attack).tamper is not Attack.tamper
     return f"{type(attack).__name__} {vars(attack)}" if changes else ""
 
 
 def pixel_constants(data: FederatedDataModule) -> Pixels:
-    """Return the constants by which the data module standardised its images.
+    """Return the constants that the data module standardizes images with.
 
     Raises:
-        ConfigurationError: if the data are no images.
+        ConfigurationError: if the data is not images.
     """
     if len(data.input_shape) != 3:
         raise ConfigurationError(f"Expected images [channels, height, width] to audit but the data has inputs {list(data.input_shape)}")
@@ -182,7 +182,7 @@ def trained_network(network: nn.Module, path: str) -> nn.Module:
     """Return a copy of the network with the weights of a checkpoint of `fedlight fit`.
 
     Raises:
-        ConfigurationError: if there is no such file, or it holds another network.
+        ConfigurationError: if the file does not exist or holds another network.
     """
     if not Path(path).is_file() or not zipfile.is_zipfile(path):
         raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but {path} is missing or damaged: correct the path")
