@@ -50,6 +50,7 @@ def rows(folder: Path) -> list[dict]:
     return json.loads((folder / "out" / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_fast_audit_of_digits(tmp_path, capsys):
     main([*settings(tmp_path), "--fast", "true"])
     captured = capsys.readouterr()
