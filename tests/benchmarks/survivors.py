@@ -37,9 +37,22 @@ class Record(FederatedCallback):
         self.seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put a clock on the aggregator."""
-        for name in ("open", "leave", "arrive", "close"):
-            setattr(pl_module.aggregator, name, self._timed(getattr(pl_module.aggregator, name)))
+        """Put a clock on both halves of the aggregation."""
+        aggregator = pl_module.aggregator
+        clock = self._clock(aggregator.sealer, ("answer", "seal")), self._clock(aggregator.collector, ("requests", "receive", "finish"))
+        aggregator.sealer, aggregator.collector = clock
+
+    def _clock(self, make: Any, names: tuple[str, ...]) -> Any:
+        """Return what makes the same half with a clock on it."""
+
+        @wraps(make)
+        def made(*arguments: Any) -> Any:
+            half = make(*arguments)
+            for name in names:
+                setattr(half, name, self._timed(getattr(half, name)))
+            return half
+
+        return made
 
     def _timed(self, call: Any) -> Any:
         @wraps(call)
@@ -57,7 +70,7 @@ class Record(FederatedCallback):
 
     def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Note the sum."""
-        assert round.codes.total is not None and round.public.attempt == 0, "an attempt failed: lower `drop_outs`"
+        assert round.codes.total is not None and round.context.attempt == 0, "an attempt failed: lower `model.availability`"
         self.sums[round.context.round] = round.codes.total.clone()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +107,7 @@ def main() -> None:
         secure, plain = Path(scratch) / "secure", Path(scratch) / "plain"
         one, with_it = run(options, secure)
         sampler = ["--data.sampler", "survivors.Survivors", "--data.sampler.folder", str(secure)]
-        other, without = run([*options, "--model.aggregator", "null", *sampler], plain)
+        other, without = run([*options, "--model.aggregator", "null", "--model.availability", "null", *sampler], plain)
         sums = [torch.load(folder / "sums.pt") for folder in (secure, plain)]
         counted, seconds = (json.loads((secure / "rounds.json").read_text())[name] for name in ("survivors", "seconds"))
     models = [load_file(folder / "model.safetensors") for folder in (one, other)]
