@@ -98,6 +98,11 @@ class ChainDecoder(Decoder):
         """Return the length of what the last stage adds up."""
         return self.stage(len(self.stages) - 1).sum_length(step)
 
+    def record_lengths(self, mean_bytes: float, state: State) -> None:
+        """Tell the last stage, whose codes messages hold."""
+        last = len(self.stages) - 1
+        self.stage(last).record_lengths(mean_bytes, state.setdefault(str(last), {}))
+
     def broadcast(self, state: State) -> State:
         """Return every stage's announcement under its number."""
         broadcast = {str(i): self.stage(i).broadcast(state.setdefault(str(i), {})) for i in range(len(self.stages))}
@@ -135,6 +140,7 @@ class ChainCodec(Codec):
         self.unbiased = all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
+        self.fixed_width = codecs[-1].fixed_width
         self.needs_fit = any(codec.needs_fit for codec in codecs)
         self.trained = any(codec.trained for codec in codecs)
 
