@@ -106,7 +106,7 @@ class EntropyCodec(Codec):
         bytes = int(4 * layout.dim / self.ratio)
         if bytes < HEADER.size + 8:
             raise ConfigurationError(
-                f"Expected a `ratio` that leaves room for a code but at {self.ratio:g} a message of {layout.dim:,} numbers has {bytes} bytes "
+                f"Expected a `ratio` that leaves room for a code but at {self.ratio:g} one of {layout.dim:,} numbers has {bytes} bytes "
                 f"and {HEADER.size + 8} are the least: choose a smaller `ratio`"
             )
         return bytes

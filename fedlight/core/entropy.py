@@ -7,6 +7,7 @@ itself, in its first byte: the one common factor under which it is shortest. So 
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import ClassVar
@@ -34,7 +35,7 @@ _SHIFTS = np.arange(-TOP, TOP + 1)
 class EntropyFormat:
     """How integers ``[length]`` of public ``levels`` (a byte each, 0 to ``TOP``) lie on the wire: in about as many bytes as they tell.
 
-    A payload is a byte for the common factor and 32-bit words of the range coder, coefficients of one level after those of another.
+    A payload is a byte for the common factor, a check byte, and 32-bit words of the range coder, level by level.
 
     Attributes:
         bits: bits of the largest integer; a coefficient takes fewer, or up to 24 where its model is far off.
@@ -59,7 +60,7 @@ class EntropyFormat:
     @property
     def payload_bytes(self) -> int:
         """Most bytes of ``pack``'s result: every entry at the least probability that a model has, 2**-24."""
-        return 1 + 4 * (-(-24 * self.length // 32) + 2)
+        return 2 + 4 * (-(-24 * self.length // 32) + 2)
 
     def pack(self, code: Tensor) -> bytes:
         """Return the bytes of an integer code ``[length]``: as many as it takes.
@@ -80,15 +81,16 @@ class EntropyFormat:
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` (int32) that ``pack`` wrote.
 
-        Whatever ``pack`` would not write is refused, so that a payload cut short, or changed almost anywhere, is found.
+        Whatever ``pack`` would not write is refused: a payload cut short or followed by more, and nearly every one that was damaged
+        (what follows a changed byte is another code of another length, and the check byte is another).
 
         Raises:
             MessageError: if the payload is no such code's.
         """
-        if not 1 <= len(payload) <= self.payload_bytes or len(payload) % 4 != 1 or payload[0] >= len(_SHIFTS):
+        if not 2 <= len(payload) <= self.payload_bytes or len(payload) % 4 != 2 or payload[0] >= len(_SHIFTS):
             raise MessageError(f"Expected an entropy-coded payload of at most {self.payload_bytes} bytes but got {len(payload)} others")
         shift = int(_SHIFTS[payload[0]])
-        decoder = stream.queue.RangeDecoder(np.frombuffer(payload[1:], "<u4").astype(np.uint32))
+        decoder = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32))
         try:
             parts = [decoder.decode(_model(index), count) for index, count in self._models(shift)]
         except AssertionError as error:
@@ -101,8 +103,8 @@ class EntropyFormat:
         return torch.from_numpy(code)
 
     def ideal_bytes(self, code: Tensor) -> float:
-        """Return what the models give a code ``[length]``: its information in bytes, the first byte included."""
-        return 1 + float(self._bits(code.detach().cpu().numpy()[self._order]).min()) / 8
+        """Return what the models give a code ``[length]``: its information in bytes, the first two included."""
+        return 2 + float(self._bits(code.detach().cpu().numpy()[self._order]).min()) / 8
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -136,8 +138,8 @@ class EntropyFormat:
         for index, count in self._models(shift):
             encoder.encode(values[start : start + count], _model(index))
             start += count
-        words: np.ndarray = encoder.get_compressed()
-        return bytes([shift + TOP]) + words.astype("<u4").tobytes()
+        words = encoder.get_compressed().astype("<u4").tobytes()
+        return bytes([shift + TOP, zlib.crc32(words) & 0xFF]) + words
 
 
 @cache
