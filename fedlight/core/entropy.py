@@ -140,7 +140,7 @@ class EntropyFormat:
         for index, count in self._models(shift):
             encoder.encode(symbols[start : start + count], _model(index))
             start += count
-        words = encoder.get_compressed().astype("<u4").tobytes()
+        words: bytes = encoder.get_compressed().astype("<u4").tobytes()
         return bytes([shift + TOP, zlib.crc32(words) & 0xFF]) + words
 
 
