@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlight.codecs.quantize import QuantizeEncoder
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.entropy import LEVELS_PER_OCTAVE, TOP, EntropyFormat
@@ -31,24 +32,17 @@ RATE = 0.7
 LARGEST_GAIN = 2.0**60
 
 
-class EntropyEncoder(Encoder):
-    """Rounds every coefficient to a whole number of one public step, small ones to 0."""
-
-    step: Tensor
+class EntropyEncoder(QuantizeEncoder):
+    """Rounds every coefficient to a whole number of one public step, small ones to 0; nothing is drawn."""
 
     def __init__(self, layout: Layout, levels: bytes) -> None:
-        super().__init__(layout, EntropyFormat(levels))
-        self.register_buffer("step", torch.ones(()))
-
-    def common_step(self, context: Context) -> float | None:
-        """Return the step with the gain."""
-        return float(self.step) * float(context.broadcast.get("gain", 1.0))
+        super().__init__(layout, [(EntropyFormat.bits, layout.dim)], one_step=True)
+        self.format = EntropyFormat(levels)
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
-        """Return integers ``[..., dim]`` (int32): nothing is drawn."""
-        assert isinstance(self.format, EntropyFormat)
+        """Return integers ``[..., dim]`` (int32): magnitudes are cut to a whole number after ``ROUND_UP`` is added."""
         scaled = update / (self.step * float(context.broadcast.get("gain", 1.0)))
-        return (scaled.abs() + ROUND_UP).floor_().clamp_(max=self.format.limit).copysign(scaled).to(torch.int32)
+        return (scaled.abs() + ROUND_UP).floor_().minimum(self.limit).copysign(scaled).to(torch.int32)
 
 
 class EntropyDecoder(Decoder):
@@ -59,7 +53,7 @@ class EntropyDecoder(Decoder):
     def __init__(self, layout: Layout, levels: bytes, message_bytes: float) -> None:
         super().__init__(layout, EntropyFormat(levels))
         self.message_bytes = message_bytes
-        self.register_buffer("step", torch.ones(()))
+        self.register_buffer("step", torch.ones(1))
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]``."""
@@ -79,7 +73,8 @@ class EntropyCodec(Codec):
     """Rounding to one public step and entropy coding, at messages of a given mean length; for sums in the clear.
 
     The levels of coefficients come from the bank, the first step from its first round, every later step from how long the last round's
-    messages were. Messages differ in length, so masks cannot hide them: under secure aggregation use `TransformCodec`.
+    messages were. Messages differ in length: masks cannot hide them, nor does the noise of differential privacy cover what lengths tell, so
+    for either use `TransformCodec`.
 
     Args:
         ratio: how many times smaller a message is on average than its coefficients in float32, header included; at least 4.
