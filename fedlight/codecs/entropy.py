@@ -27,8 +27,9 @@ ROUND_UP = 0.4
 """What is added before cutting to a whole number: entries of less than .6 steps become 0. Nearest (.5) errs 4 % more at the same bytes."""
 
 RATE = 0.7
-"""The power of (bytes sent / bytes asked) that the step grows by: about what makes up for it at once, whatever the ratio."""
+"""How much of a message's excess, relative to the bytes asked, the step's logarithm grows by: about what makes up for it at once."""
 
+MOST_EXCESS = 2.0
 LARGEST_GAIN = 2.0**60
 
 
@@ -64,8 +65,12 @@ class EntropyDecoder(Decoder):
         return {"gain": state.get("gain", 1.0)}
 
     def record_lengths(self, mean_bytes: float, state: State) -> None:
-        """Move the gain to where messages have the bytes that were asked for."""
-        gain = self.broadcast(state)["gain"] * (mean_bytes / self.message_bytes) ** RATE
+        """Move the gain to where messages have the bytes that were asked for.
+
+        Excesses add up in the gain's logarithm, so over many rounds their mean is next to nothing.
+        """
+        excess = min(mean_bytes / self.message_bytes - 1, MOST_EXCESS)
+        gain = self.broadcast(state)["gain"] * math.exp(RATE * excess)
         state["gain"] = min(max(gain, 1 / LARGEST_GAIN), LARGEST_GAIN)
 
 

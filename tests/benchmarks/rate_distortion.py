@@ -73,7 +73,7 @@ def entropy_coded(ratio: float) -> Codec:
     return ChainCodec([TwoSidedCodec(ratio / share, factor_bits=6, encoder_share=0.22), EntropyCodec(share)])
 
 
-CODECS = {"TransformCodec": TransformCodec, "TwoSidedCodec, EntropyCodec": entropy_coded}
+CODECS = {"transform": TransformCodec, "entropy-coded": entropy_coded}
 
 
 def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:

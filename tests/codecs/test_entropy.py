@@ -191,7 +191,7 @@ def test_the_step_follows_updates_that_shrink_or_grow(decay: float) -> None:
     bank = bank_of(rounds=20, decay=decay)
     state: State = {}
     lengths = lengths_of(fitted(bank, 20), bank, state)
-    assert state["gain"] == pytest.approx(decay**19, rel=0.3)
+    assert state["gain"] == pytest.approx(decay**19, rel=0.5)
     assert np.mean(lengths[5:]) == pytest.approx(800, rel=3 * abs(1 - decay))
 
 
