@@ -73,7 +73,7 @@ def entropy_coded(ratio: float) -> Codec:
     return ChainCodec([TwoSidedCodec(ratio / share, factor_bits=6, encoder_share=0.22), EntropyCodec(share)])
 
 
-CODECS = {"transform": TransformCodec, "entropy-coded": entropy_coded}
+CODECS = {"transform": TransformCodec, "entropy": entropy_coded}
 
 
 def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:
@@ -126,7 +126,7 @@ def main() -> None:
                 f"{row['encoder_bytes'] / 1e3:.0f}",
                 f"{row['error']:.4f}",
             )
-    Console().print(table)
+    Console(width=100).print(table)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(rows, indent=1))
 
