@@ -189,8 +189,10 @@ class ChainCodec(Codec):
                 break
             with torch.no_grad():
                 private = Private(torch_generator("chain fit"))
-                codes = [codec.encoder.encode(updates, Context(), private).float() for updates in bank]
-            bank = bank.map(torch.stack(codes), Layout.vector(codec.encoder.code_dim))
+                codes = torch.empty(bank.rounds, bank.clients, codec.encoder.code_dim)
+                for row, updates in zip(codes, bank, strict=True):
+                    row.copy_(codec.encoder.encode(updates, Context(), private))
+            bank = bank.map(codes, Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
         self.bind(layout, {"stages": plans})
