@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlight.aggregation.base import TRAIN, AggregationSetting, Aggregator, Collector, Held, Sealer
-from fedlight.core.codec import Codec, Context, Encoder, require_additive
+from fedlight.core.codec import Codec, Context, Encoder, require_additive, require_fixed_width
 from fedlight.core.digest import digest_context, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError, ProtocolError
 from fedlight.core.model import Model
@@ -85,6 +85,7 @@ class SecureAggregator(Aggregator):
                 "FedAvg or FedProx, or leave `model.aggregator` out"
             )
         require_additive(codec, "secure aggregation")
+        require_fixed_width(codec, "secure aggregation")
         if not codec.integer:
             raise ConfigurationError(
                 f"Expected a codec of integers, which secure aggregation needs, but {name} sends floats: put a QuantizeCodec behind it "

@@ -106,6 +106,11 @@ class ChainDecoder(Decoder):
         """Return the length of the terms that the last stage adds up."""
         return self.stage(len(self.stages) - 1).sum_length(step)
 
+    def record_lengths(self, mean_bytes: float, state: State) -> None:
+        """Tell the last stage, whose codes messages hold."""
+        last = len(self.stages) - 1
+        self.stage(last).record_lengths(mean_bytes, state.setdefault(str(last), {}))
+
     def broadcast(self, state: State) -> State:
         """Return every stage's broadcast under its number."""
         broadcast = {str(i): self.stage(i).broadcast(state.setdefault(str(i), {})) for i in range(len(self.stages))}
@@ -143,6 +148,7 @@ class ChainCodec(Codec):
         self.unbiased = all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
+        self.fixed_width = codecs[-1].fixed_width
         self.needs_fit = any(codec.needs_fit for codec in codecs)
         self.trained = any(codec.trained for codec in codecs)
 
@@ -193,8 +199,10 @@ class ChainCodec(Codec):
                 break
             with torch.no_grad():
                 private = Private(torch_generator("chain fit"))
-                codes = [codec.encoder.encode(updates, Context(), private).float() for updates in bank]
-            bank = bank.map(torch.stack(codes), Layout.vector(codec.encoder.code_dim))
+                codes = torch.empty(bank.rounds, bank.clients, codec.encoder.code_dim)
+                for row, updates in zip(codes, bank, strict=True):
+                    row.copy_(codec.encoder.encode(updates, Context(), private))
+            bank = bank.map(codes, Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
         self.bind(layout, {"stages": plans})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec, require_fixed_width
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
@@ -38,6 +38,7 @@ class _Shape:
 
     def format(self, inner: CodecPart, step: int) -> Format:
         one = inner.format_at(step)
+        assert isinstance(one, (CodeFormat, JointFormat))
         parts = (one.parts if isinstance(one, JointFormat) else (one,)) * self.vectors
         return JointFormat(parts + (CodeFormat(self.scalars, 32),) * bool(self.numbers(step)))
 
@@ -138,9 +139,13 @@ class StackedCodec(Codec):
         codec: the codec of one vector.
         vectors: number of vectors ``[dim]`` in an upload.
         scalars: number of further numbers in an upload.
+
+    Raises:
+        ConfigurationError: if the codec's messages differ in length: nothing would tell where a vector ends.
     """
 
     def __init__(self, codec: Codec, vectors: int = 2, scalars: int = 0) -> None:
+        require_fixed_width(codec, "an algorithm whose clients upload several vectors or numbers")
         self.codec = codec
         self.vectors = vectors
         self.scalars = scalars

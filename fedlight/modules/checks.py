@@ -12,7 +12,7 @@ from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
-from fedlight.core.codec import Codec, Context, require_additive
+from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
@@ -151,6 +151,7 @@ def start_privacy(module: FederatedRun) -> None:
 def _check_codec(codec: Codec, name: str) -> None:
     """Refuse codecs whose codes no one norm bounds, or that take several releases a round."""
     require_additive(codec, name)
+    require_fixed_width(codec, name)  # a message's length would tell of the code without noise
     if codec.passes > 1:
         raise ConfigurationError(
             f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "

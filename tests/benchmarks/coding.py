@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from fedlight.clients import FedAvg, LocalModel, record_bank
-from fedlight.codecs import ChainCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import ChainCodec, EntropyCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.two_sided import TwoSidedEncoder
 from fedlight.core.bank import UpdateBank
@@ -31,9 +31,10 @@ ROUNDS, CLIENTS = 20, 2
 
 CODECS: dict[str, Callable[[], Codec]] = {
     "TransformCodec(128)": lambda: TransformCodec(128),
+    "TwoSidedCodec(6.4), EntropyCodec(20)": lambda: ChainCodec([TwoSidedCodec(6.4, factor_bits=6, encoder_share=0.22), EntropyCodec(20)]),
     "TwoSidedCodec(16), QuantizeCodec(4)": lambda: ChainCodec([TwoSidedCodec(16), QuantizeCodec(4)]),
 }
-"""Both at 128 times or more, beside 32-bit updates."""
+"""All at 128 times or more, beside 32-bit updates."""
 
 
 def group_norm(channels: int) -> nn.Module:

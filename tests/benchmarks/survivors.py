@@ -36,11 +36,12 @@ class Record(FederatedCallback):
         self.sums: dict[int, torch.Tensor] = {}
         self.seconds = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put a clock on both halves of the aggregation."""
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Put a clock on both halves of the aggregation, before the run makes them."""
         aggregator = pl_module.aggregator
-        clock = self._clock(aggregator.sealer, ("answer", "seal")), self._clock(aggregator.collector, ("requests", "receive", "finish"))
-        aggregator.sealer, aggregator.collector = clock
+        if stage == "fit":
+            aggregator.sealer = self._clock(aggregator.sealer, ("answer", "seal"))
+            aggregator.collector = self._clock(aggregator.collector, ("requests", "receive", "finish"))
 
     def _clock(self, make: Any, names: tuple[str, ...]) -> Any:
         """Return what makes the same half with a clock on it."""

@@ -79,7 +79,7 @@ def test_pretrain_runs_both_ways(tmp_path):
 
 
 PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706, "mnist_silos": 61_706, "mnist_shards": 61_706}
-PARAMETERS |= {"mnist_fedlab": 199_210, "cifar10": 122_570}
+PARAMETERS |= {"mnist_entropy": 61_706, "mnist_fedlab": 199_210, "cifar10": 122_570}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
