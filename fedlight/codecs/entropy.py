@@ -24,7 +24,7 @@ from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 
 ROUND_UP = 0.4
-"""What is added before cutting to a whole number: entries of less than .6 steps become 0. Nearest (.5) errs 2 to 4 % more at the same bytes."""
+"""What is added before cutting to a whole number: entries below .6 steps become 0. Nearest (.5) errs 2 to 4 % more at the same bytes."""
 
 RATE = 0.7
 """How much of a message's excess, relative to the bytes asked, the step's logarithm grows by: about what makes up for it at once."""

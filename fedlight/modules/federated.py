@@ -219,8 +219,8 @@ class FederatedModule(Forwarding):
         self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
+        self.downlink.reset(drawn=not self.server_state.rounds)  # a second fit goes on from weights that nobody can draw
         self.server_state.reset()
-        self.downlink.reset()
         self.store = ClientStore(self.client_memory_mb)
         self.held = HeldModels(self.codec)
         self.train_seconds = 0.0

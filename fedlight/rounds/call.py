@@ -57,7 +57,7 @@ class Call:
         over: whether the attempt has ended, with an aggregate or without.
         codes: the sum of the current pass, once its replies are in.
         aggregate: the decoded aggregated update ``[dim]``, once there is one.
-        answered: clients whose code is in the sum, of those that this process heard.
+        answered: clients whose code is in the sum, of those that this process heard; ``counted`` holds those of all processes.
         dropped: clients that could not be used, with the reason, of those that this process heard; ``dropped_count`` counts all.
         absent: how many of the cohort did not answer the first request.
         failed: why the attempt ended without a sum, if it did.
@@ -79,6 +79,7 @@ class Call:
         self.codes = RunningSum()
         self.aggregate: Tensor | None = None
         self.answered: set[int] = set()
+        self.counted: set[int] = set()
         self.dropped: list[tuple[int, str]] = []
         self.dropped_count = 0
         self.absent = 0
@@ -292,9 +293,11 @@ class Call:
         codec, device = server.codec, server.model.device
         integers = codec.additive and bool(codec.encoder.format_at(self.context.step).bits)
         counts = [own.up, own.sent, own.down, own.dropped, self.inside, self._first_replies if first else 0, seen.loss, seen.trained]
+        counts += [client in self.answered for client in self.cohort]
         with server.watch.section("all_reduce"):
             merged = merge([float(n) for n in counts], self.codes, codec.decoder.sum_length(self.context.step), integers, device)
             own.up, own.sent, own.down, dropped, self.inside, replies = map(int, merged[:6])
+            self.counted = {client for client, heard in zip(self.cohort, merged[8:], strict=True) if heard}
             if first:
                 seen.loss, seen.trained = merged[6], int(merged[7])
                 self.absent = len(self.cohort) - replies

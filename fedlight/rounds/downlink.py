@@ -50,8 +50,8 @@ class Downlink(ABC):
     def check(self, codec: Codec, algorithm: Algorithm, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 (most have nothing to refuse)
         """Refuse, with a ``ConfigurationError``, a run whose clients could not come by the model this way."""
 
-    def reset(self) -> None:
-        """Begin a run in which nobody has downloaded anything."""
+    def reset(self, drawn: bool = True) -> None:
+        """Begin a run in which nobody has downloaded anything; ``drawn`` says whether the seed gives everybody the initial model."""
         self.versions = {}
         self._file = (0, b"")
 
@@ -102,12 +102,17 @@ class CatchUp(Downlink):
     The initial model is a seed, so a client that holds nothing yet has missed every round so far. To take a round's step itself a client
     needs the codec of that round: the encoder, and what the decoder has beyond it, are sent where it lacks them. A client that
     downloads the model needs the current encoder alone, so nobody downloads more than with FullModel. BatchNorm statistics are sent as
-    they are. Exact for codecs whose decoding depends on nothing but the code and the broadcast, and plain SGD at the server: the client
-    ends with the server's model (``fedlight.rounds.sums.apply_sum``).
+    they are, but to a client that missed no round. Exact for codecs whose decoding depends on nothing but the code and the broadcast, and
+    plain SGD at the server: the client ends with the server's model (``fedlight.rounds.sums.apply_sum``).
+
+    Args:
+        drawn: Whether the initial model is drawn from the seed. False for trained weights: the first download is then the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawn: bool = True) -> None:
         super().__init__()
+        self.drawn = drawn
+        self._nothing = 0 if drawn else -1  # server steps in the model of a client that has downloaded nothing
         self.held: dict[int, int] = {}  # server steps in the model that each client holds
         self.decoders: dict[int, int] = {}  # version of the decoder that each client holds
         self.sums: dict[int, tuple[int, bytes]] = {}  # of every round that somebody may still replay: codec version, message
@@ -134,14 +139,15 @@ class CatchUp(Downlink):
                 "decay or groups of its own, whose steps clients cannot take from sums alone: set `model.downlink` to FullModel"
             )
 
-    def reset(self) -> None:
+    def reset(self, drawn: bool = True) -> None:
         """Begin a run in which nobody has downloaded anything."""
         super().reset()
+        self._nothing = 0 if drawn and self.drawn else -1
         self.held, self.decoders, self.sums, self.files = {}, {}, {}, {}
 
     def download(self, client: int, current: Current) -> Download:
         """Return the shorter of the two ways."""
-        held, decoder = self.held.get(client, 0), self.decoders.get(client, 0)
+        held, decoder = self.held.get(client, self._nothing), self.decoders.get(client, 0)
         version = self.versions.get(client, 0)
         key = (held, version, decoder)
         if key not in current.made:
@@ -168,7 +174,7 @@ class CatchUp(Downlink):
             sums=tuple(self.sums[number] for number in missed),
             encoders=tuple((v, self.files[v][0]) for v in needed if v > version),
             decoders=tuple((v, self.files[v][1]) for v in replayed if v > decoder),
-            buffers=model.buffers,
+            buffers=model.buffers if missed else model.buffers[:0],
             version=current.version,
             keep=True,
             result=model,
@@ -197,11 +203,13 @@ class CatchUp(Downlink):
         """Return what every client holds, and what they may still need."""
         sums = {number: (version, as_tensor(data)) for number, (version, data) in self.sums.items()}
         files = {version: (as_tensor(encoder), as_tensor(decoder)) for version, (encoder, decoder) in self.files.items()}
-        return super().state_dict() | {"held": dict(self.held), "decoders": dict(self.decoders), "sums": sums, "files": files}
+        held = {"nothing": self._nothing, "held": dict(self.held), "decoders": dict(self.decoders)}
+        return super().state_dict() | held | {"sums": sums, "files": files}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         super().load_state_dict(state)
+        self._nothing = int(state["nothing"])
         self.held, self.decoders = dict(state["held"]), dict(state["decoders"])
         self.sums = {number: (version, as_bytes(data)) for number, (version, data) in state["sums"].items()}
         self.files = {version: (as_bytes(encoder), as_bytes(decoder)) for version, (encoder, decoder) in state["files"].items()}

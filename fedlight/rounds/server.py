@@ -190,7 +190,7 @@ class Server:
         self.downlink.finished(call.context, call.codes, self.codec, lr)
         self.state.decoder = call.decoder_state
         self.state.rounds = call.context.round + 1
-        self.state.settled.update(dict.fromkeys(call.answered, call.context.key))
+        self.state.settled.update(dict.fromkeys(call.counted, call.context.key))
         self.watch.on_round_end(call)
         return True
 
