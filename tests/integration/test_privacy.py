@@ -496,21 +496,21 @@ def test_the_bytes_of_handshakes_tell_how_many_shook_hands():
 
 
 def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
-    privacy = {"class_path": "CentralDP", "init_args": {"clip": 0.5, "target_epsilon": 5.0, "delta": 0.01}}
+    privacy = {"class_path": "CentralDP", "init_args": {"clip": 0.5, "target_epsilon": TARGET, "delta": 0.01}}
     fedlight(
-        *("fit", tmp_path, "--trainer.max_steps", "3", "--data.normalize", "false", "--model.privacy", json.dumps(privacy)),
+        *("fit", tmp_path, "--trainer.max_steps", "6", "--data.normalize", "false", "--model.privacy", json.dumps(privacy)),
         *("--data.sampler", json.dumps({"class_path": "Poisson", "init_args": {"rate": 0.5}})),
     )
     (folder,) = (tmp_path / "federated").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
-    assert 4.5 < summary["epsilon"] <= 5.0 < summary["epsilon_unamplified"]
+    assert TARGET - 0.1 < summary["epsilon"] <= TARGET < summary["epsilon_unamplified"]
     assert summary["delta"] == 0.01 and summary["clip"] == 0.5 and summary["noise_multiplier"] > 0.3
     assert summary["privacy"] == {
         "mechanism": "CentralDP",
         "unit": "user",
         "neighbouring_relation": "add or remove one user",
         "sampling_rate": 0.5,
-        "rounds": 3,
+        "rounds": 6,
         "accountant": "pld",
         "expected_cohort": 3,
         "noise": "operating system",
@@ -518,8 +518,8 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
     events = EventAccumulator(str(folder))
     events.Reload()
     epsilons = [event.value for event in events.Scalars("privacy/epsilon")]
-    assert epsilons == sorted(epsilons) and epsilons[-1] == pytest.approx(summary["epsilon"], rel=1e-6) and len(epsilons) == 3
-    assert len(events.Scalars("privacy/delta")) == len(events.Scalars("privacy/epsilon_unamplified")) == 3
+    assert epsilons == sorted(epsilons) and epsilons[-1] == pytest.approx(summary["epsilon"], rel=1e-6) and len(epsilons) == 6
+    assert len(events.Scalars("privacy/delta")) == len(events.Scalars("privacy/epsilon_unamplified")) == 6
 
 
 def test_a_run_without_privacy_says_nothing_of_it(finished):
