@@ -14,7 +14,7 @@ from fedlight.codecs import ChainCodec, GridCodec, IdentityCodec, TwoSidedCodec
 from fedlight.core.codec import Codec, Context, Private
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
-from fedlight.modules.privacy import private_codec
+from fedlight.modules.checks import private_codec
 from fedlight.privacy import AccountingSetting, AdaptiveClipping, CentralDP, DistributedDP, LocalDP, PrivacyMechanism, mechanism
 from fedlight.privacy.noise import SystemNoise
 
@@ -55,7 +55,7 @@ def send(privacy: PrivacyMechanism, codec: Codec, update: torch.Tensor, client: 
     context = Context(round=number, broadcast=codec.decoder.broadcast({}) | privacy.broadcast())
     private = Private(torch.Generator().manual_seed(client))
     protection = privacy.protection(codec.encoder, context, private, client, silent)
-    message = codec.encoder.encode_message(update, context, private, protection)
+    message = codec.encoder.message(protection(codec.encoder.encode(update, context, private)), context)
     unit = codec.encoder.common_step(context)
     assert unit is not None
     return codec.decoder.read_message(message, context).double() * unit
