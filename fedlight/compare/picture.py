@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedlight.compare.results import Row
 from fedlight.core.errors import ConfigurationError
@@ -65,10 +65,11 @@ def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) 
     for i, row in enumerate(rows):
         mean, spread = _percent(row)
         plain = row["codec"] == reference
-        marker, size = ("*", 13) if plain else (MARKERS[i % len(MARKERS)], 8)
-        look = {"color": "black" if plain else COLOURS[i % len(COLOURS)], "marker": marker, "markersize": size, "linestyle": "none"}
+        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "markersize": 8, "color": COLOURS[i % len(COLOURS)]}
+        if plain:
+            look = {"marker": "*", "markersize": 13, "color": "black"}
         name = row["codec"] if plain else f"{row['codec']} ({row['uplink_ratio']:.0f}x)"
-        axes.errorbar(places[i], mean, spread or None, label=name, capsize=3, elinewidth=1.2, **look)
+        axes.errorbar(places[i], mean, spread or None, label=name, linestyle="none", capsize=3, elinewidth=1.2, **look)
         if plain:
             axes.axhline(mean, color="black", linewidth=0.8, linestyle=(0, (4, 4)), zorder=0.5)
     moved = any(place != row[key] for place, row in zip(places, rows, strict=True))
