@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.compare.plan import without_codec_callbacks
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
 from fedlight.usage import SUBCOMMANDS
@@ -87,8 +87,7 @@ class FederatedCLI(LightningCLI):
         given = self.config[self.config.subcommand].get("ckpt_path")
         if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's own words, URLs
             return
-        if not Path(given).is_file():
-            raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
+        require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
         if not zipfile.is_zipfile(given):
             raise ConfigurationError(
                 f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
@@ -97,8 +96,7 @@ class FederatedCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""
         threads = self._get(self.config, "threads")
-        if threads is not None and threads < 1:
-            raise ConfigurationError(f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
+        require(threads is None or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
         if threads is not None:
             torch.set_num_threads(threads)
 

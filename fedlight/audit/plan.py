@@ -13,7 +13,7 @@ from fedlight.audit.attacks import Attack
 from fedlight.audit.views import Sight
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import FederatedDataModule
 
 MOST_TRIALS_FAST = 2
@@ -108,8 +108,7 @@ class Audit:
 
     def __post_init__(self) -> None:
         for name in ("attacks", "sights", "seeds"):
-            if not getattr(self, name):
-                raise ConfigurationError(f"Expected `{name}` to name at least one but got an empty list")
+            require(getattr(self, name), f"Expected `{name}` to name at least one but got an empty list")
         if self.trials < 1 or self.proxy_rounds < 6 or self.images < 1:
             raise ConfigurationError(
                 "Expected `trials` >= 1, `proxy_rounds` >= 6 and `images` >= 1 but got "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.linalg import svd
 
 
@@ -80,8 +80,7 @@ class TotalVariation(Pixels):
     """
 
     def __init__(self, weight: float = 1e-2) -> None:
-        if weight <= 0:
-            raise ConfigurationError(f"Expected `weight` > 0 but got {weight}: leave the prior out instead")
+        require(weight > 0, f"Expected `weight` > 0 but got {weight}: leave the prior out instead")
         self.weight = weight
 
     @property
@@ -105,8 +104,7 @@ class PrincipalComponents(Prior):
     """
 
     def __init__(self, components: int = 32, weight: float = 1e-5) -> None:
-        if components < 1 or weight < 0:
-            raise ConfigurationError(f"Expected `components` >= 1 and `weight` >= 0 but got {components} and {weight}")
+        require(components >= 1 and weight >= 0, f"Expected `components` >= 1 and `weight` >= 0 but got {components} and {weight}")
         self.components = components
         self.weight = weight
 

@@ -18,7 +18,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 from fedlight.data import FederatedDataModule
@@ -139,8 +139,7 @@ class Subject:
         """
         data, rng = self.parts.data, numpy_generator(seed, "audit", trial)
         able = [client for client in rng.permutation(data.num_population).tolist() if data.client_size(client) >= size]
-        if len(able) < clients:
-            raise ConfigurationError(f"{clients} clients with {size} images each were asked for and the data has {len(able)}")
+        require(len(able) >= clients, f"{clients} clients with {size} images each were asked for and the data has {len(able)}")
         images, labels = [], []
         for client in able[:clients]:
             x, y = data.client_data(client)
@@ -191,7 +190,6 @@ def trained_network(network: nn.Module, path: str) -> nn.Module:
     trained = copy.deepcopy(network)
     own = Layout(tuple(trained.state_dict()), tuple(tuple(value.shape) for value in trained.state_dict().values()))
     got = Layout(tuple(state), tuple(tuple(value.shape) for value in state.values()))
-    if own != got:
-        raise ConfigurationError(f"Expected a checkpoint of the network in `base` but {path} holds another: set the same `overrides`")
+    require(own == got, f"Expected a checkpoint of the network in `base` but {path} holds another: set the same `overrides`")
     trained.load_state_dict(state)
     return trained

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 from tqdm.contrib import DummyTqdmFile
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.metrics.traffic import format_bytes
 
 _LINES = 10  # plain lines in a run whose length is known
@@ -47,8 +47,7 @@ class RoundProgressBar(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
-        if refresh_rate < 0:
-            raise ConfigurationError(f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
+        require(refresh_rate >= 0, f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
         super().__init__(refresh_rate)
         self._rounds: _Rounds | None = None
 

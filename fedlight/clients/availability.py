@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import numpy_generator
 
 
@@ -57,8 +57,7 @@ class DropOut(Availability):
     independent = True
 
     def __init__(self, probability: float = 0.3) -> None:
-        if not 0 <= probability < 1:
-            raise ConfigurationError(f"Expected `probability` in [0, 1) but got {probability}")
+        require(0 <= probability < 1, f"Expected `probability` in [0, 1) but got {probability}")
         self.probability = probability
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
@@ -107,8 +106,7 @@ class Deadline(Availability):
     independent = True
 
     def __init__(self, seconds: float, times: Times | None = None) -> None:
-        if seconds <= 0:
-            raise ConfigurationError(f"Expected `seconds` > 0 but got {seconds}")
+        require(seconds > 0, f"Expected `seconds` > 0 but got {seconds}")
         self.seconds = seconds
         self.times = times or Times()
 
@@ -126,8 +124,7 @@ class FirstToAnswer(Availability):
     """
 
     def __init__(self, count: int, times: Times | None = None) -> None:
-        if count < 1:
-            raise ConfigurationError(f"Expected `count` >= 1 but got {count}")
+        require(count >= 1, f"Expected `count` >= 1 but got {count}")
         self.count = count
         self.times = times or Times()
 

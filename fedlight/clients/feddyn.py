@@ -10,7 +10,7 @@ from torch import Tensor
 from fedlight.clients.algorithms import FedAvg, LocalResult, Memory, pulled_back
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 class FedDyn(FedAvg):
@@ -30,8 +30,7 @@ class FedDyn(FedAvg):
 
     def __init__(self, alpha: float = 0.1, **local: Any) -> None:
         super().__init__(momentum=0.0, **local)
-        if alpha < 0:
-            raise ConfigurationError(f"Expected `alpha` >= 0 but got {alpha}")
+        require(alpha >= 0, f"Expected `alpha` >= 0 but got {alpha}")
         self.alpha = alpha
 
     @property

@@ -16,7 +16,7 @@ from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import ConfigurationError, require, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -158,8 +158,7 @@ class AutoencoderCodec(Codec):
             ("width", width, 1),
             ("cohort", cohort, 0),
         ):
-            if value < least:
-                raise ConfigurationError(f"Expected `{name}` >= {least} but got {value}")
+            require(value >= least, f"Expected `{name}` >= {least} but got {value}")
         require_choice("activation", activation, (*_ACTIVATIONS, "linear"))
         require_choice("blocks", blocks, ("rows", "flat"))
         require_choice("start", start, ("pca", "random"))

@@ -29,5 +29,16 @@ class RoundFailedError(RuntimeError):
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ``ConfigurationError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ConfigurationError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+    require(value in choices, f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ``ConfigurationError`` with this message unless the condition holds."""
+    if not condition:
+        raise ConfigurationError(message)
+
+
+def require_counts(**counts: int) -> None:
+    """Raise ``ConfigurationError`` unless every number is at least 1."""
+    for name, count in counts.items():
+        require(count >= 1, f"Expected `{name}` >= 1 but got {count}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 
 @dataclass
@@ -34,8 +34,7 @@ class ProxyFederation:
                 "Expected `rounds` >= 6, `clients` >= 1, `samples` >= 1 and `alpha` > 0 but got "
                 f"{self.rounds}, {self.clients}, {self.samples} and {self.alpha}"
             )
-        if self.in_memory_mb < 0:
-            raise ConfigurationError(f"Expected `in_memory_mb` >= 0 but got {self.in_memory_mb}")
+        require(self.in_memory_mb >= 0, f"Expected `in_memory_mb` >= 0 but got {self.in_memory_mb}")
 
 
 @dataclass
@@ -66,8 +65,7 @@ class CodecTraining:
 
     def __post_init__(self) -> None:
         for name in ("rounds_per_step", "check_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"Expected `{name}` >= 1 but got {getattr(self, name)}")
         if self.steps < 0 or self.lr <= 0 or not 0 < self.holdout <= 0.25:
             raise ConfigurationError(
                 f"Expected `steps` >= 0, `lr` > 0 and `holdout` in (0, 0.25] but got {self.steps}, {self.lr} and {self.holdout}"

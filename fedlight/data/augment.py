@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 
 class Augmentation(ABC):
@@ -34,8 +34,7 @@ class CropFlip(Augmentation):
     """
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        if padding < 0:
-            raise ConfigurationError(f"padding: expected 0 or more pixels, got {padding}.")
+        require(padding >= 0, f"padding: expected 0 or more pixels, got {padding}.")
         self.padding = padding
         self.flip = flip
 

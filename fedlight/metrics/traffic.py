@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from operator import index
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 @dataclass
@@ -94,8 +94,7 @@ class TrafficCounter:
             ConfigurationError: if a counter is missing, unknown or negative.
         """
         names = [counter.name for counter in fields(self)]
-        if set(state) != set(names):
-            raise ConfigurationError(f"Expected the counters {names} but got {sorted(state)}")
+        require(set(state) == set(names), f"Expected the counters {names} but got {sorted(state)}")
         for name, value in {name: _count(state[name]) for name in names}.items():
             setattr(self, name, value)
 
@@ -118,6 +117,5 @@ def format_bytes(n_bytes: float) -> str:
 
 def _count(n_bytes: int) -> int:
     value = index(n_bytes)
-    if value < 0:
-        raise ConfigurationError(f"Expected a number of bytes >= 0 but got {value}")
+    require(value >= 0, f"Expected a number of bytes >= 0 but got {value}")
     return value

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from fedlight.privacy.noise import require
+from fedlight.privacy.noise import import_extra
 
 Releases = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sampling rate, how many times)."""
@@ -99,7 +99,7 @@ def discrete_sum_multiplier(bound: float, deviation: float, shares: int, length:
 def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> float:
     if not releases:
         return 0.0
-    rdp = require("dp_accounting.rdp")
+    rdp = import_extra("dp_accounting.rdp")
     with _quiet():
         accountant = rdp.RdpAccountant(orders)
         for multiplier, rate, times in releases:
@@ -108,14 +108,14 @@ def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> fl
 
 
 def _event(multiplier: float, rate: float) -> Any:
-    events = require("dp_accounting")
+    events = import_extra("dp_accounting")
     event = events.GaussianDpEvent(multiplier)
     return event if rate == 1 else events.PoissonSampledDpEvent(rate, event)
 
 
 @lru_cache(maxsize=64)
 def _loss_distribution(multiplier: float, rate: float) -> Any:
-    pld = require("dp_accounting.pld.privacy_loss_distribution")
+    pld = import_extra("dp_accounting.pld.privacy_loss_distribution")
     return pld.from_gaussian_mechanism(multiplier, value_discretization_interval=INTERVAL, sampling_prob=rate)
 
 

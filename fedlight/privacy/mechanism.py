@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fedlight.core.codec import Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import ConfigurationError, require, require_choice
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
 from fedlight.privacy.ledger import Ledger
-from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, require
+from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, import_extra
 from fedlight.privacy.protection import Protection
 
 
@@ -86,8 +86,7 @@ class PrivacyMechanism(ABC):
         simulation_seed: int | None = None,
     ) -> None:
         require_choice("accountant", accountant, ("auto", "pld", "rdp"))
-        if clip <= 0 or not 0 < delta < 1:
-            raise ConfigurationError(f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
+        require(clip > 0 and 0 < delta < 1, f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
         if noise_multiplier is None and target_epsilon is None:
             raise ConfigurationError(
                 "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"
@@ -121,7 +120,7 @@ class PrivacyMechanism(ABC):
         Raises:
             ConfigurationError: if the mechanism cannot protect such a run, or its target does not allow one round.
         """
-        require("dp_accounting")
+        import_extra("dp_accounting")
         if self.delta >= 1 / population:
             raise ConfigurationError(
                 f"Expected `delta` below 1 / {population:,} clients but got {self.delta}: publishing one client at random would satisfy it"

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.victim import Victim
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import torch_generator
 
 
@@ -167,8 +167,7 @@ class RobbingTheFed(Attack):
     needs_gradients = False
 
     def __init__(self, bins: int = 64, strength: float = 1e-2) -> None:
-        if bins < 2 or strength <= 0:
-            raise ConfigurationError(f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
+        require(bins >= 2 and strength > 0, f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
         self.bins = bins
         self.strength = strength
 
