@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
-from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
+from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
 from fedlight.modules import FederatedModule
@@ -41,15 +41,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Leave out what Lightning says on every run and nobody can act on."""
     text = record.getMessage()
     return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
-
-
-def _told(error: BaseException | None) -> BaseException | None:
-    """Return the error of our own that lies behind one, or None: jsonargparse raises others in place of those of nested classes."""
-    while error is not None:
-        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:
@@ -82,7 +73,7 @@ def fit(args: list[str]) -> str | None:
     try:
         return open_cli(FederatedCLI, args, exit_on_error=False).trainer.log_dir
     except Exception as error:
-        raise _told(error) or error from error
+        raise own_error(error) or error from error
 
 
 def rehearse(args: list[str]) -> dict[str, Any]:
@@ -143,7 +134,7 @@ def _rehearsed(args: list[str]) -> FederatedCLI:
             warnings.simplefilter("ignore")
             return open_cli(Rehearsal, args, exit_on_error=False)
     except Exception as error:
-        raise _told(error) or error from error
+        raise own_error(error) or error from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -167,7 +158,7 @@ def main(args: list[str] | None = None) -> None:
             return
         open_cli(FederatedCLI, args)
     except Exception as error:
-        told = _told(error)
+        told = own_error(error)
         if told is None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
-from fedlight.compare.plan import without_codec_callbacks
+from fedlight.compare.plan import drop_codec
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
@@ -161,12 +161,9 @@ class FederatedCLI(LightningCLI):
         """Make model, data and Trainer anew from the same configuration without the codec."""
         assert self.subcommand is not None
         config = self.config.clone()
-        config[self.subcommand].model.codec = None
-        config[self.subcommand].model.codec_path = None
-        config[self.subcommand].model.aggregator = None  # it sums integer codes
+        drop_codec(config[self.subcommand])
         config[self.subcommand].ckpt_path = None
         config[self.subcommand].baseline = False
-        config[self.subcommand].trainer.callbacks = without_codec_callbacks(config[self.subcommand].trainer.callbacks)
         self.config = config  # it is what the baseline's folder says of it
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)

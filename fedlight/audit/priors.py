@@ -54,10 +54,7 @@ class Prior(ABC):
 class Pixels(Prior):
     """No prior: the coordinates are the pixels, which begin as noise around mid-grey."""
 
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "none"
+    name = "none"
 
     def start(self, count: int, generator: torch.Generator) -> Tensor:
         """Return noisy grey pixels ``[count, c * h * w]``."""
@@ -79,14 +76,11 @@ class TotalVariation(Pixels):
         weight: weight of the mean absolute difference between neighbours.
     """
 
+    name = "TV"
+
     def __init__(self, weight: float = 1e-2) -> None:
         require(weight > 0, f"Expected `weight` > 0 but got {weight}: leave the prior out instead")
         self.weight = weight
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "TV"
 
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the weighted total variation."""
@@ -103,15 +97,12 @@ class PrincipalComponents(Prior):
         weight: weight of the squared coordinates, in standard deviations.
     """
 
+    name = "PCA"
+
     def __init__(self, components: int = 32, weight: float = 1e-5) -> None:
         require(components >= 1 and weight >= 0, f"Expected `components` >= 1 and `weight` >= 0 but got {components} and {weight}")
         self.components = components
         self.weight = weight
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "PCA"
 
     def learn(self, images: Tensor, generator: torch.Generator) -> None:
         """Keep mean and scaled components."""
@@ -145,6 +136,8 @@ class SmallVAE(Prior):
         weight: weight of the squared coordinates.
     """
 
+    name = "VAE"
+
     def __init__(self, latent: int = 24, width: int = 256, steps: int = 1500, weight: float = 1e-5) -> None:
         if latent < 1 or width < 1 or steps < 1 or weight < 0:
             raise ConfigurationError(
@@ -154,11 +147,6 @@ class SmallVAE(Prior):
         self.width = width
         self.steps = steps
         self.weight = weight
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "VAE"
 
     def learn(self, images: Tensor, generator: torch.Generator) -> None:
         """Train encoder and decoder with Adam; keep the decoder."""

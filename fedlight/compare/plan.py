@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -146,17 +147,13 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
 
     (Lightning starts more by repeating the command line, which here would be the whole comparison.)
     """
-    if changes is None:
-        changes = {"model": {"codec": None, "codec_path": None}}
-    config: Tree = merge(merge(base, overrides), changes)
-    if config["model"].get("codec") is None and config["model"].get("aggregator"):  # it sums integer codes
-        config["model"] = {**config["model"], "aggregator": None}
-    if config["model"].get("codec") is None and (config.get("trainer") or {}).get("callbacks"):
-        config["trainer"] = {**config["trainer"], "callbacks": without_codec_callbacks(config["trainer"]["callbacks"])}
-    optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"
+    config: Tree = copy.deepcopy(merge(merge(base, overrides), changes or {}))
+    if changes is None or not (config["model"].get("codec") or config["model"].get("codec_path")):
+        drop_codec(config)
+    optimizer = config["model"].get("server_optimizer") or "torch.optim.SGD"
     if isinstance(optimizer, str):
         optimizer = {"class_path": optimizer}
-    rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes)}})
+    rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes or {})}})
     rate["init_args"].pop("params", None)  # the parser's, which takes a class path in free text for a class to complete
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -176,10 +173,13 @@ def own_rate(changes: Tree) -> float:
     return float((arguments or {}).get("lr", 1.0))
 
 
-def without_codec_callbacks(callbacks: Any) -> Any:
-    """Return a configuration's callbacks without those that make no sense without a codec."""
-    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    return [callback for callback in listed if not str(callback["class_path"]).endswith("CodecRefresh")] or None
+def drop_codec(config: Any) -> None:
+    """Take the codec out of a configuration (mappings or namespaces), in place, with what makes no sense without one."""
+    for name in ("codec", "codec_path", "aggregator"):  # the aggregators sum integer codes
+        config["model"][name] = None
+    if callbacks := (config.get("trainer") or {}).get("callbacks"):
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        config["trainer"]["callbacks"] = [one for one in listed if not str(one["class_path"]).endswith("CodecRefresh")] or None
 
 
 def digest(parsed: Tree, run: Run) -> str:

@@ -27,6 +27,15 @@ class RoundFailedError(RuntimeError):
     """No client of a cohort could be used, and repeating the round did not help."""
 
 
+def own_error(error: BaseException | None) -> Exception | None:
+    """Return the error of fedlight's that lies behind one, or None: jsonargparse raises others in place of those of nested classes."""
+    while error is not None:
+        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ``ConfigurationError`` unless ``value`` is one of ``choices``."""
     require(value in choices, f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")

@@ -85,12 +85,8 @@ class LastLayerLabels(Attack):
     public images. Codes are decoded before. Says nothing about pixels.
     """
 
+    name = "iDLG labels"
     needs_gradients = False
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "iDLG labels"
 
     @staticmethod
     def layer(victim: Victim) -> str:
@@ -164,17 +160,13 @@ class RobbingTheFed(Attack):
         strength: how much the layer adds to the input that the model sees.
     """
 
+    name = "Robbing the Fed (malicious server)"
     needs_gradients = False
 
     def __init__(self, bins: int = 64, strength: float = 1e-2) -> None:
         require(bins >= 2 and strength > 0, f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
         self.bins = bins
         self.strength = strength
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "Robbing the Fed (malicious server)"
 
     def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module:
         """Return the model with the layer before it."""

@@ -30,6 +30,7 @@ class LearnedInverter(Attack):
         pairs: most auxiliary pairs.
     """
 
+    name = "learned inverter"
     needs_gradients = False
 
     def __init__(self, width: int = 256, steps: int = 2000, inputs: int = 1024, pairs: int = 4000) -> None:
@@ -39,11 +40,6 @@ class LearnedInverter(Attack):
         self.inputs = inputs
         self.pairs = pairs
         self._trained: weakref.WeakKeyDictionary[View, tuple[nn.Module, Tensor, Tensor, Tensor | None]] = weakref.WeakKeyDictionary()
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "learned inverter"
 
     def shortened(self) -> Self:
         """Return a copy with fewer steps and pairs."""
