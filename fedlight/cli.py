@@ -18,6 +18,7 @@ from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
 from fedlight.core.errors import ConfigurationError, own_error
+from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
 from fedlight.modules import FederatedModule
@@ -125,19 +126,12 @@ def audited_lr(module: FederatedModule, given: float | None) -> float:
 
 
 def _rehearsed(args: list[str]) -> FederatedCLI:
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with quiet("lightning.fabric", "lightning.pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             return open_cli(Rehearsal, args, exit_on_error=False)
-    except Exception as error:
-        raise own_error(error) or error from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        except Exception as error:
+            raise own_error(error) or error from error
 
 
 def main(args: list[str] | None = None) -> None:

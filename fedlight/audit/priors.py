@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import require, require_counts
 from fedlight.core.linalg import svd
 
 
@@ -139,10 +139,8 @@ class SmallVAE(Prior):
     name = "VAE"
 
     def __init__(self, latent: int = 24, width: int = 256, steps: int = 1500, weight: float = 1e-5) -> None:
-        if latent < 1 or width < 1 or steps < 1 or weight < 0:
-            raise ConfigurationError(
-                f"Expected `latent`, `width` and `steps` >= 1 and `weight` >= 0 but got {latent}, {width}, {steps} and {weight}"
-            )
+        require_counts(latent=latent, width=width, steps=steps)
+        require(weight >= 0, f"Expected `weight` >= 0 but got {weight}")
         self.latent = latent
         self.width = width
         self.steps = steps

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from fedlight.callbacks.codec import exactly
 from fedlight.core.codec import Codec, require_additive
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange
 
 STATE_KEY = "fedlight_gradients"
@@ -58,11 +58,6 @@ class GradientCodes(Callback):
         seed: int = 0,
         int8: bool = False,
     ) -> None:
-        if warmup_steps < int(codec.needs_fit) or refit_every < 0 or window < 1 or min_size < 0:
-            raise ConfigurationError(
-                f"Expected `warmup_steps` >= {int(codec.needs_fit)}, `refit_every` >= 0, `window` >= 1 and `min_size` >= 0 but got "
-                f"{warmup_steps}, {refit_every}, {window} and {min_size}"
-            )
         require_additive(codec, "all-reducing gradients")
         if codec.trained:
             raise ConfigurationError(
@@ -77,6 +72,7 @@ class GradientCodes(Callback):
         self.min_size = min_size
         self.seed = seed
         self.int8 = int8
+        require_least(self, warmup_steps=int(codec.needs_fit), refit_every=0, window=1, min_size=0)
         self.steps = 0
         self.bytes = 0
         self.bytes_full = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import require, require_least
 from fedlight.core.random import numpy_generator
 
 
@@ -77,15 +77,12 @@ class Times:
     """
 
     def __init__(self, seconds_per_sample: float = 0.01, spread: float = 0.5, noise: float = 0.2, start: float = 1.0) -> None:
-        if seconds_per_sample <= 0 or spread < 0 or noise < 0 or start < 0:
-            raise ConfigurationError(
-                "Expected `seconds_per_sample` > 0 and `spread`, `noise` and `start` >= 0 but got "
-                f"{seconds_per_sample}, {spread}, {noise} and {start}"
-            )
+        require(seconds_per_sample > 0, f"Expected `seconds_per_sample` > 0 but got {seconds_per_sample}")
         self.seconds_per_sample = seconds_per_sample
         self.spread = spread
         self.noise = noise
         self.start = start
+        require_least(self, spread=0, noise=0, start=0)
 
     def seconds(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return how long each client takes, float64 ``[cohort]``."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory
+from fedlight.clients.layers import quicken_pooling
 from fedlight.clients.local_model import LocalModel, Objective
-from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError, require
 

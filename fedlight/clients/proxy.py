@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.bank import UpdateBank, write_bank
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import require
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 
 
@@ -58,10 +58,7 @@ def record_bank(
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
     """
     x, y = proxy
-    if not len(y):
-        raise ConfigurationError(
-            "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
-        )
+    require(len(y), "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
     labels, simulated = y.cpu().numpy(), rounds
     dim = len(weights)
     past = torch.empty(0, len(weights)) if history is None else history

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
-from fedlight.clients.dropout import own_dropout
 from fedlight.clients.engine import Batch, ClientTask, Engine, precision_on, require_plain, train_client
+from fedlight.clients.layers import own_dropout, quicken_pooling
 from fedlight.clients.local_model import LocalModel
-from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError, require
 

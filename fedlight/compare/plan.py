@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 Tree = dict[str, Any]
 
@@ -55,20 +55,17 @@ class Comparison:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ConfigurationError(f"Expected `{name}` to be a list of one or more different numbers but got {values}")
-        if min(self.server_lrs) <= 0:
-            raise ConfigurationError(f"Expected `server_lrs` > 0 but got {self.server_lrs}")
-        if min([*self.seeds, *(self.tune_seeds or [])]) < 0:
-            raise ConfigurationError(f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
-        if self.jobs < 1:
-            raise ConfigurationError(f"Expected `jobs` >= 1 but got {self.jobs}")
+        require(min(self.server_lrs) > 0, f"Expected `server_lrs` > 0 but got {self.server_lrs}")
+        least = min([*self.seeds, *(self.tune_seeds or [])])
+        require(least >= 0, f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
+        require(self.jobs >= 1, f"Expected `jobs` >= 1 but got {self.jobs}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ConfigurationError(f"Expected `target` to be an accuracy in 0..1 but got {self.target}: 95 % is 0.95")
         for name in self.codecs:
             if name in ("", ".", "..") or "\\" in name or PurePath(name).name != name:
                 raise ConfigurationError(f"Expected names in `codecs` that can name a folder but got {name!r}: leave slashes out")
         plain = [name for name, changes in self.codecs.items() if changes is None]
-        if len(plain) > 1:
-            raise ConfigurationError(f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
+        require(len(plain) < 2, f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
         if self.reference not in self.codecs:
             raise ConfigurationError(
                 f"Expected `reference` to be one of {', '.join(self.codecs) or 'the codecs'} but got {self.reference!r}: "

@@ -51,3 +51,10 @@ def require_counts(**counts: int) -> None:
     """Raise ``ConfigurationError`` unless every number is at least 1."""
     for name, count in counts.items():
         require(count >= 1, f"Expected `{name}` >= 1 but got {count}")
+
+
+def require_least(options: object, **least: float) -> None:
+    """Raise ``ConfigurationError`` unless these options, attributes of an object, are as large as that at least, or None."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        require(value is None or value >= bound, f"Expected `{name}` >= {bound} but got {value}")

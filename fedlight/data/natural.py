@@ -29,10 +29,7 @@ class Natural(Partitioner):
     def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
         """Return how many clients there are; ``num_clients`` must be None, 0 or that number."""
         found = len(self._dense(client_ids)[1])
-        if found == 0:
-            raise ConfigurationError(
-                f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples."
-            )
+        require(found, f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples.")
         if num_clients not in (None, 0, found):
             raise ConfigurationError(f"num_clients: the data has {found} clients of its own, got {num_clients}; set num_clients to null.")
         return found

@@ -6,13 +6,12 @@ user joins with probability ``rate`` (1: nobody is left out, or the adversary se
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from fedlight.core.quiet import quiet
 from fedlight.privacy.noise import import_extra
 
 Releases = tuple[tuple[float, float, int], ...]
@@ -100,7 +99,7 @@ def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> fl
     if not releases:
         return 0.0
     rdp = import_extra("dp_accounting.rdp")
-    with _quiet():
+    with quiet("absl"):  # it warns of fractional orders that it leaves out, which only makes epsilon larger
         accountant = rdp.RdpAccountant(orders)
         for multiplier, rate, times in releases:
             accountant.compose(_event(multiplier, rate), times)
@@ -117,15 +116,3 @@ def _event(multiplier: float, rate: float) -> Any:
 def _loss_distribution(multiplier: float, rate: float) -> Any:
     pld = import_extra("dp_accounting.pld.privacy_loss_distribution")
     return pld.from_gaussian_mechanism(multiplier, value_discretization_interval=INTERVAL, sampling_prob=rate)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep dp-accounting from warning of fractional orders that it leaves out, which only makes epsilon larger."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

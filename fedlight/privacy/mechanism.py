@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fedlight.core.codec import Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError, require, require_choice
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, import_extra
@@ -91,13 +91,10 @@ class PrivacyMechanism(ABC):
             raise ConfigurationError(
                 "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"
             )
-        if (noise_multiplier is not None and noise_multiplier < LEAST_MULTIPLIER) or (target_epsilon is not None and target_epsilon <= 0):
-            raise ConfigurationError(
-                f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got "
-                f"{noise_multiplier} and {target_epsilon}"
-            )
+        require(target_epsilon is None or target_epsilon > 0, f"Expected `target_epsilon` > 0 but got {target_epsilon}")
         self.clip = clip
         self.noise_multiplier = noise_multiplier
+        require_least(self, noise_multiplier=LEAST_MULTIPLIER)
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.accountant = accountant

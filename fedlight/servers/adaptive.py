@@ -89,15 +89,7 @@ class FedAdam(AdaptiveServer):
 
 
 class FedYogi(FedAdam):
-    """``v`` moves towards the squares by steps whose size does not depend on ``v`` (Zaheer et al. 2018, Yogi).
-
-    Args:
-        params: the global model's parameters.
-        lr: server learning rate; the paper searches it for every task.
-        beta1: decay of the running mean of aggregates.
-        beta2: how small the steps of ``v`` are.
-        tau: least denominator, the degree of adaptivity.
-    """
+    """``v`` moves towards the squares by ``1 - beta2`` of a square, whatever its own size (Zaheer et al. 2018, Yogi)."""
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
         """Move towards the square by a share of the square."""

@@ -128,14 +128,7 @@ class DLG(GradientMatching):
 
 
 class FedAvgInversion(DLG):
-    """DLG through the client's local steps: the guess is trained on just as the client does, and the whole way is compared.
-
-    Args:
-        steps: iterations of L-BFGS.
-        restarts: starts, of which the one with the least loss counts.
-        labels: `known`, `inferred` (iDLG's, from the last layer), or `joint` (searched for with the images).
-        prior: what is known of images (nothing if not given).
-    """
+    """DLG through the client's local steps: the guess is trained on just as the client does, and the whole way is compared."""
 
     unroll = True
 
