@@ -22,7 +22,7 @@ from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 from fedlight.data import FederatedDataModule
-from fedlight.data.arrays import channel_statistics
+from fedlight.data.arrays import shift_and_scale
 
 CLIP_COHORT = 20
 """Public images whose codes' median length is the clip norm where none is given."""
@@ -172,9 +172,7 @@ def pixel_constants(data: FederatedDataModule) -> Pixels:
     channels = data.input_shape[0]
     if not data.normalize:
         return Pixels(torch.zeros(1, channels, 1, 1), torch.ones(1, channels, 1, 1))
-    mean, deviation = channel_statistics(data.source.load(data.root).x_train)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    return Pixels(mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1))
+    return Pixels(*shift_and_scale(data.source.load(data.root).x_train))
 
 
 def trained_network(network: nn.Module, path: str) -> nn.Module:

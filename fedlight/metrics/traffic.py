@@ -13,6 +13,8 @@ from fedlight.core.errors import require
 class TrafficCounter:
     """Bytes sent since the run began, as Python integers: a float would lose bytes beyond 2^53.
 
+    What is counted must not be negative: each method raises ``ConfigurationError`` if it is.
+
     Args:
         uplink: bytes that clients sent, the handshakes' included.
         downlink: bytes that clients were sent, the encoders' and the handshakes' included.
@@ -37,37 +39,21 @@ class TrafficCounter:
     handshake_down: int = 0
 
     def add_message(self, n_bytes: int, messages: int = 1) -> None:
-        """Count one client's message of ``n_bytes``, or that many bytes of several messages together.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count one client's message of ``n_bytes``, or that many bytes of several messages together."""
         self.uplink += _count(n_bytes)
         self.messages += _count(messages)
 
     def add_download(self, n_bytes: int) -> None:
-        """Count ``n_bytes`` sent to a client, other than an encoder: the model, the masks, what the codec announces.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count ``n_bytes`` sent to a client, other than an encoder: the model, the masks, what the codec announces."""
         self.downlink += _count(n_bytes)
 
     def add_codec(self, n_bytes: int) -> None:
-        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``."""
         self.add_download(n_bytes)
         self.codec += _count(n_bytes)
 
     def add_handshake(self, up: int, down: int) -> None:
-        """Count what secure aggregation sends beside masked codes, in both directions.
-
-        Raises:
-            ConfigurationError: if a number is negative.
-        """
+        """Count what secure aggregation sends beside masked codes, in both directions."""
         up, down = _count(up), _count(down)
         self.uplink += up
         self.downlink += down
