@@ -218,12 +218,7 @@ class FedProx(FedAvg):
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
         """Return the gradient of the loss plus ``mu (w - w_t)``, ``[dim]``."""
-        return pulled_back(super().direction(gradient, model), model, self.mu)
-
-
-def pulled_back(gradient: Tensor, model: LocalModel, weight: float) -> Tensor:
-    """Add ``weight (w - w_t)`` to a gradient ``[dim]`` in place and return it: that of ``weight / 2 ||w - w_t||^2``."""
-    return gradient.add_(model.weights, alpha=weight).sub_(model.start, alpha=weight)
+        return super().direction(gradient, model).add_(model.weights, alpha=self.mu).sub_(model.start, alpha=self.mu)
 
 
 class FedSGD(Algorithm):
