@@ -46,6 +46,10 @@ class _ImageNetwork(nn.Module):
     features: nn.Sequential
     classifier: nn.Sequential
 
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        require_counts(in_channels=in_channels, num_classes=num_classes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[batch, num_classes]`` of images ``[batch, in_channels, image_size, image_size]``."""
         logits: Tensor = self.classifier(self.features(x))
@@ -65,8 +69,7 @@ class LeNet5(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, image_size: int = 28) -> None:
-        super().__init__()
-        require_counts(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("LeNet5", image_size, lambda size: (size // 2 - 4) // 2)
         self.features = nn.Sequential(*_convolution(in_channels, 6, 5, padding=2), *_convolution(6, 16, 5))
         self.classifier = _perceptron([16 * side * side, 120, 84, num_classes])
@@ -85,8 +88,7 @@ class BenchmarkCNN(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
-        super().__init__()
-        require_counts(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("BenchmarkCNN", image_size, lambda size: (size - 4) // 2)
         self.features = nn.Sequential(*_convolution(in_channels, 32, pool=False), *_convolution(32, 64), nn.Dropout(0.25))
         self.classifier = _perceptron([64 * side * side, 128, num_classes], dropout=0.5)
@@ -107,8 +109,7 @@ class SmallCNN(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32, norm: Norm = "none") -> None:
-        super().__init__()
-        require_counts(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("SmallCNN", image_size, lambda size: ((size - 2) // 2 - 2) // 2 - 2)
         require_choice("norm", norm, get_args(Norm))
         blocks = (_convolution(in_channels, 32, norm=norm), _convolution(32, 64, norm=norm), _convolution(64, 64, norm=norm, pool=False))
