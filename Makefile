@@ -7,19 +7,22 @@ DEV_ENV := $(VENV)/.installed-dev
 # A process for every core (at most 8), each with whole files: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test check bench env clean
+.PHONY: help demo test test-all check bench env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
 
 demo: $(TEST_ENV) ## train on the digits with and without a codec and compare
 	$(BIN)/fedlight fit --config configs/digits.yaml --baseline true
 
-test: $(TEST_ENV) ## run the tests
+test: $(TEST_ENV) ## run the tests, but for those marked slow
+	$(PYTEST) -m "not slow" --hypothesis-profile quick
+
+test-all: $(TEST_ENV) ## run all the tests
 	$(PYTEST)
 
-check: $(DEV_ENV) ## run ruff, mypy and the tests
+check: $(DEV_ENV) ## run ruff, mypy and all the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -20,11 +20,11 @@ from fedlight.compare.plan import merge, read_base
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
-from fedlight.federated_cli import FederatedCLI, Rehearsal, RunConfig
+from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.trainer import FederatedTrainer
-from fedlight.usage import DESCRIPTION
+from fedlight.subcommands import DESCRIPTION
 
 if TYPE_CHECKING:
     from fedlight.audit.plan import Parts
@@ -33,19 +33,19 @@ _TYPICAL_WARNINGS = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The dirpath has changed from.*",  # a resumed run has a folder of its own
-    ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml lies there already
+    ".*The dirpath has changed from.*",  # a resumed run has its own folder
+    ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml is there already
 )
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Leave out what Lightning says on every run and nobody can act on."""
+    """Drop messages that Lightning prints on every run and that nobody can act on."""
     text = record.getMessage()
     return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
 
 
 def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:
-    """Run the command line in ``args`` (the process's own if not given) and return what it made."""
+    """Run the command line in ``args`` (the process's own if not given) and return it."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
@@ -70,29 +70,29 @@ def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bo
 
 
 def fit(args: list[str]) -> str | None:
-    """Do one run of `fedlight fit` and return its folder, for callers that do several."""
+    """Run `fedlight fit` once and return its folder, for callers with several runs."""
     try:
         return open_cli(FederatedCLI, args, exit_on_error=False).trainer.log_dir
     except Exception as error:
         raise own_error(error) or error from error
 
 
-def rehearse(args: list[str]) -> dict[str, Any]:
-    """Parse the arguments of `fedlight fit`, build what they name, and return the whole configuration."""
-    cli = _rehearsed(args)
+def dry_run(args: list[str]) -> dict[str, Any]:
+    """Parse the arguments of `fedlight fit`, build everything they name, run nothing, and return the whole configuration."""
+    cli = _built(args)
     cli._dump_config()
     return cli.config_dump  # type: ignore[no-any-return]
 
 
-def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any], lr: float | None = None) -> Parts:
-    """Return model, data and codec of a configuration of `fedlight fit`, looked for beside a folder, to audit at rate ``lr``."""
+def audit_parts(base: str, folder: Path | None, overrides: dict[str, Any], lr: float | None = None) -> Parts:
+    """Return model, data and codec of a `fedlight fit` configuration (in ``folder`` or the current one), to audit at rate ``lr``."""
     from fedlight.audit.plan import Parts
 
-    cli = _rehearsed(["fit", "--config", json.dumps(merge(read_base(base, beside), overrides))])
+    cli = _built(["fit", "--config", json.dumps(merge(read_base(base, folder), overrides))])
     module, data = cli.model, cli.datamodule
     training = cli._get(cli.config_init, "pretraining").training
     rate = audited_lr(module, lr)
-    codec = module.codec.codec if isinstance(module.codec, StackedCodec) else module.codec  # updates are attacked, not what goes with them
+    codec = module.codec.codec if isinstance(module.codec, StackedCodec) else module.codec  # attacks are on the updates alone
     data.prepare_data()
     data.setup()
 
@@ -106,10 +106,10 @@ def audit_parts(base: str, beside: Path | None, overrides: dict[str, Any], lr: f
 
 
 def audited_lr(module: FederatedModule, given: float | None) -> float:
-    """Return the clients' learning rate, `given` or their algorithm's own; FedSGD's update is the gradient, at rate 1.
+    """Return the clients' learning rate: ``given``, else their algorithm's (1 for FedSGD, whose update is the gradient).
 
     Raises:
-        ConfigurationError: if there is none, or the network is a LightningModule, whose own steps attacks cannot take.
+        ConfigurationError: if there is none, or the network is a LightningModule, whose steps attacks cannot repeat.
     """
     if isinstance(module.network, LightningModule):
         raise ConfigurationError(
@@ -125,11 +125,11 @@ def audited_lr(module: FederatedModule, given: float | None) -> float:
     return float(rate)
 
 
-def _rehearsed(args: list[str]) -> FederatedCLI:
+def _built(args: list[str]) -> FederatedCLI:
     with quiet("lightning.fabric", "lightning.pytorch"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return open_cli(Rehearsal, args, exit_on_error=False)
+            return open_cli(DryRun, args, exit_on_error=False)
         except Exception as error:
             raise own_error(error) or error from error
 
@@ -138,11 +138,11 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
     given = sys.argv[1:] if args is None else args
     try:
-        # What only one subcommand needs is imported for it alone.
+        # Each subcommand imports what only it needs.
         if given[:1] == ["compare"]:
             from fedlight.compare.command import compare
 
-            if status := compare(given[1:], rehearse, fit):
+            if status := compare(given[1:], dry_run, fit):
                 raise SystemExit(status)
             return
         if given[:1] == ["audit"]:
@@ -152,18 +152,18 @@ def main(args: list[str] | None = None) -> None:
             return
         open_cli(FederatedCLI, args)
     except Exception as error:
-        told = own_error(error)
-        if told is None:
+        own = own_error(error)
+        if own is None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)
-        print(f"fedlight: error: {told}", file=sys.stderr)
+        print(f"fedlight: error: {own}", file=sys.stderr)
         raise SystemExit(2) from error
-    except SIGTERMException as stopped:  # Lightning's own ends with status 0, as if the run were done
+    except SIGTERMException as stopped:  # Lightning would end with status 0, as if the run were complete
         print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from stopped
 
 
 if __name__ == "__main__":
-    from fedlight.cli import main as imported  # worker processes name functions by module: not by `__main__`
+    from fedlight.cli import main as imported  # worker processes find functions by module, which must not be `__main__`
 
     imported()

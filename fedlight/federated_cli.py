@@ -1,6 +1,6 @@
-"""LightningCLI for a federated run: its groups of options, its callbacks and loggers, and what happens after `fit`.
+"""LightningCLI for a federated run: its groups of options, its callbacks and loggers, and its actions after `fit`.
 
-In a file of its own, for `cli` is run as a script as well: a class in it would then have two names, `__main__` and its own.
+Not in `cli.py`, which also runs as a script: its classes would then have two names, one in `__main__` and one in `fedlight.cli`.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ from fedlight.compare.plan import drop_codec
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml to the run's folder; a run without a logger has no folder, and writes none."""
+    """Writes config.yaml to the run's folder; a run without a logger has no folder and writes none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration once, never over another run's."""
+        """Write the configuration once, and never overwrite another run's."""
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
 
 class FederatedCLI(LightningCLI):
-    """LightningCLI with the parts of a federated run as groups of options, and a summary at the end of `fit`."""
+    """LightningCLI with groups of options for the parts of a federated run, and a summary at the end of `fit`."""
 
     def __init__(self, model: Any, data: Any, args: list[str] | None = None, **settings: Any) -> None:
         first = (sys.argv[1:] if args is None else args)[:1]
-        # None where options come first: a file of theirs may have a section for every subcommand.
-        self._asked = first[0] if first and first[0] in SUBCOMMANDS else None
+        # None if options come first: a file among them may have a section for every subcommand.
+        self._subcommand_given = first[0] if first and first[0] in SUBCOMMANDS else None
         super().__init__(model, data, args=args, **settings)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the subcommands with the parameters that are not options."""
+        """Return the subcommands, each with the parameters that are not options."""
         return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Name `compare` and `audit` in the help as well: they are no methods of a Trainer and have parsers of their own (`cli.main`)."""
+        """Add `compare` and `audit` to the help: they are not methods of a Trainer and have their own parsers (`cli.main`)."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None
         for name in ("compare", "audit"):
             parser._subcommands_action.add_subcommand(name, ArgumentParser(), help=SUBCOMMANDS[name])
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Make the options of the subcommand that is run, and not those of the other four, which would take four times as long."""
-        if self._asked in (None, subcommand):
+        """Build only the options of the subcommand to run: those of all five take four times as long."""
+        if self._subcommand_given in (None, subcommand):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         self._subcommand_method_arguments[subcommand] = []
         return self.init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's own options."""
-        parser.add_argument("--experiment", type=str, default="federated", help="Name of the folder under logs/ that the run is kept in.")
+        """Add the options of a run."""
+        parser.add_argument("--experiment", type=str, default="federated", help="Name of the run's folder under logs/.")
         parser.add_argument(
-            "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, to compare with."
+            "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, for comparison."
         )
         parser.add_argument(
             "--threads",
@@ -82,10 +82,10 @@ class FederatedCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Refuse a checkpoint that is missing or cut short before anything is loaded."""
+        """Refuse a missing or truncated checkpoint before loading anything."""
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand].get("ckpt_path")
-        if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's own words, URLs
+        if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's keywords, URLs
             return
         require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
         if not zipfile.is_zipfile(given):
@@ -101,7 +101,7 @@ class FederatedCLI(LightningCLI):
             torch.set_num_threads(threads)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the usual callbacks and loggers to what the configuration lists."""
+        """Add the usual callbacks and loggers to those in the configuration."""
         config = self._get(self.config_init, "trainer")
         given = list(config.callbacks or [])
         wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
@@ -122,13 +122,13 @@ class FederatedCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave the checkpoint out where checkpoints are switched off."""
+        """Leave the checkpoint callback out if checkpoints are off."""
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RoundCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
 
     def after_predict(self) -> None:
-        """Write the predicted labels of the test set, in its order."""
+        """Write the predicted labels of the test set, in order."""
         batches = self.trainer.predict_loop.predictions if self.trainer.is_global_zero else []
         if batches:
             folder = Path(self.trainer.log_dir or ".")
@@ -138,7 +138,7 @@ class FederatedCLI(LightningCLI):
             print(f"{len(labels)} predictions: {folder / 'predictions.csv'}")
 
     def after_fit(self) -> None:
-        """Test the final model, run the baseline if asked for, and say where everything is."""
+        """Test the final model, run the baseline if it is set, and print where everything is."""
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         runs = [("this run", self._finish())]
@@ -158,13 +158,13 @@ class FederatedCLI(LightningCLI):
         return (summaries[0] if summaries else {}), self.trainer.log_dir
 
     def _become_baseline(self) -> None:
-        """Make model, data and Trainer anew from the same configuration without the codec."""
+        """Rebuild model, data and Trainer from the same configuration without the codec."""
         assert self.subcommand is not None
         config = self.config.clone()
         drop_codec(config[self.subcommand])
         config[self.subcommand].ckpt_path = None
         config[self.subcommand].baseline = False
-        self.config = config  # it is what the baseline's folder says of it
+        self.config = config  # written to the baseline's folder
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)
         self.model = self._get(self.config_init, "model")
@@ -172,14 +172,14 @@ class FederatedCLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
 
-class Rehearsal(FederatedCLI):
-    """Parses the configuration and builds everything in it, and runs nothing."""
+class DryRun(FederatedCLI):
+    """Parses the configuration, builds everything in it, and runs nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
 
 
 def run_loggers(experiment: str, root: str | None) -> list[Any]:
-    """Return a TensorBoard logger under logs/<experiment>, and metrics.csv in the same folder."""
+    """Return a TensorBoard logger under logs/<experiment> and a CSV logger (metrics.csv) in the same folder."""
     board = TensorBoardLogger(root or "logs", name=experiment, default_hp_metric=False)
     return [board, CSVLogger(root or "logs", name=experiment, version=board.version)]

@@ -1,11 +1,7 @@
-"""Ordinary data-parallel training in two gloo processes: several fits one after another in the same pair, results in a file."""
+"""Ordinary data-parallel training in two gloo processes: several fits one after another in the same pair."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedlight.callbacks import GradientCodes
 from fedlight.codecs import HalfCodec, IdentityCodec, PowerSGDCodec, QuantizeCodec, TwoSidedCodec
-from tests.federation import environment
 from tests.own import LitClassifier, Points
 
 CALLBACK = Callable[[], Callback]
@@ -152,25 +147,3 @@ def resume(folder: Path) -> dict[str, Any]:
         fit(lit(), codes(), Points(), steps=8, more=[saver], enable_checkpointing=True)
         results[f"resumed, {name}"] = fit(lit(), codes(), Points(), steps=16, ckpt_path=folder / f"{name}.ckpt")
     return results
-
-
-def in_two_processes(what: str, folder: Path) -> dict[str, Any]:
-    """Run one of the functions above in two processes and return its result on each, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.data_parallel", what, str(folder)]
-    pair = [subprocess.Popen(command, env={**common, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=600)[1] for process in pair]
-    for process, error in zip(pair, errors, strict=True):
-        assert process.returncode == 0, error[-3000:]
-    return {rank: torch.load(folder / f"{what}_{rank}.pt") for rank in range(2)}
-
-
-if __name__ == "__main__":
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    results = {"conformance": conformance, "resume": lambda: resume(folder)}[what]()
-    torch.save(results, folder / f"{what}_{os.environ['LOCAL_RANK']}.pt")
-    distributed.barrier()  # rank 0 keeps the store that the other's threads still talk to: neither leaves before both are done
-    distributed.destroy_process_group()

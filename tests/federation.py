@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from fedlight.clients import FedAvg
 from fedlight.codecs import AutoencoderCodec, ChainCodec, QuantizeCodec
 from fedlight.core.layout import flatten
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.core.rounds import Round, Upload
 from fedlight.data import Arrays, ClientSampler, DataSource, Everyone, FederatedDataModule, build_arrays
 from fedlight.modules import FederatedModule
 from fedlight.modules.trainer import FederatedTrainer
+from fedlight.rounds import Call, Reply
 
 FEATURES, CLASSES = 6, 3
 
@@ -54,7 +55,7 @@ class Spy(FederatedCallback):
     """Remembers what passes the hooks."""
 
     def __init__(self) -> None:
-        self.uploads: dict[tuple[int, int, int], Upload] = {}
+        self.replies: dict[tuple[int, int, int], Reply] = {}
         self.sizes: dict[int, int] = {}  # bytes on the wire, by round
         self.clients: dict[int, list[int]] = {}
         self.broadcast: dict[int, dict[str, Any]] = {}
@@ -62,16 +63,17 @@ class Spy(FederatedCallback):
         self.aggregates: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
 
-    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
+    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Call, reply: Reply) -> None:
         number = round.context.round
-        copied = replace(upload, update=upload.update.clone(), buffers=upload.buffers.clone())
-        self.uploads[number, round.context.attempt, upload.client] = copied
+        seen = reply.simulation
+        kept = None if seen is None or seen.update is None else replace(seen, update=seen.update.clone())
+        self.replies[number, round.context.attempt, reply.client] = replace(reply, buffers=reply.buffers.clone(), simulation=kept)
         weight = 4 if pl_module.weighting == "samples" else 0
-        self.sizes[number] = self.sizes.get(number, 0) + len(upload.message) + 4 * upload.buffers.numel() + weight
-        self.clients.setdefault(number, []).append(upload.client)
+        self.sizes[number] = self.sizes.get(number, 0) + len(reply.payload) + 4 * reply.buffers.numel() + weight
+        self.clients.setdefault(number, []).append(reply.client)
         self.broadcast[number] = dict(round.context.broadcast)
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         number = round.context.round
         self.totals[number] = round.codes.total.clone()
         self.aggregates[number] = round.aggregate.clone()
@@ -84,7 +86,7 @@ class CodeDump(FederatedCallback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             torch.save(round.codes.total, self.folder / f"round_{round.context.round}.pt")
@@ -93,9 +95,9 @@ class CodeDump(FederatedCallback):
 class TrueDump(FederatedCallback):
     """Writes the first round's true aggregate to the run's folder."""
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
-        if round.context.round == 0 and round.true is not None:
-            torch.save(round.true.mean(), Path(str(trainer.log_dir)) / "true.pt")
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
+        if round.context.round == 0 and round.observed.true is not None:
+            torch.save(round.observed.true.mean(), Path(str(trainer.log_dir)) / "true.pt")
 
 
 class Slow(FederatedCallback):
@@ -106,7 +108,7 @@ class Slow(FederatedCallback):
         self.seconds = seconds
         self.after = after
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         import time
 
         Path(self.marker).write_text(str(round.context.round + 1))
@@ -233,6 +235,15 @@ CODEC = json.dumps(
         },
     }
 )
+
+
+def invoke(command: str, folder: Path, *options: str) -> None:
+    """Run the command line in this process, with ``TINY``; warnings about that are Lightning's."""
+    from fedlight.cli import main
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main([command, *TINY, "--trainer.default_root_dir", str(folder), *options])
 
 
 def environment() -> dict[str, str]:

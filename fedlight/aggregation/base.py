@@ -1,16 +1,24 @@
-"""How the server comes by the sum of a cohort's codes: the extension point, and the running sum, which is the default."""
+"""The sum of a cohort's codes: the extension point, in two halves, and the sum in the clear, which is the default."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Decoder
-from fedlight.core.rounds import Round, Upload
+from fedlight.core.codec import Codec, Context, Decoder, Encoder
+from fedlight.core.errors import ProtocolError
+from fedlight.core.model import Model
+from fedlight.core.running_sum import RunningSum
+from fedlight.core.wire import Message
+
+TRAIN = "train"
+"""The stage in which clients train and send their codes; every other stage of an aggregation is a part of its handshake."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class AggregationSetting:
         largest_weight: the largest weight of any client; 1 if all count equally.
         buffers: whether clients send statistics of BatchNorm layers beside their codes.
         processes: how many processes share the cohort.
-        training: what a client's local training goes by, as text.
+        training: the settings of a client's local training, as text.
         min_clients: codes that a sum must have to be used.
         algorithm: name of the algorithm of local training.
         vectors: vectors that its clients upload; 1 if the update is all.
@@ -42,19 +50,78 @@ class AggregationSetting:
     scalars: int = 0
 
 
-class Aggregator(ABC):
-    """Carries codes from the clients of an attempt to their sum. Constructor arguments are kept as attributes of the same names.
+@dataclass(frozen=True)
+class Held:
+    """What a client holds when it answers a request: the context, its encoder, and the model that it starts from."""
 
-    The order in an attempt: ``open``; for every client ``leave`` (on the client's side) and ``arrive`` (on the server's); ``close``. Laws:
-    after ``close`` ``round.codes`` holds the sum of ``weight * code`` over the clients whose codes arrived, exactly for integers, whatever
-    their order; and what the server held on the way is no longer than a few codes, whatever the size of the cohort.
+    context: Context
+    encoder: Encoder
+    model: Model
+
+
+class Sealer:
+    """The client's half: makes the message that leaves a client out of its code. One object serves all clients of a process."""
+
+    def answer(self, stage: str, client: int, payload: bytes, held: Held) -> bytes:
+        """Return what a client sends in a stage of the handshake, of what the server sent it.
+
+        Raises:
+            MessageError: if what the server sent must not be answered.
+        """
+        raise ProtocolError(f"Expected no stage but {TRAIN!r} but was asked for {stage!r}")
+
+    def seal(self, client: int, code: Tensor, weight: int, payload: bytes, held: Held) -> Message:
+        """Return the message of a code ``[code_dim]`` that the encoder made, protection applied: as it is, if nothing hides it.
+
+        Raises:
+            MessageError: if the code must not be sent.
+        """
+        return held.encoder.message(code, held.context)
+
+
+class Collector(ABC):
+    """The server's half of one pass: what it asks of the clients, stage by stage, and the sum of what they send.
+
+    Law: ``finish`` returns the sum of ``weight * code`` over the clients whose codes arrived, exactly for integers, whatever their
+    order; and what the collector held on the way is no longer than a few codes, whatever the size of the cohort.
+    """
+
+    def requests(self, stage: str) -> Mapping[int, bytes] | None:
+        """Return what each client that is asked is sent in a stage; None for nothing, to everybody. Closes the stage before.
+
+        Raises:
+            MessageError: if too few clients are left.
+        """
+        return None
+
+    @abstractmethod
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+        """Take a message that arrived into account, and return its code if the server sees it.
+
+        Raises:
+            MessageError: if the message is malformed or was meant for another round or codec.
+        """
+
+    @abstractmethod
+    def finish(self) -> RunningSum:
+        """Return the sum.
+
+        Raises:
+            MessageError: if there is none.
+        """
+
+
+class Aggregator(ABC):
+    """Makes the two halves of an aggregation. Constructor arguments are kept as attributes of the same names.
 
     Attributes:
-        conceals: whether the server must not see single codes, so that it is given nothing but what left the client.
-        sums: whether what is left is the sum of the codes, so that bounding each bounds what a client can change.
+        stages: the stages of a pass, in order.
+        hides_messages: whether the server must not see single codes.
+        sums: whether the result is the sum of the codes, so that bounding each bounds what a client can change.
         sim_logs: whether the simulation may log what needs single clients' updates or losses.
     """
 
+    stages: ClassVar[tuple[str, ...]] = (TRAIN,)
     hides_messages: bool = False
     sums: bool = True
     sim_logs: bool = True
@@ -62,33 +129,16 @@ class Aggregator(ABC):
     def check(self, setting: AggregationSetting) -> None:  # noqa: B027 (most have nothing to refuse)
         """Refuse, with a ``ConfigurationError``, a run that cannot work: before anything is trained."""
 
-    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:  # noqa: B027 (most have nothing to prepare)
-        """Prepare an attempt that starts from the global ``weights`` ``[dim]``; may take clients out of ``round.mine``.
-
-        Raises:
-            MessageError: if the attempt cannot go on.
-        """
-
-    def leave(self, round: Round, upload: Upload) -> None:  # noqa: B027 (most send codes as they are)
-        """Turn ``upload.message``, the client's encoded update, into what leaves the client.
-
-        Raises:
-            MessageError: if nothing does.
-        """
+    def sealer(self) -> Sealer:
+        """Return the clients' half."""
+        return Sealer()
 
     @abstractmethod
-    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Take a message that arrived into account, and return its code if the server sees it.
+    def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
+        """Return the server's half of one pass, for a cohort that starts from the global ``model``; the sum lies on ``device``.
 
         Raises:
-            MessageError: if the message is malformed or was meant for another round or codec.
-        """
-
-    def close(self, round: Round, device: torch.device) -> None:  # noqa: B027 (a running sum is ready)
-        """Leave the sum in ``round.codes``, on ``device``.
-
-        Raises:
-            MessageError: if there is none.
+            MessageError: if there can be no sum of this cohort.
         """
 
     def describe(self) -> str:
@@ -97,11 +147,33 @@ class Aggregator(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
+class PlainCollector(Collector):
+    """Adds up codes as they arrive, in the clear."""
+
+    def __init__(self, context: Context, decoder: Decoder, device: torch.device) -> None:
+        self.context = context
+        self.decoder = decoder
+        self.device = device
+        self.codes = RunningSum()
+
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+        """Add one client's code to the running sum."""
+        code = self.decoder.read_message(message, self.context, self.device)
+        self.codes.add(self.bounded(code), weight)
+        return code
+
+    def bounded(self, code: Tensor) -> Tensor:
+        """Return what is added up for a code ``[n]``."""
+        return code
+
+    def finish(self) -> RunningSum:
+        """Return the sum."""
+        return self.codes
+
+
 class PlainAggregator(Aggregator):
     """Adds up codes as they arrive, in the clear: the server could look at each, and does not."""
 
-    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Add one client's code to the running sum."""
-        term = decoder.read_message(upload.message, round.context, device)
-        round.codes.add(term, upload.weight)
-        return term
+    def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
+        """Return a running sum."""
+        return PlainCollector(context, codec.decoder, device)

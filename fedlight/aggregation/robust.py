@@ -8,15 +8,17 @@ codes are outliers among what the updates are decoded to.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fedlight.aggregation.base import AggregationSetting, Aggregator
+from fedlight.aggregation.base import AggregationSetting, Aggregator, Collector, PlainCollector
 from fedlight.core.codec import Codec, Context, Decoder
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.rounds import Round, Upload
+from fedlight.core.model import Model
 from fedlight.core.running_sum import RunningSum
+from fedlight.core.wire import Message
 
 
 def bound_norm(code: Tensor, bound: float) -> Tensor:
@@ -70,7 +72,6 @@ class NormBound(_SeesCodes):
         if bound <= 0:
             raise ConfigurationError(f"Expected `bound` > 0 but got {bound}")
         self.bound = bound
-        self._unit = 1.0
 
     def check(self, setting: AggregationSetting) -> None:
         """Refuse codecs whose coefficients have steps of their own, too."""
@@ -90,24 +91,55 @@ class NormBound(_SeesCodes):
     def _unit_of(codec: Codec, context: Context) -> float | None:
         return codec.encoder.common_step(context) if codec.additive else 1.0
 
-    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
-        """Take note of the attempt's unit."""
-        self._unit = self._unit_of(codec, round.context) or 1.0
-
-    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Add one client's bounded code to the running sum."""
-        code = decoder.read_message(upload.message, round.context, device)
-        round.codes.add(bound_norm(code, self.bound / self._unit), upload.weight)
-        return code
+    def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
+        """Return a running sum of bounded codes."""
+        return BoundedCollector(context, codec.decoder, device, self.bound / (self._unit_of(codec, context) or 1.0))
 
 
-class _AllCodes(_SeesCodes):
-    """Keeps every code of the cohort and puts a location of them in the place of their mean."""
+class BoundedCollector(PlainCollector):
+    """Adds up codes whose norm is at most ``bound``, in the codes' own units."""
+
+    def __init__(self, context: Context, decoder: Decoder, device: torch.device, bound: float) -> None:
+        super().__init__(context, decoder, device)
+        self.bound = bound
+
+    def bounded(self, code: Tensor) -> Tensor:
+        """Return the code, scaled down where it is too long."""
+        return bound_norm(code, self.bound)
+
+
+class AllCodes(Collector):
+    """Keeps every code of the cohort, and puts a location of them in the place of their mean.
+
+    ``locate`` maps codes ``[clients, n]`` to where they lie, ``[n]``.
+    """
+
+    def __init__(self, context: Context, decoder: Decoder, device: torch.device, locate: Callable[[Tensor], Tensor]) -> None:
+        self.context = context
+        self.decoder = decoder
+        self.device = device
+        self.locate = locate
+        self._codes: dict[int, Tensor] = {}
+
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+        """Keep one client's code."""
+        self._codes[client] = self.decoder.read_message(message, self.context, self.device)
+        return self._codes[client]
+
+    def finish(self) -> RunningSum:
+        """Return the location, times the number of clients, for a sum."""
+        total = RunningSum()
+        if self._codes:
+            count = len(self._codes)
+            total.total = self.locate(torch.stack([self._codes[client] for client in sorted(self._codes)])) * count
+            total.weight = total.count = total.squares = count
+        return total
+
+
+class _Located(_SeesCodes):
+    """An aggregator that locates codes instead of summing them."""
 
     sums = False
-
-    def __init__(self) -> None:
-        self._codes: list[tuple[int, Tensor]] = []
 
     def check(self, setting: AggregationSetting) -> None:
         """Refuse weights, too, which these rules do not know."""
@@ -117,32 +149,16 @@ class _AllCodes(_SeesCodes):
                 f"Expected `model.weighting` equal for {type(self).__name__}, which counts clients alike, but got weights"
             )
 
-    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
-        """Forget the codes of the attempt before."""
-        self._codes = []
-
-    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Keep one client's code."""
-        code = decoder.read_message(upload.message, round.context, device)
-        self._codes.append((upload.client, code))
-        return code
-
-    def close(self, round: Round, device: torch.device) -> None:
-        """Leave the location, times the number of clients, for a sum."""
-        codes, self._codes = self._codes, []
-        if not codes:
-            return
-        located = self.locate(torch.stack([code for _, code in sorted(codes, key=lambda item: item[0])]))
-        round.codes = RunningSum()
-        round.codes.total = located * len(codes)
-        round.codes.weight = round.codes.count = round.codes.squares = len(codes)
+    def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
+        """Return what keeps all codes."""
+        return AllCodes(context, codec.decoder, device, self.locate)
 
     @abstractmethod
     def locate(self, codes: Tensor) -> Tensor:
         """Return where the codes ``[clients, n]`` lie, ``[n]``."""
 
 
-class TrimmedMean(_AllCodes):
+class TrimmedMean(_Located):
     """The mean of every coordinate without its extremes: withstands fewer than ``share`` of malicious clients.
 
     Args:
@@ -153,7 +169,6 @@ class TrimmedMean(_AllCodes):
     """
 
     def __init__(self, share: float = 0.1) -> None:
-        super().__init__()
         if not 0 <= share < 0.5:
             raise ConfigurationError(f"Expected `share` in [0, 0.5) but got {share}")
         self.share = share
@@ -163,7 +178,7 @@ class TrimmedMean(_AllCodes):
         return trimmed_mean(codes, self.share)
 
 
-class Median(_AllCodes):
+class Median(_Located):
     """The median of every coordinate: withstands fewer than half of malicious clients.
 
     Raises:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.aggregation.base import AggregationSetting, Aggregator
-from fedlight.aggregation.drop_outs import DropOuts
-from fedlight.core.codec import Codec, Decoder, require_additive
+from fedlight.aggregation.base import TRAIN, AggregationSetting, Aggregator, Collector, Held, Sealer
+from fedlight.core.codec import Codec, Context, Encoder, require_additive, require_fixed_width
 from fedlight.core.digest import digest_context, digest_tensors, encoder_digest
-from fedlight.core.errors import ConfigurationError
-from fedlight.core.rounds import Round, Upload
+from fedlight.core.errors import ConfigurationError, ProtocolError
+from fedlight.core.model import Model
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.wire import read_message, saturation
+from fedlight.core.wire import Message
 
 if TYPE_CHECKING:
-    from fedlight.aggregation.secure import SecureCohort
+    from fedlight.aggregation.secure import SecureClient, SecureServer, Session
 
 log = logging.getLogger(__name__)
 
 FEW = 10
+
+ADVERTISE_KEYS, SHARE_KEYS, CONSISTENCY_CHECK, UNMASKING = "advertise_keys", "share_keys", "consistency_check", "unmasking"
+"""The stages of the handshake, by the names of Bonawitz et al. 2017, Figure 4; masked codes are sent in the stage of training."""
 
 
 class SecureAggregator(Aggregator):
@@ -42,7 +43,6 @@ class SecureAggregator(Aggregator):
         threshold: Clients that must answer at every stage; fewer cannot learn anything together with the server (more than two thirds of
             the cohort if not given).
         max_weight: The largest weight of a client, such as its number of samples; 1 if all count equally.
-        drop_outs: Clients that fall silent in the middle of rounds (nobody if not given).
         sim_logs: Whether to log what a simulation sees and the server would not: losses, the true aggregate, saturation.
 
     Raises:
@@ -50,6 +50,7 @@ class SecureAggregator(Aggregator):
             be aggregated securely.
     """
 
+    stages = (ADVERTISE_KEYS, SHARE_KEYS, TRAIN, CONSISTENCY_CHECK, UNMASKING)
     hides_messages = True
 
     def __init__(
@@ -57,7 +58,6 @@ class SecureAggregator(Aggregator):
         cohort: int,
         threshold: int | None = None,
         max_weight: int = 1,
-        drop_outs: DropOuts | None = None,
         sim_logs: bool = False,
     ) -> None:
         from fedlight.aggregation import secure  # needs packages that the rest does without
@@ -68,14 +68,9 @@ class SecureAggregator(Aggregator):
         self.threshold = secure.default_threshold(cohort) if threshold is None else threshold
         secure.check_threshold(cohort, self.threshold)
         self.max_weight = max_weight
-        self.drop_outs = drop_outs
         self.sim_logs = sim_logs
-        self._identities = secure.Identities()
-        self._running: SecureCohort | None = None
-        self._codec: Codec
+        self.identities = secure.Identities()
         self._training = ""
-
-    # -- before the run ----------------------------------------------------------------------------------------------------------
 
     def check(self, setting: AggregationSetting) -> None:
         """Refuse what cannot be summed behind masks, and what would tell of a client beside them."""
@@ -90,6 +85,7 @@ class SecureAggregator(Aggregator):
                 "FedAvg or FedProx, or leave `model.aggregator` out"
             )
         require_additive(codec, "secure aggregation")
+        require_fixed_width(codec, "secure aggregation")
         if not codec.integer:
             raise ConfigurationError(
                 f"Expected a codec of integers, which secure aggregation needs, but {name} sends floats: put a QuantizeCodec behind it "
@@ -132,77 +128,134 @@ class SecureAggregator(Aggregator):
                 "Secure aggregation of %d clients: the sum of so few codes tells much about each; %d or more hide better", self.cohort, FEW
             )
 
-    # -- an attempt --------------------------------------------------------------------------------------------------------------
+    def sealer(self) -> Sealer:
+        """Return the clients' half; simulated clients get the identities that this object keeps in memory."""
+        return SecureSealer(self)
 
-    def open(self, round: Round, codec: Codec, weights: Tensor) -> None:
-        """Have the cohort exchange keys and shares; clients that fall silent meanwhile do not train."""
+    def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
+        """Return the server's half of one session."""
         from fedlight.aggregation import secure
 
-        self._running, self._codec = None, codec
-        context, encoder = round.context, codec.encoder
-        told = replace(context, broadcast={**context.broadcast, "server": round.server})  # by the codec's server and the algorithm's
-        session = secure.Session(
-            secrets.token_bytes(secure.SESSION_BYTES),
-            context.round,
+        session = self.session(secrets.token_bytes(secure.SESSION_BYTES), Held(context, codec.encoder, model))
+        return SecureCollector(self, session, cohort, device)
+
+    def session(self, id: bytes, held: Held) -> Session:
+        """Return the public parameters of one attempt as whoever holds this context, encoder and model knows them."""
+        from fedlight.aggregation import secure
+
+        encoder = held.encoder
+        return secure.Session(
+            id,
+            held.context.round,
             secure.SumFormat.of(encoder.format, self.cohort, self.max_weight),
             self.threshold,
             encoder.fingerprint,
             encoder_digest(encoder),
-            digest_tensors({"weights": weights}),
-            digest_context(told),
+            held.model.digest,
+            digest_context(held.context),
             digest_tensors({}, self._training),
         )
-        clients = [int(client) for client in round.cohort]
-        silent = self.drop_outs.draw(context.round, context.attempt, clients) if self.drop_outs else {}
-        running = secure.SecureCohort(session, clients, self._identities, silent)
-        try:
-            here = set(running.open())
-        finally:
-            self._count(round, running)
-        self._running = running
-        gone = [client for client in clients if client not in here]
-        round.dropped += [(client, f"it fell silent at the {silent[client]} stage") for client in gone]
-        round.mine = np.array([client for client in round.mine.tolist() if client in here], dtype=np.int64)
 
-    def leave(self, round: Round, upload: Upload) -> None:
-        """Put the client's masks on its code: the client's side."""
-        assert self._running is not None
-        # The code as the encoder packed it never leaves the client.
-        encoded, upload.message = upload.message, b""
-        encoder = self._codec.encoder
-        code = encoder.format.unpack(read_message(encoded, encoder.format, round.context.round, encoder.fingerprint))
-        upload.message = self._running.send(upload.client, code.numpy(), upload.weight)
-        upload.weighted = False  # the weight travels inside the sum
-        if round.true is not None:
-            round.saturation.append(saturation(code, encoder.format))
 
-    def arrive(self, round: Round, upload: Upload, decoder: Decoder, device: torch.device) -> Tensor | None:
-        """Add the masked code to the sum of masked codes: the server's side."""
-        assert self._running is not None
-        self._running.receive(upload.client, bytes(upload.message))  # bytes as they were sent: no copy
+class SecureSealer(Sealer):
+    """Masks codes: one client of the protocol for every client and attempt.
+
+    Args:
+        aggregator: the settings, and the clients' identity keys.
+    """
+
+    def __init__(self, aggregator: SecureAggregator) -> None:
+        self.aggregator = aggregator
+        self._session: tuple[bytes, Encoder, Model, Session] | None = None  # the last, which all clients of an attempt share
+        self._clients: dict[int, SecureClient] = {}
+
+    def answer(self, stage: str, client: int, payload: bytes, held: Held) -> bytes:
+        """Return the client's keys, shares, signature of the survivors or unmasking shares."""
+        if stage == ADVERTISE_KEYS:
+            return self._begin(client, payload, held).advertise()
+        answers = {SHARE_KEYS: "share", CONSISTENCY_CHECK: "consistency", UNMASKING: "unmask"}
+        if stage not in answers or client not in self._clients:
+            raise ProtocolError(f"Expected a stage of a session that client {client} takes part in but was asked for {stage!r}")
+        message: bytes = getattr(self._clients[client], answers[stage])(payload)
+        if stage == UNMASKING:
+            del self._clients[client]
+        return message
+
+    def seal(self, client: int, code: Tensor, weight: int, payload: bytes, held: Held) -> Message:
+        """Return the masked code; the code as the encoder made it never leaves the client."""
+        if client not in self._clients:
+            raise ProtocolError(f"Expected a session that client {client} takes part in but there is none")
+        return self._clients[client].masked_code(payload, code.detach().cpu().numpy(), weight)
+
+    def _begin(self, client: int, payload: bytes, held: Held) -> SecureClient:
+        from fedlight.aggregation import secure
+
+        last = self._session
+        if last is None or last[0] != payload or last[1] is not held.encoder or last[2] is not held.model:
+            last = self._session = (payload, held.encoder, held.model, self.aggregator.session(payload, held))
+        identities = self.aggregator.identities
+        begun = secure.SecureClient(last[3], client, identities.of(client), identities)
+        self._clients[client] = begun
+        return begun
+
+
+class SecureCollector(Collector):
+    """Runs the server of one session: it holds one sum of masked words and the shares, never a code.
+
+    Args:
+        aggregator: the settings, and the directory of identity keys.
+        session: the attempt's public parameters.
+        cohort: the clients of the attempt.
+        device: where the sum lies.
+
+    Raises:
+        ProtocolError: if the cohort is larger than declared.
+    """
+
+    def __init__(self, aggregator: SecureAggregator, session: Session, cohort: Sequence[int], device: torch.device) -> None:
+        from fedlight.aggregation import secure
+
+        self.cohort = [int(client) for client in cohort]
+        self.server: SecureServer = secure.SecureServer(session, self.cohort, aggregator.identities)
+        self.device = device
+
+    def requests(self, stage: str) -> Mapping[int, bytes] | None:
+        """Close the stage before, and return what each client needs for this one."""
+        server = self.server
+        if stage == ADVERTISE_KEYS:
+            return dict.fromkeys(self.cohort, server.session.id)
+        if stage == TRAIN:
+            return {client: server.inbox(client) for client in server.sharers()}
+        clients, message = {
+            SHARE_KEYS: (server.advertised, server.roster),
+            CONSISTENCY_CHECK: (server.survivors, server.survivor_list),
+            UNMASKING: (server.signers, server.request),
+        }[stage]
+        return dict.fromkeys(clients(), message())
+
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+        """Take one client's message of a stage; masked codes are added up, and none is seen."""
+        server = self.server
+        collect = {
+            ADVERTISE_KEYS: server.collect_keys,
+            SHARE_KEYS: server.collect_shares,
+            TRAIN: server.collect_masked,
+            CONSISTENCY_CHECK: server.collect_signature,
+            UNMASKING: server.collect_unmasking,
+        }
+        collect[stage](client, bytes(message))  # bytes as they were sent: no copy
         return None
 
-    def close(self, round: Round, device: torch.device) -> None:
-        """Have the survivors take off the masks of their sum.
+    def finish(self) -> RunningSum:
+        """Take the masks off the survivors' sum.
 
         The server learns how many codes are in it and the sum of their weights; where weights differ it does not learn how much, so all
         count equally in the sum's effective number.
         """
-        running, self._running = self._running, None
-        assert running is not None
-        try:
-            total, weight = running.close()
-        finally:
-            self._count(round, running)
+        total, weight = self.server.total()
         codes = RunningSum()
-        codes.total = torch.from_numpy(total).to(device)
-        codes.count = len(running.server.alive())
+        codes.total = torch.from_numpy(total).to(self.device)
+        codes.count = len(self.server.survivors())
         codes.weight = weight
         codes.squares = Fraction(weight * weight, codes.count)
-        round.codes = codes
-
-    @staticmethod
-    def _count(round: Round, running: SecureCohort) -> None:
-        up, down = running.take_bytes()
-        round.handshake_up += up
-        round.handshake_down += down
+        return codes

@@ -1,1 +1,1 @@
-"""Measuring what clients' messages give away: attacks, priors, controls, report."""
+"""Measures what clients' messages reveal: attacks, priors, controls, report."""

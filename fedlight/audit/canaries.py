@@ -1,9 +1,9 @@
-"""A lower bound on epsilon from one run: canary codes that are in the sum or not, by coin toss, and guesses at which.
+"""A lower bound on epsilon from one run: a coin toss puts each canary code into the sum or not, and the audit guesses which are in.
 
-Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846), Theorem 5.2: of r guesses at m independent coins, an (epsilon, delta) mechanism
-leaves no more right than a binomial variable of probability 1 / (1 + exp(-epsilon)) allows, plus what delta allows.
-A canary is a client that sends a random code longer than the clip norm; clipping and noise are those of ``fedlight.privacy``, so a
-mechanism that clips too little or adds less noise than its ledger says is found out.
+Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846), Theorem 5.2: of r guesses at m independent coins under an (epsilon, delta) mechanism,
+no more are right than a binomial variable of probability 1 / (1 + exp(-epsilon)) allows, plus what delta allows.
+A canary is a client that sends a random code longer than the clip norm; clipping and noise are those of ``fedlight.privacy``, so the
+audit finds a mechanism that clips too little or adds less noise than its ledger says.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from fedlight.privacy.clipping import clip_norm
 from fedlight.privacy.mechanism import AccountingSetting
 
 CONFIDENCE = 0.95
-
-
-LOUDNESS = 10.0  # canaries' codes are so many times longer than the clip norm: clipping is audited too
+LOUDNESS = 10.0  # length of a canary's code, in clip norms: the audit covers clipping too
 
 
 def audited_mechanism(noise: float, delta: float, clients: int, rounds: int, length: int, seed: int) -> CentralDP | None:
-    """Return the mechanism that canaries are to see through, at clip norm 1 and with everybody in every round; None without noise.
+    """Return the mechanism that canaries attack, at clip norm 1 and with every client in every round; None without noise.
 
     Raises:
         ConfigurationError: if ``dp-accounting`` is not installed.
@@ -47,8 +45,8 @@ def toss_canaries(
 ) -> tuple[Tensor, Tensor]:
     """Return the scores ``[canaries]`` of canaries after ``rounds`` rounds, and whether each was in all the sums (bool).
 
-    Codes are clipped to norm 1; every round the mechanism adds its noise to the sum of the canaries that are in and of honest clients'
-    codes ``background`` ``[length]``, and enters it in its ledger. The score is the best linear estimate of a canary's coin.
+    Codes are clipped to norm 1; every round the mechanism adds noise to the sum of the included canaries and of honest clients' codes
+    ``background`` ``[length]``, and records the release in its ledger. The score is the best linear estimate of a canary's coin.
     """
     drawn = torch.randn(canaries, length, generator=generator, dtype=torch.float64)
     loud = drawn * (LOUDNESS / drawn.norm(dim=1, keepdim=True))
@@ -68,14 +66,14 @@ def toss_canaries(
 
 
 def right_guesses(scores: Tensor, inside: Tensor, guesses: int) -> int:
-    """Return how many of ``guesses`` guesses are right: the highest half of them are guessed in, the lowest out."""
+    """Return how many of ``guesses`` guesses are right: "in" for the highest scores (half of the guesses), "out" for the lowest."""
     order = scores.argsort(descending=True)
     first, last = order[: guesses // 2], order[len(order) - (guesses - guesses // 2) :]
     return int(inside[first].sum() + (~inside[last]).sum())
 
 
 def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """Return the most probability that an (epsilon, delta) mechanism leaves to so many right guesses (Theorem 5.2)."""
+    """Return the largest probability of this many right guesses under an (epsilon, delta) mechanism (Theorem 5.2)."""
     chance = 1 / (1 + torch.exp(torch.tensor(-epsilon, dtype=torch.float64)).item())
     tail = float(binom.sf(right - 1, guesses, chance))
     if not delta:
@@ -86,7 +84,7 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def epsilon_lower_bound(canaries: int, guesses: int, right: int, delta: float) -> float:
-    """Return the largest epsilon that so many right guesses refute with 95 % confidence, 0 if none.
+    """Return the largest epsilon that this many right guesses refute with 95 % confidence, 0 if none.
 
     >>> round(epsilon_lower_bound(100, 100, 100, 0.0), 2)
     3.49

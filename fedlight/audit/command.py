@@ -17,15 +17,15 @@ from fedlight.audit.picture import Strip, draw, write_pictures
 from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
-from fedlight.audit.subject import Subject, trained_network
+from fedlight.audit.target import Target, trained_network
 from fedlight.core.errors import ConfigurationError, own_error
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
 FAST_TRIALS = 5  # of membership inference
 
 Build = Callable[[str, Path | None, dict[str, Any], float | None], Parts]
-"""Makes the parts that a configuration of `fit` names, looked for beside a folder, with overrides and clients' learning rate."""
+"""Builds the parts that a configuration file of `fit` names (path, folder to look in first, overrides, clients' learning rate)."""
 
 
 def audit_parser() -> ArgumentParser:
@@ -42,30 +42,30 @@ def audit(args: list[str], build: Build) -> None:
     """Run an audit and write its report.
 
     Raises:
-        ConfigurationError: if a setting or the base configuration cannot work; nothing has been attacked then.
+        ConfigurationError: if a setting or the base configuration cannot work; no attack has run then.
     """
-    settings, beside, output, name = read_settings(args)
-    parts = build(settings.base, beside, settings.overrides, settings.lr)
+    settings, folder, output, name = read_settings(args)
+    parts = build(settings.base, folder, settings.overrides, settings.lr)
     networks = {"initial": parts.network}
     if settings.ckpt_path:
         networks["trained"] = trained_network(parts.network, settings.ckpt_path)
     codecs = {"base": parts.codec} if settings.codecs is None else settings.codecs
-    subjects = {model: Subject(parts, network, codecs, parts.lr, settings.proxy_rounds) for model, network in networks.items()}
+    targets = {model: Target(parts, network, codecs, parts.lr, settings.proxy_rounds) for model, network in networks.items()}
     trials = min(settings.membership.trials, FAST_TRIALS) if settings.fast else settings.membership.trials
     with _progress(number_of_cohorts(settings, len(networks)), settings) as advance:
         session = Session(settings, parts, advance)
-        for model, subject in subjects.items():
-            session.run(subject, model)
+        for model, target in targets.items():
+            session.run(target, model)
             if trials:
                 seed = settings.seeds[0]
-                session.rows += membership_rows(subject, settings.sights, settings.membership, trials, seed, model, advance)
+                session.rows += membership_rows(target, settings.observations, settings.membership, trials, seed, model, advance)
             if settings.canaries.count:
-                session.rows += canary_rows(subject, list(codecs), settings.canaries, settings.seeds[0], model)
+                session.rows += canary_rows(target, list(codecs), settings.canaries, settings.seeds[0], model)
     report(session, settings, output, f"Leakage audit: {name}")
 
 
 def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
-    """Return the settings, the folder of the file that they are in, the folder for results, and the audit's name.
+    """Return the settings, the folder of their file, the folder for results, and the audit's name.
 
     Raises:
         ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
@@ -81,7 +81,7 @@ def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
         reason = own_error(error) or " ".join(str(error).split())
         raise ConfigurationError(f"audit: {reason} (options: fedlight audit --help)") from error
     made.pop("config", None)
-    settings = Audit(**made, overrides=overrides)  # classes named in overrides are made with the base, not here
+    settings = Audit(**made, overrides=overrides)  # classes named in overrides are built with the base, not here
     path = Path(files[-1].absolute) if files and files[-1] else None
     name = path.stem if path else "audit"
     return settings, path.parent if path else None, Path(settings.output or f"logs/audit/{name.removeprefix('audit_')}"), name
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
-    """Show attacks done and the one in progress, on stderr; a plain line for each where there is no terminal."""
+    """Show finished attacks and the current one on stderr; print a plain line for each if there is no terminal."""
     console = Console(stderr=True)
     bar = Progress(
         BarColumn(bar_width=16),
@@ -112,7 +112,7 @@ def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
     last = ""
 
     def advance(words: str) -> None:
-        """Begin something, or, without words, count one attack as done."""
+        """Show the next step, or, without words, count one attack as done."""
         nonlocal last
         if not words:
             bar.advance(task)
@@ -124,7 +124,7 @@ def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
         last = head
 
     for attack in settings.left_out:
-        print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it proves nothing", file=sys.stderr)
+        print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it shows nothing", file=sys.stderr)
     with bar:
         yield advance
 
@@ -150,7 +150,7 @@ def report(session: Session, settings: Audit, output: Path, title: str) -> None:
 
 
 def _by_attack(session: Session) -> dict[tuple[str, str], list[tuple[Row, Result, Result]]]:
-    """Return what can be shown, by model and attack; the prior is a part of the attack's name here."""
+    """Return the results that have images, by model and attack; the attack's name includes its prior."""
     grouped: dict[tuple[str, str], list[tuple[Row, Result, Result]]] = {}
     for row, result, control in session.shown:
         if len(result.psnr):
@@ -160,7 +160,7 @@ def _by_attack(session: Session) -> dict[tuple[str, str], list[tuple[Row, Result
 
 
 def strips(shown: list[tuple[Row, Result, Result]], images: int) -> list[Strip]:
-    """Return the lines of an attack's picture: the true images, then control and sight for every kind of cohort."""
+    """Return the rows of an attack's picture: the true images, then control and observation for every kind of cohort."""
     lines: list[Strip] = []
     truth = None
     for row, result, control in shown:

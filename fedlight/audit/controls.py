@@ -1,4 +1,4 @@
-"""What is got without looking at anything that clients send: the least that an attack has to beat."""
+"""Guesses that use nothing that clients send: the least that an attack has to beat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Controls:
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, classes: int) -> Controls:
-        """Compute them from public images ``[n, c, h, w]`` and labels ``[n]``; a class without images gets the mean of all."""
+        """Compute them from public images ``[n, c, h, w]`` and labels ``[n]``; a class without images gets the mean of all images."""
         mean = images.mean(0)
         means, medoids = [], []
         for label in range(classes):
@@ -35,7 +35,7 @@ class Controls:
         return cls(mean, torch.stack(means), torch.stack(medoids))
 
     def guesses(self, labels: Tensor) -> dict[str, Tensor]:
-        """Return by name a guess ``[n, c, h, w]`` for images of which the labels ``[n]`` are known.
+        """Return guesses ``[n, c, h, w]`` by name, for images with known labels ``[n]``.
 
         ``mean_image`` does not use them, ``class_mean`` is the best guess in squared error, ``label_only`` a real image of the class.
         """

@@ -1,6 +1,6 @@
-"""Was an image in the cohort? Scores of candidates against what was seen, and how well they tell members from others.
+"""Was an image in the cohort? Scores of candidates against observations, and how well they separate members from others.
 
-Cosine of a candidate's own code with the sum, and a one-tailed likelihood ratio against its scores in cohorts that it was not in
+Cosine of a candidate's own code with the sum, and a one-tailed likelihood ratio against its scores in cohorts without it
 (Carlini et al. 2022, arXiv 2112.03570, the offline attack of section VI; Li et al. 2022 for gradients).
 """
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 def cosine_scores(candidates: Tensor, seen: Tensor) -> Tensor:
-    """Return the cosines ``[n, m]`` of candidates' codes ``[n, length]`` with observations ``[m, length]``."""
+    """Return the cosines ``[n, m]`` between candidates' codes ``[n, length]`` and observations ``[m, length]``."""
     cosines: Tensor = unit(candidates) @ unit(seen).T
     return cosines
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Return the rows at length 1; zeros stay."""
+    """Return the rows scaled to length 1; zero rows stay zero."""
     length: Tensor = rows.norm(dim=-1, keepdim=True)
     scaled: Tensor = rows / length.clamp(min=1e-30)
     return scaled
 
 
 def likelihood_scores(scores: Tensor, outside: Tensor) -> Tensor:
-    """Return the log probability ``[n]`` that scores ``[n]`` are above those of cohorts without the candidate, ``[n, shadows]``.
+    """Return the log probability ``[n]`` that scores ``[n]`` exceed those in cohorts without the candidate, ``[n, shadows]``.
 
-    A normal distribution for each candidate, of its scores in shadow cohorts.
+    Each candidate has a normal distribution, fitted to its scores in shadow cohorts.
     """
     mean, deviation = outside.mean(1), outside.std(1).clamp(min=1e-9)
     ratio: Tensor = torch.special.log_ndtr((scores - mean) / deviation)
@@ -34,7 +34,7 @@ def likelihood_scores(scores: Tensor, outside: Tensor) -> Tensor:
 
 
 def auc(members: Tensor, others: Tensor) -> float:
-    """Return the probability that a member's score is above another's, ties counted half.
+    """Return the probability that a member's score exceeds a non-member's; ties count half.
 
     >>> auc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
     0.875
@@ -44,7 +44,7 @@ def auc(members: Tensor, others: Tensor) -> float:
 
 
 def tpr_at(members: Tensor, others: Tensor, fpr: float = 0.01) -> float:
-    """Return the share of members above the threshold that at most a share ``fpr`` of the others is above.
+    """Return the share of members above the threshold that at most a share ``fpr`` of the others exceeds.
 
     >>> tpr_at(torch.tensor([0.5, 3.0]), torch.linspace(0, 1, 100))
     0.5

@@ -1,4 +1,4 @@
-"""How near a reconstruction is: PSNR and SSIM of matched, clamped images, and whether an image is found in a pool."""
+"""How close a reconstruction is: PSNR and SSIM of matched, clamped images, and whether a pool of images identifies it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 CEILING = 100.0
-"""PSNR in dB beyond which images are taken to be equal (an exact copy has no finite PSNR)."""
+"""PSNR in dB from which images count as equal (an exact copy has no finite PSNR)."""
 
 
 def psnr(guess: Tensor, true: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ def ssim(guess: Tensor, true: Tensor) -> Tensor:
 
 
 def match(guess: Tensor, true: Tensor) -> Tensor:
-    """Return for each true image the number of the guess assigned to it, ``[n]``: the assignment of least squared error (Kuhn 1955).
+    """Return the index of the guess assigned to each true image, ``[n]``: the assignment of least squared error (Kuhn 1955).
 
-    The order of a batch leaves no trace in a mean gradient, so a guess is judged up to its order.
+    A mean gradient does not depend on the order of the batch, so the order of a guess does not count.
     """
     cost = torch.cdist(true.float().clamp(0, 1).flatten(1), guess.float().clamp(0, 1).flatten(1)).square()
     rows, columns = linear_sum_assignment(cost.cpu().numpy())
@@ -46,12 +46,12 @@ def match(guess: Tensor, true: Tensor) -> Tensor:
 
 
 def matched(guess: Tensor, true: Tensor) -> Tensor:
-    """Return the guesses in the order of the true images that they are assigned to, ``[n, c, h, w]``."""
+    """Return the guesses ``[n, c, h, w]`` in the order of their assigned true images."""
     return guess[match(guess, true).to(guess.device)]
 
 
 def identification_rate(guess: Tensor, true: Tensor, pool: Tensor) -> float:
-    """Return the share of guesses that are nearer to the true image than to any image ``[m, c, h, w]`` of a pool of others."""
+    """Return the share of guesses that are closer to the true image than to every image ``[m, c, h, w]`` of a pool."""
     flat = guess.float().clamp(0, 1).flatten(1)
     own = (flat - true.float().flatten(1)).norm(dim=1)
     others = torch.cdist(flat, pool.float().flatten(1)).amin(1)

@@ -1,4 +1,4 @@
-"""The network that gradient inversion is usually shown on: a positive control for an attack."""
+"""The usual demonstration network for gradient inversion: a positive control for an attack."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fedlight.core.errors import require, require_counts
 class SigmoidLeNet(nn.Module):
     """The small LeNet with sigmoids and strides of the DLG authors (Zhu et al. 2019), which L-BFGS inverts well.
 
-    About 13,000 parameters on 28 x 28 images of one channel. Weights begin uniform in +-0.5, as the authors' do.
+    About 13,000 parameters on 28 x 28 images of one channel. Initial weights are uniform in +-0.5, as in the authors' code.
 
     Args:
         in_channels: channels of an image.
         image_size: height and width of an image.
         num_classes: width of the output.
         channels: channels of the convolutions.
-        init: half the width of the range that the initial weights are drawn from.
+        init: half the width of the range of the initial weights.
 
     Raises:
         ConfigurationError: if a number is less than 1, or ``init`` not positive.

@@ -1,4 +1,4 @@
-"""Image grids: true, control, and what the attack made of every sight, PSNR under each. Needs matplotlib, the `plot` extra."""
+"""Image grids: true images, control, and the attack's result for every observation, with PSNRs. Needs matplotlib, the `plot` extra."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 0.92  # inches
-MARGIN = 3.1  # inches for the words beside a line
+MARGIN = 3.1  # inches for the words next to a row
 DPI = 100
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A line of a grid: words, images ``[n, c, h, w]`` in 0..1, and the PSNR of each (none for the true images)."""
+    """A row of a grid: words, images ``[n, c, h, w]`` in 0..1, and the PSNR of each (none for the true images)."""
 
     words: str
     images: Tensor
@@ -29,7 +29,7 @@ class Strip:
 
 
 def draw(strips: list[Strip], title: str) -> Figure:
-    """Return a figure with one line a strip.
+    """Return a figure with one row per strip.
 
     Raises:
         ConfigurationError: if matplotlib is not installed.
@@ -60,7 +60,7 @@ def draw(strips: list[Strip], title: str) -> Figure:
 
 
 def write_pictures(figures: Mapping[str, Figure], folder: Path, text: str) -> list[Path]:
-    """Write the figures as PNG, log them and a text to TensorBoard in ``folder``, and return the paths of the files."""
+    """Write the figures as PNG, log them and a text to TensorBoard in ``folder``, and return the paths of the PNG files."""
     from torch.utils.tensorboard import SummaryWriter
 
     board = SummaryWriter(str(folder))

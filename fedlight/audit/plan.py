@@ -1,4 +1,4 @@
-"""What is audited: settings of `fedlight audit`."""
+"""Settings of `fedlight audit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedlight.audit.attacks import Attack
-from fedlight.audit.views import Sight
+from fedlight.audit.views import Observation
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError, require, require_least
@@ -24,8 +24,8 @@ class Membership:
     """How membership inference is measured.
 
     Args:
-        trials: cohorts that are looked at, each with its members and as many other images; 0 leaves it out.
-        shadows: cohorts of public images that the likelihood ratio takes its scores without a member from.
+        trials: number of cohorts, each with its members and equally many other images; 0 leaves membership inference out.
+        shadows: number of cohorts of public images that give the likelihood ratio its scores without a member.
     """
 
     trials: int = 20
@@ -37,14 +37,14 @@ class Membership:
 
 @dataclass
 class Canaries:
-    """How epsilon is bounded from below.
+    """How canaries bound epsilon from below.
 
     Args:
-        count: canaries, each in the sums or not by coin toss; 0 leaves them out.
-        rounds: rounds that they take part in.
-        noise: noise multipliers; 0 is no differential privacy.
+        count: number of canaries; a coin toss puts each into the sums or not; 0 leaves them out.
+        rounds: number of rounds with canaries.
+        noise: noise multipliers; 0 means no differential privacy.
         delta: delta of the epsilons.
-        honest: honest clients in every sum.
+        honest: number of honest clients in every sum.
     """
 
     count: int = 200
@@ -61,34 +61,34 @@ class Canaries:
 
 @dataclass
 class Audit:
-    """Attacks, and what they are tried on.
+    """Attacks, and what they run on.
 
     Args:
-        base: Configuration of `fedlight fit` that says model, data and codec; looked for beside this file, then in the current folder.
-        overrides: Parts of it that are changed.
-        attacks: The attacks, each a class path; every attack is tried on every sight, and on the plain update of the same images.
-        sights: What the adversary looks at.
-        codecs: Codecs by the name that sights use (the base's own, as `base`, if not given); each is fitted on proxy data to updates
-            of the kind that is audited.
-        ckpt_path: Checkpoint of a run of `base`: its model is audited beside the initial one.
-        trials: Cohorts that each attack is tried on.
-        seeds: Seeds of the cohorts and of everything that attacks and noise draw.
+        base: Configuration of `fedlight fit` with model, data and codec, in this file's folder or else in the current folder.
+        overrides: Changes to it.
+        attacks: The attacks, each a class path; every attack runs on every observation, and on the plain update of the same images.
+        observations: What the adversary sees.
+        codecs: Codecs by the name that observations use (the base's own, as `base`, if not given); each is fitted on proxy data to updates
+            of the audited kind.
+        ckpt_path: Checkpoint of a run of `base`: the audit covers its model as well as the initial one.
+        trials: Number of cohorts for each attack.
+        seeds: Seeds of the cohorts, the attacks and the noise.
         lr: Clients' learning rate (that of the base's algorithm if not given).
-        proxy_rounds: Rounds of simulated clients that codecs are fitted to.
-        membership: Membership inference on every sight.
+        proxy_rounds: Rounds of simulated clients to fit codecs to.
+        membership: Membership inference on every observation.
         canaries: Canaries in every codec's sums.
-        fast: Whether to take two trials, shortened attacks, and no attack that is slow by nature.
-        memory_mb: Memory in MiB beyond which an attack is skipped (half of the machine's if not given).
-        images: Images of a line in the pictures.
+        fast: Whether to run two trials, shortened attacks, and no attack that is slow by nature.
+        memory_mb: Most memory in MiB for an attack; one that needs more is skipped (half of the machine's memory if not given).
+        images: Number of images per row in the pictures.
         output: Folder for results (`logs/audit/` and this file's name if not given).
 
     Raises:
-        ConfigurationError: if an argument is empty or out of range, or a sight names no codec.
+        ConfigurationError: if an argument is empty or out of range, or an observation names no codec.
     """
 
     base: str
     attacks: list[Attack]
-    sights: list[Sight]
+    observations: list[Observation]
     overrides: dict[str, Any] = field(default_factory=dict)
     codecs: dict[str, Codec] | None = None
     ckpt_path: str | None = None
@@ -104,36 +104,36 @@ class Audit:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("attacks", "sights", "seeds"):
+        for name in ("attacks", "observations", "seeds"):
             require(getattr(self, name), f"Expected `{name}` to name at least one but got an empty list")
         require_least(self, trials=1, proxy_rounds=6, images=1)
         if (self.lr is not None and self.lr <= 0) or (self.memory_mb is not None and self.memory_mb <= 0):
             raise ConfigurationError(f"Expected `lr` and `memory_mb` > 0 but got {self.lr} and {self.memory_mb}")
         known = ["base"] if self.codecs is None else list(self.codecs)
-        for sight in self.sights:
-            if sight.codec is not None and sight.codec not in known:
+        for observation in self.observations:
+            if observation.codec is not None and observation.codec not in known:
                 raise ConfigurationError(
-                    f"Expected `codec` of a sight to be one of {', '.join(known)} but got {sight.codec!r}: add it to `codecs`"
+                    f"Expected `codec` of an observation to be one of {', '.join(known)} but got {observation.codec!r}: add it to `codecs`"
                 )
 
     @property
     def cohorts(self) -> int:
-        """Trials that are made for every seed."""
+        """Number of trials for every seed."""
         return min(self.trials, MOST_TRIALS_FAST) if self.fast else self.trials
 
     @property
     def tried(self) -> list[Attack]:
-        """The attacks that are run, with the budget that they have."""
+        """The attacks to run, with their budgets."""
         return [attack.shortened() for attack in self.attacks if attack.quick] if self.fast else list(self.attacks)
 
     @property
     def left_out(self) -> list[Attack]:
-        """The attacks that a fast audit leaves out."""
+        """The attacks that a fast audit skips."""
         return [attack for attack in self.attacks if self.fast and not attack.quick]
 
     @property
     def memory_bytes(self) -> float:
-        """Memory that an attack may take."""
+        """Most memory for an attack."""
         if self.memory_mb is not None:
             return self.memory_mb * 2**20
         return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -141,7 +141,7 @@ class Audit:
 
 @dataclass
 class Parts:
-    """What the base configuration makes: the model, its data, and how its codec is fitted to recorded updates."""
+    """What the base configuration builds: the model, its data, and a function that fits its codec to recorded updates."""
 
     network: nn.Module
     loss: nn.Module

@@ -1,4 +1,4 @@
-"""What an attacker knows of images before it looks: coordinates to search in, and a penalty on what is unlikely."""
+"""What an attacker knows about images in advance: coordinates to search in, and a penalty on unlikely images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Prior(ABC):
         return type(self).__name__
 
     def fit(self, images: Tensor, generator: torch.Generator) -> Self:
-        """Return a copy that is fitted to public images ``[n, c, h, w]``."""
+        """Return a copy fitted to public images ``[n, c, h, w]``."""
         fitted = copy.deepcopy(self)
         fitted.shape = tuple(images.shape[1:])
         fitted.learn(images.double(), generator)
@@ -37,31 +37,31 @@ class Prior(ABC):
 
     @abstractmethod
     def start(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return coordinates ``[count, latent]`` to begin the search at."""
+        """Return coordinates ``[count, latent]`` to start the search from."""
 
     @abstractmethod
     def images(self, latent: Tensor) -> Tensor:
         """Return the images of coordinates, differentiably."""
 
     def project(self, latent: Tensor) -> None:  # noqa: B027  (only pixels have a box)
-        """Bring the coordinates back into their range, in place."""
+        """Clamp the coordinates to their range, in place."""
 
     def penalty(self, latent: Tensor) -> Tensor:
-        """Return how unlikely the coordinates are, 0-d, beside a loss that is 1 where a guess explains nothing."""
+        """Return how unlikely the coordinates are, 0-d, to add to a loss that is 1 where a guess explains nothing."""
         return torch.zeros((), dtype=latent.dtype, device=latent.device)
 
 
 class Pixels(Prior):
-    """No prior: the coordinates are the pixels, which begin as noise around mid-grey."""
+    """No prior: the coordinates are the pixels, initially noise around mid-gray."""
 
     name = "none"
 
     def start(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return noisy grey pixels ``[count, c * h * w]``."""
+        """Return noisy gray pixels ``[count, c * h * w]``."""
         return 0.5 + 0.25 * torch.randn(count, *self.shape, generator=generator, dtype=torch.float64).flatten(1)
 
     def images(self, latent: Tensor) -> Tensor:
-        """Return the pixels in their places."""
+        """Return the pixels as images."""
         return latent.view(len(latent), *self.shape)
 
     def project(self, latent: Tensor) -> None:
@@ -70,10 +70,10 @@ class Pixels(Prior):
 
 
 class TotalVariation(Pixels):
-    """Neighbouring pixels are alike (Geiping et al. 2020, arXiv 2003.14053, Eq. 4).
+    """Neighboring pixels are similar (Geiping et al. 2020, arXiv 2003.14053, Eq. 4).
 
     Args:
-        weight: weight of the mean absolute difference between neighbours.
+        weight: weight of the mean absolute difference between neighbors.
     """
 
     name = "TV"
@@ -90,10 +90,10 @@ class TotalVariation(Pixels):
 
 
 class PrincipalComponents(Prior):
-    """Images are a mean and a few principal components of public ones, with Gaussian coordinates.
+    """Images are the mean of public images plus a few of their principal components, with Gaussian coordinates.
 
     Args:
-        components: most components that are kept.
+        components: largest number of components.
         weight: weight of the squared coordinates, in standard deviations.
     """
 
@@ -105,7 +105,7 @@ class PrincipalComponents(Prior):
         self.weight = weight
 
     def learn(self, images: Tensor, generator: torch.Generator) -> None:
-        """Keep mean and scaled components."""
+        """Store the mean and the scaled components."""
         flat = images.flatten(1)
         self.mean = flat.mean(0)
         _, sizes, directions = svd(flat - self.mean)
@@ -127,7 +127,7 @@ class PrincipalComponents(Prior):
 
 
 class SmallVAE(Prior):
-    """Images come from the decoder of a small variational autoencoder (Kingma & Welling 2014) that is trained on public images.
+    """Images come from the decoder of a small variational autoencoder (Kingma & Welling 2014), trained on public images.
 
     Args:
         latent: number of coordinates.
@@ -170,7 +170,7 @@ class SmallVAE(Prior):
         return 0.3 * torch.randn(count, self.latent, generator=generator, dtype=torch.float64).to(device)
 
     def images(self, latent: Tensor) -> Tensor:
-        """Return what the decoder makes of them."""
+        """Return the decoder's output."""
         pixels: Tensor = self.decoder(latent)
         return pixels.sigmoid().view(len(latent), *self.shape)
 
@@ -180,10 +180,10 @@ class SmallVAE(Prior):
 
 
 def small_network(widths: list[int], generator: torch.Generator) -> nn.Sequential:
-    """Return linear layers of these widths with ReLU between them, drawn from ``generator`` (He et al. 2015)."""
+    """Return linear layers of these widths with ReLU between them; ``generator`` draws their weights (He et al. 2015)."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
-        with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator; ours are drawn below
+        with torch.random.fork_rng(devices=[]):  # torch draws from the global generator here; our weights are drawn below
             linear = nn.Linear(a, b)
         nn.init.normal_(linear.weight, std=(2 / a) ** 0.5, generator=generator)
         nn.init.zeros_(linear.bias)

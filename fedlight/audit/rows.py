@@ -1,4 +1,4 @@
-"""The rows of an audit, and the sentence that each is allowed to end with."""
+"""The rows of an audit, and the conclusion that each allows."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from rich.table import Table
 
 SUCCESS = 3.0
-"""dB over the class mean from which an attack counts as one that works: below, it may have no more than the label."""
+"""dB over the class mean from which an attack counts as working: below that, it may know no more than the label."""
 
 HEADS = ("model", "attack", "sees", "codec", "prior", "median", "best", "control", "mean image", "class mean", "conclusion")
 
 READING = """\
-How to read this. PSNR is in dB, of the images that the attack came back with, matched to the true ones; `class mean` is what whoever
-knows just the label gets by guessing the average image of the class. Only what an attack gets beyond that is a leak, and only an attack
-that works on the plain update (`control`, same budget, same images) says anything at all: where it does not, the row says "no
-conclusion". A row without a leak says that *this* attack, at *this* budget, with *this* prior, got nothing on *these* few images; it is
-no proof that another would not. A codec is compression, not encryption: a better prior, more rounds or more computing time can only
-help the attacker. Averaging over more clients makes inversion harder and proves nothing either. What is proved is secure
-aggregation (the server sees the sum alone) and differential privacy (a bound on what any attack can learn); canaries bound epsilon
-from below, and a low bound is no evidence of privacy. Clients' networks are taken without dropout, with global BatchNorm statistics,
-and each client trains on all its images in every step: all in the attacker's favour.
+How to read this. PSNR is in dB, between the attack's images and the true ones matched to them; `class mean` is the PSNR of guessing the
+average image of the class, which needs only the label. Only what an attack gets beyond that is a leak, and only an attack that works on
+the plain update (`control`, same budget, same images) shows anything: if it does not work there, the row says "no conclusion". A row
+without a leak says that *this* attack, at *this* budget, with *this* prior, got nothing on *these* few images; it does not prove that
+another would get nothing. A codec is compression, not encryption: a better prior, more rounds or more computing time can only help the
+attacker. Averaging over more clients makes inversion harder and proves nothing either. Proofs exist for secure aggregation (the server
+sees only the sum) and differential privacy (a bound on what any attack can learn); canaries bound epsilon from below, and a low bound is
+no evidence of privacy. Clients' networks run without dropout and with global BatchNorm statistics, and each client trains on all its
+images in every step: all of this favors the attacker.
 """
 
 
 @dataclass
 class Row:
-    """One attack on one sight: figures are None where they do not apply; of an even number the lower middle one is the median."""
+    """One attack on one observation: metrics are None where they do not apply; medians of an even number are the lower middle value."""
 
     attack: str
     sees: str
@@ -72,7 +72,7 @@ class Row:
 
 
 def inversion_verdict(median: float, best: float, control: float, class_mean: float, plain: bool) -> str:
-    """Return what an inversion row says, from PSNRs in dB: of the attack, of its positive control, and of the class mean.
+    """Return the conclusion of an inversion row from PSNRs in dB: of the attack, its positive control, and the class mean.
 
     >>> inversion_verdict(12.0, 13.0, 14.0, 13.0, plain=False)
     'no conclusion: the same attack fails on the plain update'
@@ -89,28 +89,28 @@ def inversion_verdict(median: float, best: float, control: float, class_mean: fl
 
 
 def label_verdict(accuracy: float, control: float, chance: float) -> str:
-    """Return what a row on labels says, from shares of labels that are right."""
+    """Return the conclusion of a row on labels, from shares of correct labels."""
     if control < chance + 0.2:
-        return "no conclusion: labels are not read from the plain update either"
+        return "no conclusion: the attack cannot read labels from the plain update either"
     if accuracy >= chance + 0.2:
         return f"labels leak: {accuracy:.0%} right where guessing gets {chance:.0%}"
     return f"this attack got {accuracy:.0%} of the labels, guessing {chance:.0%}"
 
 
 def membership_verdict(auc: float, control: float) -> str:
-    """Return what a row on membership says, from areas under the curve."""
+    """Return the conclusion of a row on membership, from areas under the ROC curve."""
     if control < 0.6:
-        return "no conclusion: members are not told apart in the plain update either"
+        return "no conclusion: the attack cannot tell members apart in the plain update either"
     return f"membership leaks: AUC {auc:.2f}" if auc >= 0.6 else f"this attack got an AUC of {auc:.2f}, guessing 0.50"
 
 
 def canary_verdict(lower: float, proved: float | None) -> str:
-    """Return what a row on canaries says."""
+    """Return the conclusion of a row on canaries."""
     if proved is None:
         return (
             f"no noise: every epsilon below {lower:.2f} is refuted"
             if lower > 0
-            else "no conclusion: the canaries were not found without noise"
+            else "no conclusion: the audit did not find the canaries even without noise"
         )
     if lower > proved:
         return f"BROKEN: the canaries refute epsilon {proved:.2f}; the mechanism is not what the accountant assumes"
@@ -118,7 +118,7 @@ def canary_verdict(lower: float, proved: float | None) -> str:
 
 
 def show_rows(rows: Sequence[Row], title: str) -> Table:
-    """Return the table for the terminal."""
+    """Return the rows as a table for the terminal."""
     table = Table(title=title, title_justify="left")
     for head in HEADS:
         table.add_column(head, justify="right" if head in HEADS[5:-1] else "left", overflow="fold", ratio=1 if head == HEADS[-1] else None)
@@ -129,8 +129,8 @@ def show_rows(rows: Sequence[Row], title: str) -> Table:
 
 
 def _cells(row: Row, sees: str) -> list[str]:
-    figures = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
-    return [row.model, row.attack, sees, row.codec, row.prior, *map(_show, figures), row.conclusion]
+    metrics = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
+    return [row.model, row.attack, sees, row.codec, row.prior, *map(_show, metrics), row.conclusion]
 
 
 def _show(value: float | None) -> str:
@@ -138,7 +138,7 @@ def _show(value: float | None) -> str:
 
 
 def write_rows(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
-    """Write ``audit.json`` (a list of rows) and ``audit.md`` (the same as a table, and how to read it) and return their paths."""
+    """Write ``audit.json`` (a list of rows) and ``audit.md`` (a table and how to read it), and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
     (folder / "audit.json").write_text(json.dumps(plain, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""An audit in progress: every attack on every sight, each beside the same attack on the plain update."""
+"""An audit in progress: every attack on every observation, each compared with the same attack on the plain update."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fedlight.audit.controls import Controls
 from fedlight.audit.metrics import identification_rate, matched, psnr, ssim
 from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import Row, inversion_verdict, label_verdict
-from fedlight.audit.subject import Subject
-from fedlight.audit.views import CodeView, NoisyView, Sight
+from fedlight.audit.target import Target
+from fedlight.audit.views import CodeView, NoisyView, Observation
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
 
 POOL = 100
-"""Images of others that an image is looked for among, where its identification is measured."""
+"""Number of other images in the pool for the identification rate."""
 
 
 @dataclass
 class Result:
-    """What an attack got on one sight, over all cohorts.
+    """The results of an attack on one observation, over all cohorts.
 
     Attributes:
-        psnr: of every image, ``[n]``; empty for attacks on labels.
-        ssim: the same.
-        firsts: the first image of every cohort, ``[cohorts, c, h, w]``.
-        first_psnr: its PSNR.
-        truth: the true ones.
-        labels: share of labels that are right, if the attack says labels.
+        psnr: PSNR of every image, ``[n]``; empty for attacks on labels.
+        ssim: SSIM of every image, ``[n]``.
+        firsts: the attack's first image of every cohort, ``[cohorts, c, h, w]``.
+        first_psnr: PSNR of each.
+        truth: the true images that belong to them.
+        labels: share of correct labels, if the attack infers labels.
         found: identification rate.
-        baselines: PSNRs of guesses without looking, by name.
-        seconds: time of all.
+        baselines: PSNRs of guesses that see no message, by name.
+        seconds: total time.
     """
 
     psnr: Tensor
@@ -52,12 +52,12 @@ class Result:
 
 
 class Session:
-    """Runs attacks and keeps the results on plain updates, which several sights are compared with.
+    """Runs attacks and keeps their results on plain updates, the control of several observations.
 
     Args:
         audit: the settings.
-        parts: what the base configuration makes.
-        advance: called with words after every cohort that was attacked.
+        parts: what the base configuration builds.
+        advance: called with words before every cohort, and without words after every attack.
     """
 
     def __init__(self, audit: Audit, parts: Parts, advance: Callable[[str], None]) -> None:
@@ -66,53 +66,55 @@ class Session:
         self.advance = advance
         self.rows: list[Row] = []
         self.shown: list[tuple[Row, Result, Result]] = []
-        self._results: dict[tuple[str, int, Sight], Result] = {}
+        self._results: dict[tuple[str, int, Observation], Result] = {}
 
-    def run(self, subject: Subject, model: str) -> None:
-        """Try every attack on every sight of one model; what cannot be run becomes a row that says why."""
-        controls = Controls.of(subject.context.images, subject.context.labels, subject.context.classes)
+    def run(self, target: Target, model: str) -> None:
+        """Run every attack on every observation of one model; an attack that cannot run becomes a row that says why."""
+        controls = Controls.of(target.context.images, target.context.labels, target.context.classes)
         for number, attack in enumerate(self.audit.tried):
-            prepared = attack.prepare(subject.context, torch_generator(self.parts.seed, "audit prior", number))
-            for sight in self.audit.sights:
-                row = Row(attack.name, sight.words, sight.codec or "none", sight.clients, attack.prior.name, model=model)
-                row = replace(row, batch_size=sight.batch_size, local_steps=sight.local_steps, noise=sight.noise)
+            prepared = attack.prepare(target.context, torch_generator(self.parts.seed, "audit prior", number))
+            for observation in self.audit.observations:
+                row = Row(attack.name, observation.words, observation.codec or "none", observation.clients, attack.prior.name, model=model)
+                row = replace(row, batch_size=observation.batch_size, local_steps=observation.local_steps, noise=observation.noise)
                 row.seeds = tuple(self.audit.seeds)
                 try:
-                    control = self._result(subject, controls, prepared, number, sight.control, model)
-                    result = self._result(subject, controls, prepared, number, sight, model)
+                    control = self._result(target, controls, prepared, number, observation.control, model)
+                    result = self._result(target, controls, prepared, number, observation, model)
                 except (ConfigurationError, MemoryError, torch.OutOfMemoryError) as error:
                     row.conclusion = f"skipped: {str(error).splitlines()[0]}"
                     self.rows.append(row)
                     self.advance("")
                     continue
-                view = subject.view(attack, sight)
+                view = target.view(attack, observation)
                 code = view.view if isinstance(view, NoisyView) else view
                 if isinstance(code, CodeView):
                     row.code_dim = code.codec.encoder.code_dim
                     row.message_ratio = 4 * code.codec.encoder.dim / code.codec.encoder.format.payload_bytes
-                self.rows.append(fill(row, result, control, most_common(subject.context.labels), sight == sight.control))
+                self.rows.append(fill(row, result, control, most_common(target.context.labels), observation == observation.control))
                 self.shown.append((row, result, control))
                 self.advance("")
 
-    def _result(self, subject: Subject, controls: Controls, attack: Attack, number: int, sight: Sight, model: str) -> Result:
-        key = (model, number, sight)
+    def _result(self, target: Target, controls: Controls, attack: Attack, number: int, observation: Observation, model: str) -> Result:
+        key = (model, number, observation)
         if key not in self._results:
-            self._results[key] = self._attack(subject, controls, attack, sight)
+            self._results[key] = self._attack(target, controls, attack, observation)
         return self._results[key]
 
-    def _attack(self, subject: Subject, controls: Controls, attack: Attack, sight: Sight) -> Result:
-        victim, view = subject.victim(attack, sight), subject.view(attack, sight)
+    def _attack(self, target: Target, controls: Controls, attack: Attack, observation: Observation) -> Result:
+        victim, view = target.victim(attack, observation), target.view(attack, observation)
         collected: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         labels, found = [], []
         baselines: dict[str, list[Tensor]] = {}
         start = time.monotonic()
         for seed in self.audit.seeds:
             for trial in range(self.audit.cohorts):
-                self.advance(f"{attack.name} ({attack.prior.name}) on {sight.codec or 'no codec'}, {sight.words}: cohort {trial + 1}")
-                images, truth = subject.draw(seed, trial, sight.clients, sight.batch_size)
-                self._check_memory(victim.bytes_per_image(images.flatten(0, 1)), sight, attack)
+                self.advance(
+                    f"{attack.name} ({attack.prior.name}) on {observation.codec or 'no codec'}, {observation.words}: cohort {trial + 1}"
+                )
+                images, truth = target.draw(seed, trial, observation.clients, observation.batch_size)
+                self._check_memory(victim.bytes_per_image(images.flatten(0, 1)), observation, attack)
                 seen = view.observe(victim.updates(images, truth), torch_generator(seed, "audit seen", trial))
-                case = Case(victim, view, seen, truth, subject.context)
+                case = Case(victim, view, seen, truth, target.context)
                 attack.check(case)
                 guess = attack.run(case, torch_generator(seed, "audit attack", trial))
                 true = images.flatten(0, 1)
@@ -121,7 +123,7 @@ class Session:
                 if guess.images is not None:
                     got = matched(guess.images.float(), true)
                     collected.append((psnr(got, true), ssim(got, true), got[:1], true[:1]))
-                    found.append(identification_rate(got, true, subject.others(POOL, seed, trial)[0]))
+                    found.append(identification_rate(got, true, target.others(POOL, seed, trial)[0]))
                 for name, blind in controls.guesses(truth.flatten()).items():
                     baselines.setdefault(name, []).append(psnr(matched(blind, true), true))
         quality, alike, got_first, true_first = (
@@ -130,20 +132,20 @@ class Session:
         firsts = [float(item[0][0]) for item in collected]
         blinds = {name: float(torch.cat(values).median()) for name, values in baselines.items()}
         seconds = time.monotonic() - start
-        told = fmean(labels) if labels else None
-        return Result(quality, alike, got_first, firsts, true_first, told, fmean(found) if found else None, blinds, seconds)
+        right = fmean(labels) if labels else None
+        return Result(quality, alike, got_first, firsts, true_first, right, fmean(found) if found else None, blinds, seconds)
 
-    def _check_memory(self, per_image: int, sight: Sight, attack: Attack) -> None:
-        needed = 3 * per_image * sight.clients * sight.batch_size * sight.local_steps
+    def _check_memory(self, per_image: int, observation: Observation, attack: Attack) -> None:
+        needed = 3 * per_image * observation.clients * observation.batch_size * observation.local_steps
         if attack.needs_gradients and needed > self.audit.memory_bytes:
             raise MemoryError(
-                f"about {needed / 2**20:,.0f} MiB would be needed for {sight.clients} x {sight.batch_size} images and "
-                f"{sight.local_steps} steps, and `memory_mb` allows {self.audit.memory_bytes / 2**20:,.0f}"
+                f"about {needed / 2**20:,.0f} MiB would be needed for {observation.clients} x {observation.batch_size} images and "
+                f"{observation.local_steps} steps, and `memory_mb` allows {self.audit.memory_bytes / 2**20:,.0f}"
             )
 
 
 def fill(row: Row, result: Result, control: Result, chance: float, plain: bool) -> Row:
-    """Write an attack's figures, its control's and the baselines' into a row, and what may be concluded."""
+    """Write the metrics of an attack, its control and the baselines into a row, and the conclusion."""
     row.seconds = round(result.seconds, 2)
     row.label_accuracy, row.label_chance = result.labels, chance if result.labels is not None else None
     if not len(result.psnr):
@@ -165,7 +167,7 @@ def fill(row: Row, result: Result, control: Result, chance: float, plain: bool) 
 
 
 def overlap(guess: Tensor, truth: Tensor) -> float:
-    """Return the share of labels ``[n]`` that are right, whatever their order.
+    """Return the share of correct labels ``[n]``, in any order.
 
     >>> overlap(torch.tensor([1, 1, 2, 3]), torch.tensor([3, 1, 0, 0]))
     0.5
@@ -176,10 +178,10 @@ def overlap(guess: Tensor, truth: Tensor) -> float:
 
 
 def most_common(labels: Tensor) -> float:
-    """Return the share of the most common label: what guessing gets of a single one."""
+    """Return the share of the most common label: the accuracy of guessing a single label."""
     return float(torch.bincount(labels.cpu()).max() / len(labels))
 
 
 def number_of_cohorts(audit: Audit, models: int) -> int:
-    """Return how many times a sight is attacked, for a progress bar."""
-    return models * len(audit.tried) * len(audit.sights)
+    """Return the number of attacks on observations, for a progress bar."""
+    return models * len(audit.tried) * len(audit.observations)

@@ -1,4 +1,4 @@
-"""What clients compute, as an attacker would repeat it: updates as differentiable functions of images and labels."""
+"""The clients' computation as an attacker repeats it: updates as differentiable functions of images and labels."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Pixels:
 class Victim:
     """A client's computation at known global weights, in float64: full-batch SGD steps on its images, and what it sends.
 
-    The network is evaluated without dropout and with BatchNorm's global statistics, which is in the attacker's favour: a client's
-    draws are not known. All of a client's images are in each of its steps.
+    The network runs without dropout and with BatchNorm's global statistics, which favors the attacker: it does not know a client's random
+    draws. Every step uses all of a client's images.
 
     Args:
         network: the global model.
         loss: mean loss of logits and targets.
-        pixels: how images become inputs.
+        pixels: conversion from images to inputs.
         lr: the client's learning rate.
         steps: local steps.
     """
@@ -58,7 +58,7 @@ class Victim:
     def update(self, images: Tensor, targets: Tensor, unroll: bool = True) -> Tensor:
         """Return the update ``[dim]`` (float64) of one client with images ``[n, c, h, w]`` in 0..1; differentiable if they are.
 
-        Without ``unroll`` the local steps are taken for one long step, as an attack on single gradients would.
+        Without ``unroll`` the local steps count as one long step, as an attack on single gradients assumes.
         """
         graph = images.requires_grad or targets.requires_grad
         weights, total = self.weights, torch.zeros((), dtype=torch.float64, device=images.device)
@@ -81,13 +81,13 @@ class Victim:
         return torch.stack([self.update(x, y, unroll) for x, y in zip(images, targets, strict=True)])
 
     def mean_update(self, images: Tensor, targets: Tensor, unroll: bool = True) -> Tensor:
-        """Return the mean of ``updates`` ``[dim]``: in one pass where clients of equal size take one step."""
+        """Return the mean of ``updates`` ``[dim]``: in one pass if clients of equal size take one step."""
         if self.steps == 1 or not unroll:
             return self.update(images.flatten(0, 1), targets.flatten(0, 1), unroll)
         return self.updates(images, targets, unroll).mean(0)
 
     def bytes_per_image(self, images: Tensor) -> int:
-        """Return what autograd keeps of one forward and backward pass with a graph, for one image ``[1, c, h, w]``."""
+        """Return the bytes that autograd saves in a forward and backward pass with a graph, for one image ``[1, c, h, w]``."""
         kept = 0
 
         def note(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an adversary sees of a cohort's updates, and how it computes the same from a guess."""
+"""What an adversary observes of a cohort's updates, and how it computes the same from a guess."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from fedlight.privacy.noise import SeededNoise
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What the adversary looks at.
+class Observation:
+    """What the adversary sees.
 
     Args:
         codec: name of an entry of `codecs`; the plain update if not given.
-        clients: how many clients' codes are in the sum that is seen.
-        batch_size: images of each client.
-        local_steps: local steps of each client, every one on all its images; 1 sends a single gradient.
-        noise: noise multiplier z: each code is clipped, and Gaussian noise of z times the clip norm added to the sum.
-        clip: clip norm of a code (of the median length of codes of public images if not given).
+        clients: number of clients whose codes are in the sum.
+        batch_size: number of images of each client.
+        local_steps: number of local steps of each client, each on all its images; with 1 it sends a single gradient.
+        noise: noise multiplier z: each code is clipped, and the sum gets Gaussian noise of z times the clip norm.
+        clip: clip norm of a code (the median code length of public images if not given).
     """
 
     codec: str | None = None
@@ -47,43 +47,43 @@ class Sight:
 
     @property
     def words(self) -> str:
-        """What is seen, for a table."""
+        """The observation in words, for a table."""
         what = "update" if self.codec is None else "code"
         text = f"{what} of one client" if self.clients == 1 else f"sum of {self.clients} {what}s"
         return f"{text} + noise z={self.noise:g}" if self.noise else text
 
     @property
-    def control(self) -> Sight:
-        """The plain sight of the same clients, images and steps."""
-        return Sight(None, self.clients, self.batch_size, self.local_steps)
+    def control(self) -> Observation:
+        """The plain update of the same clients, images and steps."""
+        return Observation(None, self.clients, self.batch_size, self.local_steps)
 
 
 class View:
-    """The mean of plain updates ``[dim]``, and the interface: what arrives, and the attacker's differentiable account of it.
+    """The mean of plain updates ``[dim]``, and the interface: what arrives, and the attacker's differentiable prediction of it.
 
-    ``linear`` says that the view of a mean is the mean of views, so that one pass over all images is enough.
+    ``linear`` says that the view of a mean is the mean of views: one pass over all images is enough.
     """
 
     linear = True
 
     def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what the adversary sees of updates ``[clients, dim]``, as numbers it has scaled back: ``[length]``, float64."""
+        """Return what the adversary sees of updates ``[clients, dim]``, scaled back to floats: ``[length]``, float64."""
         return updates.mean(0)
 
     def predict(self, updates: Tensor) -> Tensor:
-        """Return what it expects to see of guessed updates ``[clients, dim]``, differentiably and without rounding: ``[length]``."""
+        """Return its prediction for guessed updates ``[clients, dim]``, differentiable and without rounding: ``[length]``."""
         return updates.mean(0)
 
     def decoded(self, seen: Tensor) -> Tensor:
-        """Return the update ``[dim]`` that whoever holds the decoder makes of what is seen."""
+        """Return the update ``[dim]`` that the decoder makes of the observation."""
         return seen
 
 
 class CodeView(View):
-    """The mean code of a cohort. Integer codes are scaled back with the public step and gain; rounding is left out of the prediction.
+    """The mean code of a cohort. Integer codes are scaled back with the public step and gain; the prediction leaves rounding out.
 
     Args:
-        codec: a fitted codec with one pass whose codes are summed.
+        codec: a fitted one-pass codec whose codes are summed.
 
     Raises:
         ConfigurationError: if its codes cannot be summed, take several passes or have no gradients.
@@ -92,7 +92,7 @@ class CodeView(View):
     def __init__(self, codec: Codec) -> None:
         if not codec.additive or codec.passes > 1:
             raise ConfigurationError(
-                f"Expected a codec whose codes are summed in one pass but got {type(codec).__name__}: its messages are not audited"
+                f"Expected a codec whose codes are summed in one pass but got {type(codec).__name__}: the audit cannot read its messages"
             )
         self.codec = codec
         self.context = Context(broadcast=codec.decoder.broadcast({}))
@@ -101,7 +101,7 @@ class CodeView(View):
         self.linear = self._probe()
 
     def _probe(self) -> bool:
-        """Refuse a code that does not change with the update, and return whether the mean's code is the mean of codes."""
+        """Refuse a code that does not change with the update; return whether the code of a mean is the mean of codes."""
         device = next(iter(self.codec.encoder.state_dict().values()), torch.zeros(0)).device
         drawn = torch.randn(2, self.codec.encoder.dim, generator=torch_generator("audit", "probe"), dtype=torch.float64).to(device)
         probe = drawn.requires_grad_()
@@ -119,7 +119,7 @@ class CodeView(View):
         return Private(torch_generator("audit", "unused"))
 
     def observe(self, updates: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean of the codes as sent."""
+        """Return the mean of the codes that clients send."""
         with torch.no_grad():
             codes = [self.codec.encoder.encode(update.float(), self.context, Private(generator)) for update in updates]
         mean = torch.stack(codes).double().mean(0)
@@ -132,19 +132,19 @@ class CodeView(View):
         return code.double().mean(0)
 
     def decoded(self, seen: Tensor) -> Tensor:
-        """Return what the decoder makes of the mean code."""
+        """Return the decoded mean code."""
         code = seen if self.scale is None else seen / self.scale
         with torch.no_grad():
             return self.codec.decoder.decode(code.float(), self.context, {}).double()
 
 
 class NoisyView(View):
-    """Another view under the Gaussian mechanism: what each client sends is clipped to ``clip``, and noise is added to the sum.
+    """Another view under the Gaussian mechanism: each client's message is clipped to ``clip``, and the sum gets noise.
 
     Args:
         view: the view of one client's message.
         clip: the clip norm C.
-        noise: the noise multiplier z; the sum carries noise of deviation z C.
+        noise: the noise multiplier z; the noise in the sum has standard deviation z C.
     """
 
     linear = False
@@ -167,12 +167,12 @@ class NoisyView(View):
         return torch.stack([message * (self.clip / message.norm().clamp(min=1e-30)).clamp(max=1.0) for message in messages]).mean(0)
 
     def decoded(self, seen: Tensor) -> Tensor:
-        """Return what the decoder makes of the noisy mean."""
+        """Return the decoded noisy mean."""
         return self.view.decoded(seen)
 
 
 def without_rounding(encoder: Encoder, broadcast: Mapping[str, Any]) -> tuple[Encoder | None, Tensor | None]:
-    """Return an encoder's float part (None if it is nothing but rounding) and step times gain of its last, integer stage if it has one."""
+    """Return an encoder's float part (None if it only rounds), and step times gain of its last, integer stage if it has one."""
     encoder = copy.deepcopy(encoder).requires_grad_(False)
     if isinstance(encoder, QuantizeEncoder):
         return None, encoder.step * float(broadcast.get("gain", 1.0))

@@ -1,31 +1,150 @@
-"""Hooks of a federated round, on top of Lightning's."""
+"""Hooks of a federated round, on top of Lightning's, and what callbacks may ask of the module that runs it."""
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from fedlight.core.rounds import Round, Upload
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import PassThroughProfiler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from fedlight.aggregation import Aggregator
+from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.local_model import Augment, LocalModel
+from fedlight.clients.store import ClientStore
+from fedlight.core.codec import Codec, Context
+from fedlight.core.layout import Layout
+from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.data import FederatedDataModule
+from fedlight.privacy import PrivacyMechanism
+from fedlight.rounds.availability import Availability
+from fedlight.rounds.call import Call
+from fedlight.rounds.downlink import Downlink
+from fedlight.rounds.held import HeldModels
+from fedlight.rounds.messages import ClientUpdate, Reply
+from fedlight.rounds.server import ServerState
+
+_UNTIMED: AbstractContextManager[None] = nullcontext()
+
+
+class FederatedRun(LightningModule, ABC):
+    """What a `FederatedModule` is to those who work with one: its parts by name.
+
+    Attributes:
+        network: the global model.
+        codec: how updates are encoded.
+        codec_path: folder of a trained codec, if one was given.
+        algorithm: local training of the clients, and what the server makes of the mean.
+        aggregator: the sum of codes.
+        privacy: differential privacy, if any.
+        downlink: what clients download.
+        availability: which simulated clients answer.
+        server_optimizer: makes the optimizer that takes the aggregated update for a gradient.
+        server_scheduler: makes its learning-rate schedule, if any.
+        loss: loss of outputs and targets.
+        own_metrics: metrics of logits and targets by name.
+        server_state: what the server remembers from round to round.
+        store: what simulated clients keep between rounds.
+        held: what simulated clients hold of models and codecs, where they download them as bytes.
+        codec_error: the codec's error on held-out updates when it was fitted, if it was fitted here.
+    """
+
+    network: nn.Module
+    codec: Codec
+    codec_path: str | None
+    algorithm: Algorithm
+    aggregator: Aggregator
+    privacy: PrivacyMechanism | None
+    downlink: Downlink
+    availability: Availability
+    server_optimizer: OptimizerCallable
+    server_scheduler: LRSchedulerCallable | None
+    loss: nn.Module
+    own_metrics: dict[str, Metric]
+    server_state: ServerState
+    store: ClientStore
+    held: HeldModels
+    weighting: str
+    batch_norm: str
+    min_clients: int
+    seed: int
+    pretrain_seconds: float
+    train_seconds: float
+    codec_error: float | None
+
+    @property
+    @abstractmethod
+    def data(self) -> FederatedDataModule:
+        """The federated data."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The layout of the model's trainable parameters."""
+
+    @property
+    @abstractmethod
+    def upload_layout(self) -> Layout:
+        """The layout of what clients upload."""
+
+    @abstractmethod
+    def local_model(self, augment: Augment | None) -> LocalModel:
+        """Return what clients train."""
+
+    @abstractmethod
+    def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (0-d) that clients minimise on a batch."""
+
+    @abstractmethod
+    def pretrain(
+        self,
+        proxy: ProxyFederation,
+        training: CodecTraining,
+        progress: bool | None = None,
+        first_round: int = 0,
+        growth: float | None = None,
+        history: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Record updates on proxy data, fit the codec to them, and return the figures of the fit."""
+
+    @abstractmethod
+    def seconds_trained(self) -> float:
+        """Return the seconds spent in rounds and validation so far."""
 
 
 class FederatedCallback(Callback):
     """A Lightning callback that also hears of rounds. `FederatedModule` calls these hooks on callbacks of this class only.
 
     The order in a round: ``on_round_start``; for every client ``on_client_update`` (on the client's side of the wire) and
-    ``on_client_message`` (on the server's); ``on_cohort_end`` after each pass, once the sums of all processes have been added;
-    ``on_round_end``. Between a client's two hooks the next client may be trained, while a thread encodes the message.
+    ``on_client_message`` (on the server's); ``on_cohort_end`` after each pass, once the sums of all processes have been added and decoded;
+    ``on_round_end``. Clients that live in other processes, as over a network, call no ``on_client_update``.
     """
 
-    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Called before the first client of an attempt (and before each further pass of a codec with several)."""
 
-    def on_client_update(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Called with a client's update, on the client's side: may read it, change it (before the encoder) and set ``upload.message``."""
+    def on_client_update(self, trainer: Trainer, pl_module: LightningModule, context: Context, update: ClientUpdate) -> None:
+        """Called with a client's update before it is encoded, on the client's side: may read and change it."""
 
-    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Called when the client's message has arrived, on the server's side: use ``upload.message`` and ``upload.weight`` alone."""
+    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Call, reply: Reply) -> None:
+        """Called when a client's code has arrived, on the server's side, before it is added: a ``MessageError`` drops the client."""
 
-    def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
-        """Called with the sum of the whole cohort in ``round.codes``: sets ``round.aggregate``."""
+    def on_cohort_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
+        """Called with the cohort's sum in ``round.codes`` and what it was decoded to in ``round.aggregate``, which may be changed."""
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Called when the server has taken its step."""
+
+
+def section(trainer: Trainer, step: str) -> AbstractContextManager[object]:
+    """Return what to run a ``step`` of a round in, so that the Trainer's profiler lists it as ``[Round]<step>``.
+
+    Entered once a client or less often, never for a local step: without a profiler it costs a look at the Trainer.
+    """
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    found: AbstractContextManager[object] = _UNTIMED if type(profiler) is PassThroughProfiler else profiler.profile(f"[Round]{step}")
+    return found

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from fedlight.callbacks.codec import exactly
 from fedlight.core.codec import Codec, require_additive
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange
+from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"
 

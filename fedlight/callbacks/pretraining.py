@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fedlight.callbacks.sections import section
+from fedlight.callbacks.base import FederatedRun, section
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
 
 
 class CodecPretraining(Callback):
@@ -28,7 +25,7 @@ class CodecPretraining(Callback):
         self.proxy = proxy or ProxyFederation()
         self.training = training or CodecTraining()
 
-    def setup(self, trainer: Trainer, pl_module: FederatedModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that codec and model go together.
 
         Raises:
@@ -37,11 +34,12 @@ class CodecPretraining(Callback):
         """
         if stage != "fit":
             return
-        codec = pl_module.codec
+        module = cast("FederatedRun", pl_module)
+        codec = module.codec
         if codec.layout is not None:
-            codec.layout.require_same(pl_module.upload_layout, f"The {type(codec).__name__} given")
+            codec.layout.require_same(module.upload_layout, f"The {type(codec).__name__} given")
             return
-        codec.bind(pl_module.upload_layout)
+        codec.bind(module.upload_layout)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train the codec if it has to be, on rank 0, and send it to all processes.
@@ -49,7 +47,7 @@ class CodecPretraining(Callback):
         Raises:
             ConfigurationError: if it has to be trained and there is no proxy data.
         """
-        module = cast("FederatedModule", pl_module)
+        module = cast("FederatedRun", pl_module)
         if not module.codec.fitted:
             with section(trainer, "pretraining"):
                 module.pretrain(self.proxy, self.training)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.base import FederatedCallback, FederatedRun
 from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
-from fedlight.core.rounds import Round, Upload
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+from fedlight.rounds.call import Call
+from fedlight.rounds.messages import ClientUpdate
 
 
 class UpdateRecorder(FederatedCallback):
@@ -42,16 +41,16 @@ class UpdateRecorder(FederatedCallback):
         if trainer.world_size > 1:
             raise ConfigurationError(f"Expected one process but got {trainer.world_size}: record with `--trainer.devices 1`")
 
-    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_start(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Begin a round anew, also where it is repeated."""
         self._current = []
 
-    def on_client_update(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
-        """Keep a client's update."""
-        if round.context.round % self.every_n_rounds == 0 and len(self._current) < self.clients:
-            self._current.append(upload.update.detach().cpu().clone())
+    def on_client_update(self, trainer: Trainer, pl_module: LightningModule, context: Context, update: ClientUpdate) -> None:
+        """Keep a client's update, if its training went well."""
+        if update.usable and context.round % self.every_n_rounds == 0 and len(self._current) < self.clients:
+            self._current.append(update.update.detach().cpu().clone())
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Keep the round if it is complete."""
         if len(self._current) == self.clients:
             self._rounds.append(torch.stack(self._current))
@@ -71,4 +70,4 @@ class UpdateRecorder(FederatedCallback):
         if self._rounds:
             path = Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "updates.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.bank(cast("FederatedModule", pl_module).upload_layout).save(path)
+            self.bank(cast("FederatedRun", pl_module).upload_layout).save(path)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from fedlight.callbacks.base import FederatedCallback
-from fedlight.callbacks.codec import GradientDecoder, exactly
-from fedlight.callbacks.sections import section
+from fedlight.callbacks.base import FederatedCallback, FederatedRun, section
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.precision import exactly
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.core.rounds import Round
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+from fedlight.rounds.call import Call
 
 
 class CodecRefresh(FederatedCallback):
@@ -75,7 +71,7 @@ class CodecRefresh(FederatedCallback):
                 f"Expected a FederatedModule but got {type(pl_module).__name__}, which has no codec: "
                 "remove CodecRefresh from `trainer.callbacks`"
             )
-        module = cast("FederatedModule", pl_module)
+        module = cast("FederatedRun", pl_module)
         if not module.codec.needs_fit:
             raise ConfigurationError(
                 f"Expected a codec that learns from updates but {type(module.codec).__name__} does not: "
@@ -84,7 +80,7 @@ class CodecRefresh(FederatedCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse data that the codec could not be fitted on: a module's own are there only after its set-up, which follows callbacks'."""
-        if cast("FederatedModule", pl_module).data.proxy is None:
+        if cast("FederatedRun", pl_module).data.proxy is None:
             raise ConfigurationError(
                 "Expected proxy data to refresh the codec on but there is none: raise `data.proxy_samples`, set `data.proxy_source`, or "
                 "remove CodecRefresh from `trainer.callbacks`"
@@ -95,24 +91,20 @@ class CodecRefresh(FederatedCallback):
         number = trainer.global_step
         if not number or number % self.every_n_rounds or (self.stop_after is not None and number > self.stop_after):
             return
-        module = cast("FederatedModule", pl_module)
+        module = cast("FederatedRun", pl_module)
         version = module.codec.version
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        decoder = next(callback for callback in callbacks if isinstance(callback, GradientDecoder))
         history = torch.stack([*self._aggregates]) if self._aggregates else None
         with section(trainer, "refresh"):
-            module.pretrain(
-                self.proxy, self.training, first_round=number, growth=self.growth, server_state=decoder.server_state, history=history
-            )
+            module.pretrain(self.proxy, self.training, first_round=number, growth=self.growth, history=history)
         if module.codec.version > version:
-            decoder.server_state = {}
+            module.server_state.decoder = {}
             module.store.forget("codec")
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Keep what the server knows of the cohort's mean update, the last first."""
         if self.history:
             assert round.aggregate is not None
-            module = cast("FederatedModule", pl_module)
+            module = cast("FederatedRun", pl_module)
             with exactly(module.device):
                 seen = module.codec.decoder.observe(round.codes.mean(), round.context, round.aggregate)
             self._aggregates.appendleft(seen.float().cpu().clone())

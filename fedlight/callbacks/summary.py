@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 
-from fedlight.core.export import encoder_bytes, save_codec
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+from fedlight.callbacks.base import FederatedRun
+from fedlight.core.export import encoder_file, save_codec
 
 SUMMARY_FILE = "summary.json"
 MODEL_FILE = "model.safetensors"
@@ -32,7 +30,7 @@ class RunSummary(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export codec and model, and write the summary."""
-        module = cast("FederatedModule", pl_module)
+        module = cast("FederatedRun", pl_module)
         folder = trainer.log_dir
         if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -47,23 +45,23 @@ class RunSummary(Callback):
         folder = trainer.log_dir
         if folder is None or not trainer.is_global_zero:
             return
-        module = cast("FederatedModule", pl_module)
+        module = cast("FederatedRun", pl_module)
         self._write(trainer, module, Path(folder))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 figures = {name: value for name, value in self.summary.items() if isinstance(value, (int, float))}
                 logger.log_hyperparams(flat_settings(module), figures)
 
-    def _write(self, trainer: Trainer, module: FederatedModule, folder: Path) -> None:
+    def _write(self, trainer: Trainer, module: FederatedRun, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.summary |= summarize(trainer, module)
         (folder / SUMMARY_FILE).write_text(json.dumps(self.summary, indent=2) + "\n")
 
 
-def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
+def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
     """Return the figures of a run: accuracies, rounds, exact bytes, ratio, seconds and versions."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(("val", "test"))}
-    traffic = module.traffic
+    traffic = module.server_state.traffic
     handshakes = {
         "handshake_uplink_bytes": traffic.handshake_up,
         "handshake_downlink_bytes": traffic.handshake_down,
@@ -73,7 +71,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
         {name.replace("/", "_"): value for name, value in metrics.items()}
         | (handshakes if module.aggregator.hides_messages else {})
         | {
-            "rounds": module.rounds,
+            "rounds": module.server_state.rounds,
             "clients": module.data.num_population,
             "seed": module.seed,
             "parameters": module.layout.dim,
@@ -81,7 +79,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
             "uplink_bytes": traffic.uplink,
             "downlink_bytes": traffic.downlink,
             "codec_bytes": traffic.codec,
-            "encoder_bytes": encoder_bytes(module.codec) if module.codec.version else 0,
+            "encoder_bytes": len(encoder_file(module.codec)) if module.codec.version else 0,
             "uplink_ratio": traffic.ratio(module.layout.dim),
             "additive": module.codec.additive,
             "train_seconds": module.seconds_trained(),
@@ -92,7 +90,7 @@ def summarize(trainer: Trainer, module: FederatedModule) -> dict[str, Any]:
     )
 
 
-def flat_settings(module: FederatedModule) -> dict[str, Any]:
+def flat_settings(module: FederatedRun) -> dict[str, Any]:
     """Return the run's settings as one level of names, for TensorBoard's HParams tab."""
     settings: dict[str, Any] = {
         "network": type(module.network).__name__,

@@ -1,7 +1,6 @@
-"""What happens on a client: local training by an algorithm, and the state that stays there."""
+"""The client side: local training by an algorithm, and the state that stays on the client."""
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
-from fedlight.clients.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, Times
 from fedlight.clients.ditto import Ditto
 from fedlight.clients.engine import ClientTask, Engine, Sequential, Vectorized
 from fedlight.clients.feddyn import FedDyn
@@ -16,14 +15,11 @@ from fedlight.clients.threaded import Threaded
 
 __all__ = [
     "Algorithm",
-    "Availability",
     "ClientOptimizer",
     "ClientTask",
     "Constant",
     "Cosine",
-    "Deadline",
     "Ditto",
-    "DropOut",
     "Engine",
     "Exponential",
     "FedAvg",
@@ -31,8 +27,6 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedSGD",
-    "FirstToAnswer",
-    "Full",
     "LocalModel",
     "LocalResult",
     "Memory",
@@ -41,9 +35,7 @@ __all__ = [
     "Scaffold",
     "Schedule",
     "Sequential",
-    "Several",
     "Threaded",
-    "Times",
     "Vectorized",
     "record_bank",
 ]

@@ -1,4 +1,4 @@
-"""What a client does with its data in one round. One class an algorithm; each returns an update."""
+"""Local training in one round. Each algorithm is one class and returns an update."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedlight.core.layout import flatten
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What local training leaves behind: the update ``[dim]``, the mean loss over its steps (0-d) and how many steps it took.
+    """The result of local training: the update ``[dim]``, the mean loss over its steps (0-d) and the number of steps.
 
-    ``others`` (vectors ``[dim]``, in the update's units) and ``scalars`` are what else the server needs the mean of.
+    The server needs the means of ``others`` (vectors ``[dim]``, in the update's units) and ``scalars`` as well.
     """
 
     update: Tensor
@@ -31,7 +31,7 @@ class LocalResult:
     scalars: tuple[float, ...] = ()
 
     def upload(self) -> Tensor:
-        """Return all that is averaged over clients, one vector ``[vectors * dim + scalars]``: what the codec encodes."""
+        """Return everything to average over clients as one vector ``[vectors * dim + scalars]``, the codec's input."""
         if not self.others and not self.scalars:
             return self.update
         return torch.cat([self.update, *self.others, self.update.new_tensor(self.scalars)])
@@ -39,22 +39,22 @@ class LocalResult:
 
 @dataclass
 class Memory:
-    """What a client knows beyond the global model: its own state, changed in place, and what the server announced."""
+    """What a client knows beyond the global model: its own state, changed in place, and the server's broadcast."""
 
     own: State = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Algorithm(ABC):
-    """Local training, from the global weights in ``model`` and a client's data to its update, and what the server makes of the mean.
+    """Local training, from the global weights in ``model`` and a client's data to its update, and the server's use of the mean.
 
     Attributes:
-        vectors: how many vectors ``[dim]`` a client uploads: the update, and what else has to be averaged.
-        scalars: how many numbers it uploads beside them; like the vectors they are only ever summed.
-        client_state: whether clients remember something from one of their rounds to the next.
+        vectors: number of vectors ``[dim]`` that a client uploads: the update, and others to average.
+        scalars: number of further numbers that it uploads; the server uses only sums of vectors and numbers.
+        client_state: whether clients keep state from one of their rounds to the next.
         replayable: whether the server's step is the mean update itself, so that clients can repeat it from the sum of codes.
         shared: whether every weight must be common to all clients (then BatchNorm layers cannot stay local).
-        personal_models: whether clients keep models of their own, which ``personal`` returns.
+        personal_models: whether clients keep personal models, which ``personal`` returns.
     """
 
     vectors: int = 1
@@ -71,15 +71,15 @@ class Algorithm(ABC):
         """Train on ``x`` ``[n, ...]`` and ``y`` ``[n]``; every draw comes from ``generator``. Without ``memory`` the client is new."""
 
     def work(self, samples: int) -> int:
-        """Return how many samples a client with so many goes through in a round: what its time is reckoned from."""
+        """Return how many samples a client with ``samples`` processes in a round, which determines its time."""
         return samples
 
     def broadcast(self, state: State) -> State:
-        """Return the part of the server's state that clients are sent before a round (its bytes are downlink)."""
+        """Return the part of the server's state that it sends to clients before a round (counted as downlink)."""
         return {}
 
     def step(self, mean: Tensor, share: float, state: State) -> Tensor:
-        """Return what the server optimizer takes for a gradient ``[dim]``, of the mean upload ``[vectors * dim + scalars]``.
+        """Return the server optimizer's gradient ``[dim]`` from the mean upload ``[vectors * dim + scalars]``.
 
         ``share`` is the share of all clients whose uploads are in the mean; ``state`` is the server's and may be changed in place.
         """
@@ -101,19 +101,19 @@ def check_local_steps(epochs: int | None, steps: int | None, batch_size: int) ->
 
 
 def local_samples(samples: int, epochs: int | None, steps: int | None, batch_size: int) -> int:
-    """Return how many samples a client with so many goes through in a round of local epochs or steps."""
+    """Return how many samples a client processes in a round of local epochs or steps."""
     return samples * epochs if epochs else min(samples, batch_size) * (steps or 1)
 
 
 class FedAvg(Algorithm):
-    """Local SGD; the update is the way from the end back to the start (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
+    """Local SGD; the update is the initial minus the final weights (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
 
     Args:
         lr: client learning rate.
         batch_size: samples in a local batch.
-        epochs: local epochs a round; give this or ``steps``.
-        steps: local steps a round; give this or ``epochs``.
-        momentum: heavy-ball momentum of the client's SGD, started anew each round.
+        epochs: local epochs per round; give this or ``steps``.
+        steps: local steps per round; give this or ``epochs``.
+        momentum: heavy-ball momentum of the client's SGD, reset each round.
         weight_decay: L2 penalty added to the gradient.
         max_grad_norm: bound on the norm of each local gradient; none if not given.
         schedule: factor on ``lr`` that changes over rounds; constant if not given.
@@ -149,7 +149,7 @@ class FedAvg(Algorithm):
         self.schedule = schedule or Constant()
 
     def work(self, samples: int) -> int:
-        """Return how many samples a client with so many goes through in a round."""
+        """Return how many samples a client with ``samples`` processes in a round."""
         return local_samples(samples, self.epochs, self.steps, self.batch_size)
 
     @property
@@ -158,11 +158,11 @@ class FedAvg(Algorithm):
         return not (self.momentum or self.weight_decay or self.max_grad_norm)
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
-        """Return the gradient ``[dim]`` that local SGD follows: the place for an algorithm's extra term."""
+        """Return the gradient ``[dim]`` that local SGD follows; algorithms add their terms here."""
         return gradient.add_(model.weights, alpha=self.weight_decay) if self.weight_decay else gradient
 
     def correction(self, memory: Memory) -> Tensor | None:
-        """Return what is added to every local gradient of a round ``[dim]``, or None: the place for a client's or server's memory."""
+        """Return the vector ``[dim]`` to add to every local gradient of a round, or None: from a client's or the server's state."""
         return None
 
     def run(
@@ -185,7 +185,7 @@ class FedAvg(Algorithm):
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
     def descend(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float, correction: Tensor | None = None) -> Tensor:
-        """Move ``model.weights`` one step in place; return the step ``[dim]``, the next one's ``velocity`` (changed in place as well)."""
+        """Move ``model.weights`` one step in place; return the step ``[dim]``, the next ``velocity`` (also changed in place)."""
         with torch.no_grad():
             step = self.direction(gradient, model)
             if correction is not None:
@@ -224,7 +224,7 @@ class FedProx(FedAvg):
 class FedSGD(Algorithm):
     """One gradient over all of the client's data: the update *is* the gradient (McMahan et al. 2017, section 2).
 
-    The learning rate is the server optimizer's.
+    The server optimizer sets the learning rate.
 
     Args:
         batch_size: samples in memory at once; the gradient is the same for any value (up to rounding), BatchNorm aside.

@@ -1,4 +1,4 @@
-"""Ditto: a personal model beside the global one (Li et al. 2021, arXiv 2012.04221)."""
+"""Ditto: a personal model in addition to the global one (Li et al. 2021, arXiv 2012.04221)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedlight.core.codec import State
 
 
 class Ditto(FedAvg):
-    """FedAvg, after which each client trains a model of its own that is held near the global one (Algorithm 1).
+    """FedAvg; then each client trains a personal model that is regularized toward the global one (Algorithm 1).
 
-    The personal model follows the local gradient plus ``lam (v - w_t)``; it never leaves the client. The global model is FedAvg's,
-    whatever ``lam``; 0 is local training alone.
+    The personal model follows the local gradient plus ``lam (v - w_t)``; it never leaves the client. The global model is FedAvg's
+    for any ``lam``; with 0 the personal model is trained only locally.
 
     Args:
-        lam: how strongly the personal model is pulled to the global one.
+        lam: strength of the regularization toward the global model.
         local: options of local SGD, those of `FedAvg`, for both models.
     """
 
@@ -31,10 +31,14 @@ class Ditto(FedAvg):
         self.lam = lam
         self._pulled = FedProx(lam, **local)
 
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round: once for each of its models."""
+        return super().work(samples) + self._pulled.work(samples)
+
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:
-        """Run FedAvg, then train the personal model; nobody would remember that of a client without ``memory``."""
+        """Run FedAvg, then train the personal model; without ``memory`` there is nowhere to store one."""
         result = super().run(model, x, y, round, generator)
         if memory is None:
             return result
@@ -50,5 +54,5 @@ class Ditto(FedAvg):
         return result
 
     def personal(self, own: State) -> tuple[Tensor, Tensor] | None:
-        """Return the personal model, once the client has trained one."""
+        """Return the personal model, if the client has trained one."""
         return (own["weights"], own["buffers"]) if own else None

@@ -1,6 +1,6 @@
 """How a process trains the clients of a cohort: one after another, or many at once as one computation on stacked weights.
 
-In threads: `fedlight.clients.threaded`.
+For threads see `fedlight.clients.threaded`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class ClientTask:
-    """One client's part of a round: samples ``x`` ``[n, ...]`` and ``y`` ``[n]``, its own weights ``[dim]`` and buffers to start from.
+    """One client's part of a round: samples ``x`` ``[n, ...]`` and ``y`` ``[n]``, its initial weights ``[dim]`` and buffers.
 
-    Batches are drawn from ``generator``, dropout from the seed ``noise``; ``norm`` holds the client's own normalisation layers, if any.
+    ``generator`` draws batches, the seed ``noise`` dropout; ``norm`` holds the client's personal normalization layers, if any.
     """
 
     client: int
@@ -43,10 +43,10 @@ class ClientTask:
 
 
 class Engine(ABC):
-    """Trains clients. Law 5: a client's result is the same whoever it is trained with, and of every engine the same to rounding.
+    """Trains clients. Law 5: a client's result does not depend on the other clients, and is equal to rounding under every engine.
 
     Attributes:
-        one_by_one: whether a client begins to train when its result is asked for, so that there is time to do something else beside it.
+        one_by_one: whether a client's training starts when its result is requested, which leaves time for other work in parallel.
     """
 
     one_by_one: bool = False
@@ -55,22 +55,22 @@ class Engine(ABC):
     def train(
         self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
     ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
-        """Yield every turn, in their order, with its result and the model whose buffers are that client's until the next is asked for."""
+        """Yield every task, in order, with its result and the model, which holds that client's buffers until the next request."""
 
     def check(  # noqa: B027  (one after another, clients can do anything)
         self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device
     ) -> None:
         """Raise ``ConfigurationError``, before training starts, for what the engine cannot train.
 
-        ``data`` is some client's; ``personal`` says whether clients keep normalisation layers to themselves; rounds run on ``device``.
+        ``data`` is one client's; ``personal`` says whether clients keep personal normalization layers; rounds run on ``device``.
         """
 
 
 def train_client(
     model: LocalModel, algorithm: Algorithm, task: ClientTask, round: int, precision: torch.dtype | None = None
 ) -> LocalResult:
-    """Train one client in ``model``, from its own weights and with its own draws, under autocast if a ``precision`` is given."""
-    # Without autocast's cache of cast weights: all threads have one in common, and weights change between steps.
+    """Train one client in ``model`` from its own weights and with its own draws, under autocast if ``precision`` is given."""
+    # Without autocast's cache of cast weights, which all threads share: weights change between steps.
     with torch.autocast(task.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
         model.seed_noise(task.noise)
         model.load(task.weights, task.buffers)
@@ -78,12 +78,12 @@ def train_client(
 
 
 def precision_on(device: torch.device) -> torch.dtype | None:
-    """Return the low precision that this thread computes in on a device, None if in full."""
+    """Return this thread's autocast precision on a device, None for full precision."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def require_plain(model: LocalModel, x: object, engine: str, why: str) -> None:
-    """Raise ``ConfigurationError`` unless clients train a plain network on inputs ``x`` that are a tensor, which ``engine`` needs."""
+    """Raise ``ConfigurationError`` unless clients train a plain network on a tensor ``x`` of inputs, as ``engine`` needs."""
     if type(model) is not LocalModel or not isinstance(x, Tensor):
         raise ConfigurationError(
             f"Expected a plain network, a `loss` and data in memory under `engine` {engine} but got {type(model.module).__name__} on "
@@ -99,7 +99,7 @@ class Sequential(Engine):
     def train(
         self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
     ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
-        """Yield every turn with its result and ``model``, whose max pooling becomes the quicker one."""
+        """Yield every task with its result and ``model``, whose max pooling is replaced by a faster one."""
         quicken_pooling(model.module)
         precision = precision_on(model.weights.device)
         for task in tasks:
@@ -110,14 +110,14 @@ class Vectorized(Engine):
     """Local SGD of many clients at once, by ``torch.func.vmap`` over stacked weights ``[clients, dim]``: for a GPU and small models.
 
     Updates equal those of `Sequential` to rounding (relative distance below 1e-5 after ten local steps in float32); batches are the same.
-    Where rounding decides which of two numbers is the larger, as in max pooling, a client's update now and then is 1e-3 away.
-    Clients of different sizes are neither padded nor masked: those whose next batches are equally large step together.
+    If rounding decides which of two numbers is larger, as in max pooling, a client's update sometimes differs by 1e-3.
+    Clients of different sizes are neither padded nor masked: those with equally large next batches step together.
 
     Args:
-        clients: how many are trained at once; each takes memory for about five models (seven with momentum) beside its batches.
+        clients: number of clients trained at once; each takes memory for about five models (seven with momentum) plus its batches.
 
     Raises:
-        ConfigurationError: if ``clients`` is less than 1, or (before training) for what it cannot train: another algorithm than FedAvg
+        ConfigurationError: if ``clients`` is less than 1, or (before training) if it cannot train: an algorithm other than FedAvg
             and FedProx, dropout, BatchNorm statistics, a LightningModule, data that is not in memory.
     """
 
@@ -128,7 +128,7 @@ class Vectorized(Engine):
     def train(
         self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
     ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
-        """Train a chunk of clients at once, then yield their results one by one: no more than a chunk is in memory."""
+        """Train a chunk of clients at once, then yield their results one by one: only one chunk is in memory."""
         assert isinstance(algorithm, FedAvg)
         waiting = iter(tasks)
         while chunk := list(islice(waiting, self.clients)):
@@ -136,10 +136,10 @@ class Vectorized(Engine):
                 yield task, result, model
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
-        """Refuse what is more than local SGD on tensors, and try two clients' first step."""
+        """Refuse everything except local SGD on tensors, and test the first step of two clients."""
         if not _is_local_sgd(algorithm):
             raise ConfigurationError(
-                "Expected an `algorithm` whose clients do local SGD and nothing else, FedAvg or FedProx, under `engine` Vectorized but got "
+                "Expected an `algorithm` with local SGD only, FedAvg or FedProx, under `engine` Vectorized but got "
                 f"{type(algorithm).__name__}: choose one of them, or the engine Sequential"
             )
         if personal:
@@ -163,7 +163,7 @@ class Vectorized(Engine):
 
 
 def _is_local_sgd(algorithm: Algorithm) -> bool:
-    """Whether clients do what FedAvg's do, with another direction at most: no memory, no second pass, nothing else to upload."""
+    """Whether clients run FedAvg, at most with another direction: no state, no second pass, no further uploads."""
     if not isinstance(algorithm, FedAvg):
         return False
     kind = type(algorithm)
@@ -196,7 +196,7 @@ def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[ClientTas
 def in_company(queues: Sequence[Iterator[Batch]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield (which queues, x ``[clients, n, ...]``, y ``[clients, n]``) until all are empty, each queue's batches in their order.
 
-    Those whose next batches are equally large go together, the most first, then the largest: smaller last batches wait for company.
+    Queues with equally large next batches go together, most queues first, then largest batches: smaller last batches wait.
     """
     heads = [next(queue, None) for queue in queues]
     while True:
@@ -214,9 +214,9 @@ def in_company(queues: Sequence[Iterator[Batch]]) -> Iterator[tuple[list[int], T
 
 
 def together(model: LocalModel, algorithm: FedAvg, lr: float) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]:
-    """Return one step of many clients: changes weights and velocities ``[clients, dim]`` in place, returns losses ``[clients]``.
+    """Return a function for one step of many clients: it changes weights and velocities ``[clients, dim]`` in place, returns losses.
 
-    The step is the algorithm's own, seen by one client at a time: no client's numbers can reach another's.
+    It maps the algorithm's own step over clients, so no client's numbers can reach another's.
     """
     network, layout = _Objective(model.module, model.objective), model.flat.layout
     names = [f"network.{name}" for name in layout.names]
@@ -236,14 +236,14 @@ def together(model: LocalModel, algorithm: FedAvg, lr: float) -> Callable[[Tenso
 
 @dataclass
 class _Place:
-    """What of a local model an algorithm's direction depends on: where a client is ``[dim]``, and where it started."""
+    """The part of a local model that an algorithm's direction depends on: current and initial weights ``[dim]``."""
 
     weights: Tensor
     start: Tensor
 
 
 class _Objective(nn.Module):
-    """A network with its loss as one module, whose parameters can be replaced whatever the loss does with the network."""
+    """A network with its loss as one module, so that its parameters can be replaced for any loss."""
 
     def __init__(self, network: nn.Module, objective: Objective) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FedDyn: dynamic regularisation (Acar et al. 2021, arXiv 2111.04263)."""
+"""FedDyn: dynamic regularization (Acar et al. 2021, arXiv 2111.04263)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedlight.core.errors import require
 class FedDyn(FedProx):
     """Local SGD on ``F_i(w) - <g_i, w> + alpha / 2 ||w - w_t||^2`` with a client's own linear term (Algorithm 1).
 
-    After it ``g_i`` becomes ``g_i - alpha (w_i - w_t)``; the server adds up the updates of all rounds, by the share of clients that
-    took part, and steps along the mean update plus this sum (its ``h / alpha``). Meant for a server optimizer of learning rate 1.
+    Afterwards ``g_i`` becomes ``g_i - alpha (w_i - w_t)``; the server adds up the updates of all rounds, weighted by the share of clients
+    that took part, and steps along the mean update plus this sum (its ``h / alpha``). Meant for a server optimizer of learning rate 1.
 
     Args:
-        alpha: weight of the regulariser; 0 is FedAvg.
+        alpha: weight of the regularizer; 0 is FedAvg.
         local: options of local SGD, those of `FedAvg`, without momentum.
     """
 
@@ -41,7 +41,7 @@ class FedDyn(FedProx):
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:
-        """Run local SGD and renew the client's linear term."""
+        """Run local SGD and update the client's linear term."""
         memory = memory or Memory()
         if "gradient" in memory.own:
             memory.own["gradient"] = memory.own["gradient"].to(model.weights)
@@ -52,7 +52,7 @@ class FedDyn(FedProx):
         return result
 
     def step(self, mean: Tensor, share: float, state: State) -> Tensor:
-        """Return the mean update plus the sum of all rounds' updates by their shares."""
+        """Return the mean update plus the weighted sum of all rounds' updates."""
         if not self.alpha:
             return mean
         state["drift"] = state["drift"].to(mean) + share * mean if "drift" in state else share * mean

@@ -1,6 +1,6 @@
-"""Layers of a client's model that stand in for torch's own, with the same numbers, bit for bit.
+"""Layers of a client's model that replace torch's, with the same results, bit for bit.
 
-Max pooling on the CPU comes sooner (`tests/benchmarks/pooling.py`); dropout draws the same whatever other threads draw meanwhile.
+Max pooling is faster on the CPU (`tests/benchmarks/pooling.py`); dropout draws the same numbers regardless of other threads.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 LEAST_CHANNELS = 16
-"""With fewer there is too little to compare at once to pay for pooling in another order in memory."""
+"""With fewer channels the gain does not pay for the change of memory order."""
 
 
 def quicken_pooling(network: nn.Module) -> None:
-    """Have every ``nn.MaxPool2d`` of a network pool with `MaxPool2d`, in place; subclasses stay as they are."""
+    """Make every ``nn.MaxPool2d`` of a network a `MaxPool2d`, in place; subclasses are unchanged."""
     _replace(network, nn.MaxPool2d, MaxPool2d)
 
 
 def own_dropout(network: nn.Module) -> torch.Generator:
-    """Have every ``nn.Dropout`` of a network on the CPU draw from the generator returned, in place; subclasses stay as they are."""
+    """Make every ``nn.Dropout`` of a network on the CPU draw from the returned generator, in place; subclasses are unchanged."""
     generator = torch.Generator()
     for layer in _replace(network, nn.Dropout, OwnDropout):
         layer.__dict__["generator"] = generator
@@ -29,7 +29,7 @@ def own_dropout(network: nn.Module) -> torch.Generator:
 
 
 def _replace(network: nn.Module, kind: type[nn.Module], by: type[nn.Module]) -> list[nn.Module]:
-    """Make layers of just this kind ones of another, in place, and return them: they stay the same objects, with options and hooks."""
+    """Turn layers of exactly this class into another, in place, and return them: the same objects, with their options and hooks."""
     layers = [layer for layer in network.modules() if type(layer) is kind]
     for layer in layers:
         layer.__class__ = by
@@ -37,15 +37,15 @@ def _replace(network: nn.Module, kind: type[nn.Module], by: type[nn.Module]) -> 
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """Takes maxima with channels last: torch then compares many numbers at once, where channels come first one by one.
+    """Takes maxima with channels last, where torch compares many numbers at once; with channels first it compares one by one.
 
     Gradients are scattered with channels first, which is faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maxima ``[n, channels, height', width']`` of ``x`` ``[n, channels, height, width]``; other inputs take torch's way."""
+        """Return maxima ``[n, channels, height', width']`` of ``x`` ``[n, channels, height, width]``; other inputs use torch's layer."""
         suits = x.dim() == 4 and x.shape[1] >= LEAST_CHANNELS and x.is_cpu and x.is_contiguous() and not self.return_indices
-        if not suits or torch._C._are_functorch_transforms_active():  # torch.func knows torch's own layer alone
+        if not suits or torch._C._are_functorch_transforms_active():  # torch.func supports only torch's layer
             pooled: Tensor = super().forward(x)
             return pooled
         windows = [list(_pair(option)) for option in (self.kernel_size, self.stride, self.padding, self.dilation)]
@@ -70,12 +70,12 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 class OwnDropout(nn.Dropout):
-    """Draws what torch's layer draws on the CPU, from ``generator`` instead of the process's own."""
+    """Draws the same numbers as torch's layer on the CPU, from ``generator`` instead of the process's generator."""
 
     generator: torch.Generator
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` with entries left out and the others lengthened, of the same shape."""
+        """Return ``x`` with some entries set to zero and the others scaled up, in the same shape."""
         if not self.training or not 0 < self.p < 1:
             return super().forward(x)
         kept = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)

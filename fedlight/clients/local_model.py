@@ -1,4 +1,4 @@
-"""The model a client trains: one flat vector of weights that is changed in place, reused for every client of a process."""
+"""The model that a client trains: one flat vector of weights, changed in place and reused for every client of a process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class LocalModel:
-    """A private copy of the global model with flat weights, and the few operations that local training is made of.
+    """A private copy of the global model with flat weights, and the operations of local training.
 
     Attributes:
-        weights: the current weights ``[dim]``, a view that the model computes with.
-        start: the weights ``[dim]`` that the round started from.
+        weights: the current weights ``[dim]``, a view of the model's parameters.
+        start: the weights ``[dim]`` at the start of the round.
         buffers: floating-point buffers ``[buffer_dim]`` (BatchNorm statistics), also a view.
-        noise: the generator that its dropout draws from; the device's own, if there is none.
+        noise: the generator of its dropout; None for the device's own.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class LocalModel:
         self.augment = augment
         self.noise: torch.Generator | None = None
         self.weights = self.flat.weights
-        self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors that autograd does not watch
+        self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors outside autograd
         self._parameters = tuple(self.flat.parameters)
         self._seed = torch.ones((), device=self.weights.device)  # the loss's derivative by itself
         self.start = torch.empty_like(self.weights)
         self.buffers = self.flat.buffers
-        self._mixed = False  # whether local training runs under autocast: asked in `load`, once a client
-        # Counters (BatchNorm's batches seen) are no part of the global state: every client starts from the same ones.
+        self._mixed = False  # whether local training runs under autocast: set in `load`, once per client
+        # Counters (BatchNorm's batches seen) are not part of the global state: every client starts from the same ones.
         self._counters = [(b, b.clone()) for b in self.module.buffers() if not b.is_floating_point()]
 
     def load(self, weights: Tensor, buffers: Tensor) -> None:
@@ -57,11 +57,11 @@ class LocalModel:
             counter.copy_(first)
 
     def seed_noise(self, seed: int) -> None:
-        """Seed the generators that dropout draws from, on the model's device."""
+        """Seed the generators of dropout on the model's device."""
         if self.noise is not None:
             self.noise.manual_seed(seed)
             return
-        # `torch.manual_seed` does this for every kind of accelerator, and for each that is not in use it keeps a stack trace for ever.
+        # `torch.manual_seed` does this for every kind of accelerator, and keeps a stack trace forever for each that is not in use.
         if self.weights.device.type not in ("cpu", "cuda"):
             torch.manual_seed(seed)
             return
@@ -80,7 +80,7 @@ class LocalModel:
         return loss.detach(), grads
 
     def loss(self, x: Tensor, y: Tensor, batch_size: int = 1024) -> float:
-        """Return the mean loss of the current weights over all samples, without dropout, and without a change to buffers."""
+        """Return the mean loss of the current weights over all samples, without dropout, and without changing buffers."""
         self.module.eval()
         with torch.no_grad():
             parts = zip(x.split(batch_size), torch.split(y, batch_size), strict=True)  # type: ignore[no-untyped-call]
@@ -109,9 +109,9 @@ class LocalModel:
 
 
 def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return what ``torch.autograd.grad`` does, with None where the loss does not depend on a parameter.
+    """Return the result of ``torch.autograd.grad``, with None where the loss does not depend on a parameter.
 
-    Straight from the engine that it calls: its own checks in Python take a sixth of a small model's step.
+    Calls autograd's engine directly: the checks of ``grad`` in Python take a sixth of a small model's step.
     """
     engine = torch.autograd.Variable._execution_engine
     return engine.run_backward((loss,), (seed,), False, False, parameters, allow_unreachable=True, accumulate_grad=False)
@@ -122,8 +122,8 @@ def epoch_orders(
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield (order ``[<= n]``, batch size) for every pass over ``n`` samples, for a number of epochs or of steps.
 
-    Counting epochs, the last batch of each may be smaller. Counting steps, only full batches are taken (or the whole data
-    set, where it is smaller than a batch), reshuffled whenever fewer samples than a batch are left.
+    With epochs, the last batch of each may be smaller. With steps, all batches are full (or the whole data set, if it is
+    smaller than a batch), and samples are reshuffled whenever fewer than a batch are left.
     """
     if steps is None:
         for _ in range(epochs or 1):

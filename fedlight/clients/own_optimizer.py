@@ -1,6 +1,6 @@
-"""Local training with an optimizer of the model's own choice.
+"""Local training with the model's own optimizer, or any other.
 
-Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295), Algorithm 1 (FedOpt): any ClientOpt in the place of local SGD.
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295), Algorithm 1 (FedOpt): any ClientOpt instead of local SGD.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fedlight.core.errors import ConfigurationError
 
 @dataclass(eq=False)
 class ClientOptimizer(Algorithm):
-    """Local steps of any torch optimizer, made anew for every client in every round: its state never leaves, and is never kept.
+    """Local steps of any torch optimizer; every client creates a new one in every round, and never sends or keeps its state.
 
     Args:
-        optimizer: makes the optimizer of parameters; the one that the network's own `configure_optimizers` returns if not given.
-            Learning-rate schedules that it returns as well are left out: a client's steps in a round are few.
+        optimizer: creates the optimizer from parameters; the one that the network's `configure_optimizers` returns if not given.
+            Its learning-rate schedules are ignored, because a client takes few steps per round.
         batch_size: samples in a local batch.
-        epochs: local epochs a round; give this or ``steps``.
-        steps: local steps a round; give this or ``epochs``.
+        epochs: local epochs per round; give this or ``steps``.
+        steps: local steps per round; give this or ``epochs``.
 
     Raises:
         ConfigurationError: if a number is out of range, both or neither of ``epochs`` and ``steps`` are given, or (before training)
@@ -43,11 +43,11 @@ class ClientOptimizer(Algorithm):
         check_local_steps(self.epochs, self.steps, self.batch_size)
 
     def work(self, samples: int) -> int:
-        """Return how many samples a client with so many goes through in a round."""
+        """Return how many samples a client with ``samples`` processes in a round."""
         return local_samples(samples, self.epochs, self.steps, self.batch_size)
 
     def check(self, model: LocalModel) -> None:
-        """Refuse a network that does not name exactly one optimizer."""
+        """Refuse a network without exactly one optimizer."""
         self.make(model.module)
 
     def run(
@@ -78,7 +78,7 @@ class ClientOptimizer(Algorithm):
 
 
 def only_optimizer(returned: Any, owner: str) -> Optimizer:
-    """Return the optimizer among what a `configure_optimizers` returned, in any of the forms that Lightning allows.
+    """Return the optimizer in the result of a `configure_optimizers`, in any form that Lightning allows.
 
     Raises:
         ConfigurationError: if there is none, or several.
@@ -91,6 +91,6 @@ def only_optimizer(returned: Any, owner: str) -> Optimizer:
         return found[0]
     raise ConfigurationError(
         f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {len(found)} "
-        f"({', '.join(type(one).__name__ for one in found)}): federate each of the networks by itself, or set `algorithm`, such as FedAvg, "
+        f"({', '.join(type(one).__name__ for one in found)}): federate each network separately, or set `algorithm`, such as FedAvg, "
         "which uses none of them"
     )

@@ -1,4 +1,4 @@
-"""Normalisation layers that stay with their client (FedBN, Li et al. 2021, arXiv 2102.07623)."""
+"""Normalization layers that stay on the client (FedBN, Li et al. 2021, arXiv 2102.07623)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedlight.core.layout import Layout, flatten, float_buffers
 
 
 class PersonalNorm:
-    """Keeps the weights and statistics of BatchNorm layers in the client's state; their part of the update is zero.
+    """Keeps weights and statistics of BatchNorm layers in the client's state; their part of the update is zero.
 
     Attributes:
         index: positions ``[personal]`` of those weights in the flat vector.
@@ -33,7 +33,7 @@ class PersonalNorm:
         self.index = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
     def restore(self, state: State, weights: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return global weights ``[dim]`` and buffers ``[buffer_dim]`` with the client's own put in, if it has any yet."""
+        """Return global weights ``[dim]`` and buffers ``[buffer_dim]`` with the client's own layers, if it has any yet."""
         if "norm_weights" not in state:
             return weights, buffers
         mixed = weights.clone()
@@ -41,14 +41,14 @@ class PersonalNorm:
         return mixed, state["norm_buffers"].to(buffers)
 
     def keep(self, state: State, weights: Tensor, buffers: Tensor, update: Tensor) -> None:
-        """Move the client's own part of the trained weights and buffers to its state and out of the update."""
+        """Move the client's own layers from the trained weights and buffers to its state, and out of the update."""
         state["norm_weights"] = weights[self.index].cpu()
         state["norm_buffers"] = buffers.clone().cpu()
         update[self.index] = 0
 
 
 def personal_forward(network: nn.Module, personal: PersonalNorm, state: State, x: Tensor) -> Tensor:
-    """Return the network's output for ``x`` with a client's own normalisation layers put in (the global ones, if it has none)."""
+    """Return the network's output for ``x`` with a client's own normalization layers (the global ones, if it has none)."""
     named = dict(network.named_parameters())
     weights, buffers = flatten(named[name] for name in Layout.of(network).names), flatten(float_buffers(network))
     return forward_with(network, *personal.restore(state, weights, buffers.to(weights)), x)

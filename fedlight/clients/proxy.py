@@ -1,4 +1,4 @@
-"""Updates for pretraining, recorded along a training trajectory of simulated clients on public proxy data."""
+"""Records updates for pretraining along a training trajectory of simulated clients on public proxy data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 
 
 def draw_client(labels: np.ndarray, num_classes: int, samples: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Return up to ``samples`` distinct indices whose label mix is one Dirichlet(alpha) draw: one simulated client."""
+    """Return up to ``samples`` distinct indices with a label mix from Dirichlet(alpha): one simulated client."""
     mix = rng.dirichlet(np.full(num_classes, alpha))
     wanted = rng.multinomial(samples, mix)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in enumerate(wanted) if k]
@@ -48,11 +48,11 @@ def record_bank(
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
     weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is
-    recorded to a temporary file (in the folder that ``TMPDIR`` names) that is gone when the bank is.
+    recorded to a temporary file (in the folder that ``TMPDIR`` names) that disappears with the bank.
 
-    ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank as well, before the recorded
-    ones: their clients differ as those of a recorded round do, at the scale of the aggregate's first vector:
-    nobody knows how the real ones did.
+    ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank, before the recorded ones.
+    The server does not know how the real clients differed, so their clients differ like those of a recorded round, at the scale of
+    the aggregate's first vector.
 
     Raises:
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
@@ -64,7 +64,7 @@ def record_bank(
     past = torch.empty(0, len(weights)) if history is None else history
 
     def trajectory(weights: Tensor) -> Iterator[Tensor]:
-        """Yield each round's updates ``[clients, dim]``, in memory that the next round uses again."""
+        """Yield each round's updates ``[clients, dim]``, in memory that the next round reuses."""
         rng = numpy_generator(seed, first_round, "proxy clients")
         updates = torch.empty(clients, layout.dim)
         for step in range(simulated):
@@ -77,7 +77,7 @@ def record_bank(
                     updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
             mean = updates.mean(0)
             require(torch.isfinite(mean.sum()), f"Local training on proxy data diverged in round {step}: lower the client learning rate")
-            weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # strangers: no share, no memory
+            weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # new clients: no share, no memory
             for aggregate in past[step::simulated]:
                 yield aggregate + (updates - mean) * (aggregate[:dim].norm() / mean[:dim].norm().clamp(min=1e-30))
             yield updates
@@ -92,7 +92,7 @@ def record_bank(
         for row, updates in zip(bank, recorded, strict=True):
             row.copy_(updates)
         return UpdateBank(bank, layout)
-    # A file that is mapped needs no name. Where it cannot be removed while it is, the system clears its temporary folder.
+    # A mapped file needs no name. If it cannot be removed yet, the system clears its temporary folder later.
     with TemporaryDirectory(prefix="fedlight-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "updates.safetensors"
         write_bank(path, layout, rounds, clients, recorded)

@@ -16,15 +16,15 @@ _LEAST_LOSS = 1e-6
 
 
 class QFedAvg(FedAvg):
-    """FedAvg in which clients of higher loss ``F_i`` at the global model count more, by ``F_i ** q`` (Algorithm 2).
+    """FedAvg in which clients with higher loss ``F_i`` at the global model count more, by ``F_i ** q`` (Algorithm 2).
 
     With ``L = 1 / lr`` a client uploads ``F_i^q u_i``, its part ``q F_i^(q-1) L ||u_i||^2 + F_i^q`` of the step's denominator and ``F_i``;
-    the server divides the means of the first two. It needs sums only but is sent each client's in the clear: SecureAggregator refuses
-    this algorithm. Losses are taken relative to the mean of the last round, which the server announces: the step is the same, and the
-    numbers keep their size.
+    the server divides the means of the first two. It needs only sums, but clients send their numbers in the clear: SecureAggregator
+    refuses this algorithm. Losses are relative to the mean of the last round, which the server broadcasts: the step is the same, and
+    the numbers keep their size.
 
     Args:
-        q: how much more clients of high loss count; 0 is FedAvg.
+        q: extra weight of clients with high loss; 0 is FedAvg.
         local: options of local SGD, those of `FedAvg`.
     """
 
@@ -36,10 +36,14 @@ class QFedAvg(FedAvg):
         require(q >= 0, f"Expected `q` >= 0 but got {q}")
         self.q = q
 
+    def work(self, samples: int) -> int:
+        """Return how many samples a client with so many goes through in a round: all of its own once more, for the global model's loss."""
+        return samples + super().work(samples)
+
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:
-        """Measure the loss of the global model, run local SGD and weigh the update."""
+        """Measure the loss of the global model, run local SGD and weight the update."""
         level = float((memory or Memory()).server.get("level", 1.0))
         loss = max(model.loss(x, y), _LEAST_LOSS)
         result = super().run(model, x, y, round, generator, memory)
@@ -49,10 +53,10 @@ class QFedAvg(FedAvg):
         return LocalResult(result.update * relative**self.q, result.loss, result.steps, scalars=(part, loss))
 
     def broadcast(self, state: State) -> State:
-        """Return the last round's mean loss, once there is one."""
+        """Return the last round's mean loss, if there is one."""
         return {"level": state["level"]} if "level" in state else {}
 
     def step(self, mean: Tensor, share: float, state: State) -> Tensor:
-        """Return the mean of the weighed updates over the mean of their parts."""
+        """Return the mean of the weighted updates divided by the mean of the denominators."""
         state["level"] = max(float(mean[-1]), _LEAST_LOSS)
         return mean[:-2] / mean[-2].clamp(min=_LEAST_LOSS)

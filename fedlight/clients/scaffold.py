@@ -15,13 +15,13 @@ class Scaffold(FedAvg):
     """Local SGD along ``g_i(y) - c_i + c``, where ``c_i`` is the client's and ``c`` the server's mean gradient (Algorithm 1, option II).
 
     After ``K`` steps ``c_i`` becomes ``c_i - c + (w_t - w_i) / (K lr)``. The client uploads its update and, in the update's units,
-    ``K lr`` times the change of ``c_i``: two vectors, each encoded. The server downloads ``c`` to every client; these bytes count as well.
+    ``K lr`` times the change of ``c_i``: two vectors, each encoded. Every client downloads ``c``, and its bytes count.
     All clients take equally many steps, as in the paper.
 
     Args:
         lr: client learning rate.
         batch_size: samples in a local batch.
-        steps: local steps a round (K).
+        steps: local steps per round (K).
         weight_decay: L2 penalty added to the gradient.
         schedule: factor on ``lr`` that changes over rounds; constant if not given.
     """
@@ -38,7 +38,7 @@ class Scaffold(FedAvg):
         super().__init__(lr, batch_size, steps=steps, weight_decay=weight_decay, schedule=schedule)
 
     def correction(self, memory: Memory) -> Tensor | None:
-        """Return ``c - c_i`` ``[dim]``, None as long as both are zero."""
+        """Return ``c - c_i`` ``[dim]``, or None while both are zero."""
         common: Tensor | None = memory.server.get("control")
         own: Tensor | None = memory.own.get("control")
         if common is None:
@@ -48,7 +48,7 @@ class Scaffold(FedAvg):
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:
-        """Run corrected local SGD and renew the client's control variate."""
+        """Run corrected local SGD and update the client's control variate."""
         memory = memory or Memory()
         memory = Memory(memory.own, {name: kept.to(model.weights) for name, kept in memory.server.items()})
         result = super().run(model, x, y, round, generator, memory)
@@ -60,7 +60,7 @@ class Scaffold(FedAvg):
         return LocalResult(result.update, result.loss, result.steps, (reach * change,), (reach,))
 
     def broadcast(self, state: State) -> State:
-        """Return the server's control variate ``c``, once there is one."""
+        """Return the server's control variate ``c``, if there is one."""
         return {"control": state["control"]} if "control" in state else {}
 
     def step(self, mean: Tensor, share: float, state: State) -> Tensor:

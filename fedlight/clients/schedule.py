@@ -9,7 +9,7 @@ from fedlight.core.errors import require
 
 
 class Schedule(ABC):
-    """A factor on the client learning rate that depends on the round alone, so that a resumed run goes on with it."""
+    """A factor on the client learning rate that depends only on the round, so that a resumed run continues it."""
 
     @abstractmethod
     def factor(self, round: int) -> float:

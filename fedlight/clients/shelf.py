@@ -1,4 +1,4 @@
-"""State by client id, in memory and beyond a size in files."""
+"""State by client id, in memory, or in files beyond a size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fedlight.core.errors import require
 
 
 class Shelf(MutableMapping[int, State]):
-    """A mapping from client ids to their states; once these fill the memory given, those kept longest ago go to temporary files.
+    """A mapping from client ids to their states; once these fill the given memory, the oldest ones move to temporary files.
 
-    A state that is read from a file is mapped into memory: no more of it need be resident than is in use, so a checkpoint of all states
-    can be written without room for all of them. States are to be replaced, not changed in place.
+    A state in a file is mapped into memory, and only the parts in use need be resident, so a checkpoint of all states needs no room
+    for all of them. Replace states; do not change them in place.
 
     Args:
         in_memory_mb: MiB of tensors that stay in memory; 0 for none.
@@ -33,7 +33,7 @@ class Shelf(MutableMapping[int, State]):
     def __init__(self, in_memory_mb: float) -> None:
         require(in_memory_mb >= 0, f"Expected `client_memory_mb` >= 0 but got {in_memory_mb}")
         self._limit = in_memory_mb * 2**20
-        self._memory: dict[int, State] = {}  # in the order in which they were kept
+        self._memory: dict[int, State] = {}  # oldest first
         self._bytes: dict[int, int] = {}  # of the states in memory
         self._total = 0
         self._files: dict[int, Path] = {}

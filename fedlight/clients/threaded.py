@@ -1,4 +1,4 @@
-"""Several clients at once on the cores of one process, each in a thread: for CPUs and steps that keep a core busy for milliseconds."""
+"""Trains several clients at once on the cores of one process, in threads: for CPUs and steps that take milliseconds."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from fedlight.core.errors import ConfigurationError, require
 
 
 class Threaded(Engine):
-    """Clients in threads of one torch thread each: a thread that is done takes the next client, so that cores seldom wait for each other.
+    """Clients in threads, each with one torch thread: a thread that finishes takes the next client, so that cores seldom wait.
 
-    A client's update is that of `Sequential` on one torch thread, bit for bit, whoever trains beside it: threads have models and
-    generators of their own, and results are handed on in the clients' order. What a step costs in Python the threads cannot share: for
-    models whose steps take less than a millisecond processes (`--trainer.devices`) or `Vectorized` are faster. The algorithm, the loss
-    and augmentations are used by all threads at once: they must not change themselves, which fedlight's do not.
+    A client's update equals that of `Sequential` on one torch thread, bit for bit, whichever clients train at the same time: threads
+    have their own models and generators, and results are returned in the clients' order. Threads cannot share a step's time in Python:
+    if steps take less than a millisecond, processes (`--trainer.devices`) or `Vectorized` are faster. All threads use the same
+    algorithm, loss and augmentations, which must not change themselves; fedlight's do not.
 
     Args:
-        workers: Threads that train; as many as the process may use cores, divided by the processes, if not given. Up to two models a
-            thread are made, and kept from round to round.
+        workers: Number of training threads (the usable cores divided by the processes if not given). There are up to two models per
+            thread, reused from round to round.
 
     Raises:
-        ConfigurationError: if ``workers`` is less than 1, or (before training) for what it cannot train: on another device than the CPU,
-            a LightningModule, data that is not in memory, whatever draws from the process's own generators (but ``nn.Dropout``).
+        ConfigurationError: if ``workers`` is less than 1, or (before training) if it cannot train: a device other than the CPU,
+            a LightningModule, data that is not in memory, code that draws from the process's generators (except ``nn.Dropout``).
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Threaded(Engine):
     def train(
         self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
     ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
-        """Yield every turn with its result; no more clients than there are models are in training, or trained and not asked for yet."""
+        """Yield every task with its result; at most as many clients as models are in training, or trained and not yet requested."""
         workers = self.workers or cores_of_a_process()
         precision, waiting = precision_on(model.weights.device), iter(tasks)
         running: deque[tuple[ClientTask, LocalModel, Future[LocalResult]]] = deque()
@@ -56,7 +56,7 @@ class Threaded(Engine):
         with _one_torch_thread(), ThreadPoolExecutor(workers, "fedlight-train", torch.set_num_threads, (1,)) as threads:
             try:
                 while True:
-                    # Two models a thread, so that none need wait until the last result has been taken.
+                    # Two models per thread, so that no thread waits until its last result is taken.
                     while len(running) < 2 * workers and (task := next(waiting, None)) is not None:
                         own = free.popleft() if free else self._another(model)
                         running.append((task, own, threads.submit(train_client, own, algorithm, task, round, precision)))
@@ -69,7 +69,7 @@ class Threaded(Engine):
                 threads.shutdown(cancel_futures=True)
 
     def _twins(self, model: LocalModel) -> list[LocalModel]:
-        """Return what models like this one there are from earlier rounds."""
+        """Return the models like this one from earlier rounds."""
         if self._pattern is not model:
             self._pattern, self._models = model, []
         return self._models
@@ -79,7 +79,7 @@ class Threaded(Engine):
         return self._models[-1]
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
-        """Refuse what threads cannot keep apart, by a try at a local step on two copies of a client's first sample."""
+        """Refuse training that uses state shared by threads, by testing a local step on two copies of a client's first sample."""
         model, (x, y) = make_model(), data
         require_plain(model, x, "Threaded", "steps of a LightningModule and items of a data module may touch what threads share")
         if device.type != "cpu":
@@ -87,7 +87,7 @@ class Threaded(Engine):
                 f"Expected the CPU under `engine` Threaded but got {device}: use the engine Vectorized or Sequential, or "
                 "`--trainer.accelerator cpu`"
             )
-        before, sample = _generators(), torch.zeros(2, dtype=torch.int64)  # BatchNorm takes no batch of one
+        before, sample = _generators(), torch.zeros(2, dtype=torch.int64)  # BatchNorm cannot train on a batch of one
         task = ClientTask(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
         task.memory = Memory(server=algorithm.broadcast({}))
         with torch.random.fork_rng(devices=[]):
@@ -103,21 +103,21 @@ class Threaded(Engine):
 
 
 class _OneBatch(LocalModel):
-    """Ends local training after a step: enough to see what it draws from."""
+    """Ends local training after one step, which is enough to see which generators it uses."""
 
     def batches(self, *arguments: Any) -> Iterator[Batch]:
-        """Yield the first batch alone."""
+        """Yield only the first batch."""
         return islice(super().batches(*arguments), 1)
 
 
 def _generators() -> bytes:
-    """Return the states of the generators that all threads of the process share: torch's, NumPy's and Python's."""
+    """Return the states of the generators that all threads share: torch's, NumPy's and Python's."""
     states = torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()  # noqa: NPY002 (the legacy one is looked at)
     return pickle.dumps(states)
 
 
 def twin(model: LocalModel, kind: type[LocalModel] = LocalModel) -> LocalModel:
-    """Return a model like this one that shares nothing with it, and draws from a generator of its own."""
+    """Return a copy of the model that shares nothing with it and has its own generator."""
     made = kind(model.module, model.objective, augment=model.augment)
     quicken_pooling(made.module)
     made.noise = own_dropout(made.module)
@@ -126,7 +126,7 @@ def twin(model: LocalModel, kind: type[LocalModel] = LocalModel) -> LocalModel:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Have this thread compute on one core, as those that train do, until the end."""
+    """Make this thread compute on one core, like training threads, until the end of the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

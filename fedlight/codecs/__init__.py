@@ -1,8 +1,9 @@
-"""Codecs: what clients encode with and the server decodes the sum with."""
+"""Codecs: clients encode their updates, and the server decodes the sum of the codes."""
 
 from fedlight.codecs.autoencoder import AutoencoderCodec
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.count_sketch import CountSketchCodec
+from fedlight.codecs.entropy import EntropyCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.half import HalfCodec
 from fedlight.codecs.identity import IdentityCodec
@@ -19,6 +20,7 @@ __all__ = [
     "AutoencoderCodec",
     "ChainCodec",
     "CountSketchCodec",
+    "EntropyCodec",
     "GridCodec",
     "HalfCodec",
     "IdentityCodec",

@@ -17,7 +17,7 @@ from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError, require_choice, require_least
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -27,9 +27,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "g
 
 
 class BlockNetwork(nn.Module):
-    """Maps blocks ``[..., inputs]`` to ``[..., outputs]``: a linear map, plus hidden layers beside it.
+    """Maps blocks ``[..., inputs]`` to ``[..., outputs]``: a linear map plus hidden layers.
 
-    With ``skip`` the hidden layers start at zero and learn what the linear map misses; without it they are all there is.
+    With ``skip`` the hidden layers start at zero and learn what the linear map misses; without ``skip`` there is no linear map.
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: list[int], activation: Activation, skip: bool, bias: bool) -> None:
@@ -87,7 +87,7 @@ class AutoencoderEncoder(AutoencoderHalf, Encoder):
 
 
 TRUST = 10.0
-"""How many times longer than anything seen in the bank, for the length of its code, a decoded aggregate may be."""
+"""Longest decoded aggregate, as a multiple of the largest ratio of length to code length in the bank."""
 
 
 class AutoencoderDecoder(AutoencoderHalf, Decoder):
@@ -107,29 +107,33 @@ class AutoencoderDecoder(AutoencoderHalf, Decoder):
         return self.blocks.join([net(c) * s for net, c, s in zip(self.networks, codes, self.scale, strict=True)])
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
-        """Return ten times the length that codes of this length had in the bank at most, and what a zero code is decoded to.
+        """Return ten times the largest length in the bank for codes of this length, plus the length of a decoded zero code.
 
-        Layers with biases decode nothing to something, which outlasts updates that shrink as training goes on.
+        Layers with biases decode a zero code to something, which stays while updates shrink during training.
         """
         return TRUST * float(self.stretch * mean_code.norm() + self.rest)
 
 
+MOST_LAYERS = 100
+"""Hidden layers that a codec can have: far more than have ever helped, and few enough to make at a file's word."""
+
+
 @dataclass(eq=False)
 class AutoencoderCodec(Codec):
-    """A block autoencoder trained on recorded updates so that the decoded mean code is the mean update.
+    """A block autoencoder, trained on recorded updates so that the decoded mean code is the mean update.
 
     Args:
-        ratio: how many times shorter the code is than the update.
-        blocks: `rows` cuts along the rows of weight matrices, one small network a tensor; `flat` cuts the flat update into equal
-            blocks with one network for all.
+        ratio: length of the update divided by the length of the code.
+        blocks: `rows` cuts along the rows of weight matrices, with one small network per tensor; `flat` cuts the flat update into equal
+            blocks, with one network for all.
         block_size: largest number of weights in a block.
-        depth: number of hidden layers in the encoder and in the decoder; 0 makes both linear.
+        depth: number of hidden layers in the encoder and in the decoder, at most 100; 0 makes both linear.
         width: units in each hidden layer.
         activation: `tanh`, `relu`, `gelu`, or `linear` (no hidden layers, whatever `depth` says).
-        skip: adds a linear map beside the hidden layers, in the encoder and in the decoder.
+        skip: adds a linear map in parallel to the hidden layers, in the encoder and in the decoder.
         bias: whether the hidden layers have biases; without them and with tanh, a zero update has a zero code.
         start: `pca` starts the linear map at the principal directions of the bank; `random` starts everything at random.
-        cohort: cohort size that the code lengths and the `pca` start are computed for; 0 takes the recorded cohorts.
+        cohort: cohort size for the code lengths and the `pca` start; 0 takes the recorded cohorts.
         seed: seed of the initial weights.
 
     Raises:
@@ -153,12 +157,13 @@ class AutoencoderCodec(Codec):
 
     def __post_init__(self) -> None:
         require_least(self, ratio=1, block_size=1, depth=0, width=1, cohort=0)
+        require(self.depth <= MOST_LAYERS, f"Expected `depth` <= {MOST_LAYERS} but got {self.depth}")
         require_choice("activation", self.activation, (*_ACTIVATIONS, "linear"))
         require_choice("blocks", self.blocks, ("rows", "flat"))
         require_choice("start", self.start, ("pca", "random"))
         self.linear = not self._hidden
         if self.start == "pca" and not (self.skip or self.linear):
-            raise ConfigurationError("Expected `skip=true` with `start='pca'`: without the linear map there is nothing to start there")
+            raise ConfigurationError("Expected `skip=true` with `start='pca'`: it starts the linear map, which `skip=false` leaves out")
 
     @property
     def _hidden(self) -> list[int]:
@@ -169,12 +174,12 @@ class AutoencoderCodec(Codec):
         return plan_blocks(layout, bank, self.ratio, self.blocks, self.block_size, self.cohort)
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         blocks = Blocks.from_plan(layout, plan)
         return AutoencoderEncoder(blocks, [self._network(g.length, g.code) for g in blocks.groups])
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         blocks = Blocks.from_plan(layout, plan)
         return AutoencoderDecoder(blocks, [self._network(g.code, g.length) for g in blocks.groups])
 
@@ -184,12 +189,12 @@ class AutoencoderCodec(Codec):
         return {basis: LinearCodec(self.ratio, basis, self.blocks, self.block_size, self.cohort, self.seed) for basis in bases}
 
     def _network(self, inputs: int, outputs: int) -> BlockNetwork:
-        with torch.random.fork_rng(devices=[]):  # torch draws initial weights from the global generator; ``start`` draws ours
+        with torch.random.fork_rng(devices=[]):  # torch draws from the global generator here; ``start`` draws our weights
             torch.manual_seed(0)
             return BlockNetwork(inputs, outputs, self._hidden, self.activation, self.skip, self.bias)
 
     def fit_halves(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
-        """Set the scales, start the weights, and train both halves jointly."""
+        """Set the scales, initialize the weights, and train encoder and decoder jointly."""
         blocks = Blocks.from_plan(bank.layout, self.plan)
         assert isinstance(self.encoder, AutoencoderEncoder)
         assert isinstance(self.decoder, AutoencoderDecoder)
@@ -201,14 +206,14 @@ class AutoencoderCodec(Codec):
                 assert isinstance(network, BlockNetwork)
                 generator = torch_generator(self.seed, "autoencoder", "encoder" if transpose else "decoder", i)
                 network.start(generator, None if basis is None else basis.T if transpose else basis)
-        figures = train(self, bank)
+        metrics = train(self, bank)
         self.decoder.stretch.fill_(max(map(self._stretch, bank.updates)))
         with torch.no_grad():
             self.decoder.rest.copy_(self.decoder.decode(torch.zeros(blocks.code_dim), Context(), {}).norm())
-        return figures
+        return metrics
 
     def _stretch(self, updates: Tensor) -> float:
-        """Return how much longer than its mean code the decoded aggregate of a cohort ``[clients, dim]`` is."""
+        """Return the length of a cohort's decoded aggregate divided by that of its mean code; ``[clients, dim]``."""
         with torch.no_grad():
             mean_code = self.encoder.encode(updates, Context(), Private(torch_generator("stretch"))).mean(0)
             return float(self.decoder.decode(mean_code, Context(), {}).norm() / mean_code.norm().clamp(min=1e-30))

@@ -1,4 +1,4 @@
-"""Cutting an update into blocks that share one small encoder, and sharing a code budget out between groups of blocks."""
+"""Cuts an update into blocks that share one small encoder, and distributes a code budget over groups of blocks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import eigen, svd
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that share one encoder: ``count`` blocks of ``length`` numbers each, cut from some tensors, ``code`` numbers a block."""
+    """Blocks that share one encoder: ``count`` blocks of ``length`` numbers from some tensors, each with a code of ``code`` numbers."""
 
     tensors: tuple[int, ...]
     length: int
@@ -29,18 +29,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How updates of a layout are cut into groups of equal blocks ``[..., count, length]``, padded with zeros at the end."""
+    """A partition of a layout's updates into groups of equal blocks ``[..., count, length]``, zero-padded at the end."""
 
     layout: Layout
     groups: tuple[Group, ...]
 
     @property
     def code_dim(self) -> int:
-        """Length of all blocks' codes together."""
+        """Total length of all blocks' codes."""
         return sum(group.count * group.code for group in self.groups)
 
     def cut(self, update: Tensor) -> list[Tensor]:
-        """Return one tensor ``[..., count, length]`` a group of updates ``[..., dim]``."""
+        """Return one tensor ``[..., count, length]`` per group, from updates ``[..., dim]``."""
         tensors = torch.split(update, list(self.layout.sizes), dim=-1)
         cut = []
         for group in self.groups:
@@ -50,7 +50,7 @@ class Blocks:
         return cut
 
     def join(self, blocks: list[Tensor]) -> Tensor:
-        """Return the updates ``[..., dim]`` that ``cut`` took apart."""
+        """Return the updates ``[..., dim]``: the inverse of ``cut``."""
         tensors: dict[int, Tensor] = {}
         for group, block in zip(self.groups, blocks, strict=True):
             sizes = [self.layout.sizes[i] for i in group.tensors]
@@ -59,7 +59,7 @@ class Blocks:
         return torch.cat([tensors[i] for i in range(len(tensors))], dim=-1)
 
     def split_code(self, code: Tensor) -> list[Tensor]:
-        """View codes ``[..., code_dim]`` as one tensor ``[..., count, code]`` a group."""
+        """View codes ``[..., code_dim]`` as one tensor ``[..., count, code]`` per group."""
         parts = torch.split(code, [group.count * group.code for group in self.groups], dim=-1)
         return [part.reshape(*code.shape[:-1], g.count, g.code) for part, g in zip(parts, self.groups, strict=True)]
 
@@ -69,16 +69,30 @@ class Blocks:
 
     @classmethod
     def from_plan(cls, layout: Layout, plan: dict[str, Any]) -> Blocks:
-        """Return the blocks that ``to_plan`` described."""
-        return cls(layout, tuple(Group(**(item | {"tensors": tuple(item["tensors"])})) for item in plan["groups"]))
+        """Return the blocks that ``to_plan`` described.
+
+        Raises:
+            CodecMismatchError: if they do not cut up this layout, every tensor once.
+        """
+        groups = tuple(Group(**(item | {"tensors": tuple(item["tensors"])})) for item in plan["groups"])
+        if sorted(index for group in groups for index in group.tensors) != list(range(len(layout.sizes))):
+            raise CodecMismatchError(f"Expected groups that take each of {len(layout.sizes)} tensors once but they take others")
+        for group in groups:
+            size = sum(layout.sizes[index] for index in group.tensors)
+            if not (0 <= group.count * group.length - size < max(group.length, 1) and min(group.length, 1) <= group.code <= group.length):
+                raise CodecMismatchError(
+                    f"Expected blocks that hold {size:,} numbers, each with a code of one number or more and no longer than it is, but got "
+                    f"{group.count:,} of {group.length:,} numbers and codes of {group.code:,}"
+                )
+        return cls(layout, groups)
 
 
 def cut_rows(layout: Layout, block_size: int) -> list[Group]:
-    """Return groups aligned with the rows of weight matrices ``[out, in]``, one group a tensor; the vectors form one group together.
+    """Return groups aligned with the rows of weight matrices ``[out, in]``, one group per tensor; all vectors form one group.
 
     A block is as many whole rows as fit ``block_size``, or an equal part of a row that is longer. Rows of one tensor share their
-    input features, which is what makes them compressible by one encoder. Padding is avoided where blocks down to half the size
-    divide the tensor: principal directions take padding for data, so that a trained linear code could be better than they are.
+    input features, so one encoder can compress them. Smaller blocks, down to half the size, avoid padding if they divide the tensor:
+    principal directions treat padding as data, so that a trained linear code could beat them.
     """
     groups, vectors = [], []
     for index, shape in enumerate(layout.shapes):
@@ -98,7 +112,7 @@ def cut_rows(layout: Layout, block_size: int) -> list[Group]:
 
 
 def cut_flat(layout: Layout, block_size: int) -> list[Group]:
-    """Return the single group of equal blocks of the flat update, whatever tensors they cross."""
+    """Return the single group of equal blocks of the flat update; blocks may cross tensors."""
     return [_even(tuple(range(len(layout.shapes))), layout.dim, block_size)]
 
 
@@ -113,20 +127,20 @@ def _even(tensors: tuple[int, ...], size: int, block_size: int) -> Group:
 
 
 def share_code(groups: list[Group], energies: list[Tensor], budget: int) -> tuple[Group, ...]:
-    """Return the groups with code lengths that spend ``budget`` numbers where they carry most energy.
+    """Return the groups with code lengths that spend ``budget`` numbers on the most energy.
 
     ``energies`` holds, per group, the non-increasing energy ``[length]`` that each further number of a block's code adds over
     all blocks (the principal values). Greedy, therefore optimal for sorted energies and equal costs. Every group keeps at
-    least one number, so that no tensor is frozen.
+    least one number, so that every tensor is trained.
 
     Raises:
-        ConfigurationError: if the budget is smaller than one number a block.
+        ConfigurationError: if the budget is smaller than one number per block.
     """
     codes = [1] * len(groups)
     left = budget - sum(group.count for group in groups)
     if left < 0:
         raise ConfigurationError(
-            f"Expected a code of at least {sum(g.count for g in groups):,} numbers (one a block) but the budget is {budget:,}: "
+            f"Expected a code of at least {sum(g.count for g in groups):,} numbers (one per block) but the budget is {budget:,}: "
             "choose a smaller `ratio` or a larger `block_size`"
         )
     heap = [(-float(energy[1]) / g.count, i) for i, (g, energy) in enumerate(zip(groups, energies, strict=True)) if g.length > 1]
@@ -144,9 +158,9 @@ def share_code(groups: list[Group], energies: list[Tensor], budget: int) -> tupl
 
 
 def cohort_rows(bank: UpdateBank, cohort: int) -> Tensor:
-    """Return rows whose Gram matrix is that of the means of ``cohort`` random clients of a round, ``[rounds * (1 + clients), dim]``.
+    """Return rows ``[rounds * (1 + clients), dim]`` with the Gram matrix of the means of ``cohort`` random clients of a round.
 
-    The second moment of such a mean is the round mean's plus 1/cohort of the spread within the round; ``cohort`` 0 leaves the
+    The second moment of such a mean is that of the round mean plus 1/cohort of the spread within the round; ``cohort`` 0 leaves the
     spread out (the recorded cohorts themselves).
     """
     updates = bank.updates
@@ -160,7 +174,7 @@ def cohort_rows(bank: UpdateBank, cohort: int) -> Tensor:
 def principal(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energies ``[length]``, basis ``[length, length]``) of blocks ``[rows, count, length]``, largest energy first.
 
-    With fewer rows than numbers a thin SVD is taken instead, and the basis has fewer columns.
+    With fewer rows than numbers it uses a thin SVD instead, and the basis has fewer columns.
     """
     rows = blocks.flatten(0, -2)
     if len(rows) < rows.shape[1]:
@@ -173,15 +187,15 @@ def principal(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def plan_blocks(
     layout: Layout, bank: UpdateBank | None, ratio: float, blocks: Literal["rows", "flat"], block_size: int, cohort: int
 ) -> dict[str, Any]:
-    """Return the plan of blocks whose code is ``ratio`` times shorter than the update: shared by energy, or evenly without a bank.
+    """Return the plan of blocks whose code is ``ratio`` times shorter than the update, distributed by energy, or evenly without a bank.
 
     Raises:
-        ConfigurationError: if the code would be shorter than one number a block.
+        ConfigurationError: if the code would be shorter than one number per block.
     """
     size = block_size or layout.dim
     groups = cut_rows(layout, size) if blocks == "rows" else cut_flat(layout, size)
     if bank is None:
-        # As if every further number of a block's code told a little less: all groups are then filled to the same share.
+        # Each further number of a block's code counts a little less, which fills all groups to the same share.
         energies = [group.count * (1 - torch.arange(group.length) / group.length) for group in groups]
     else:
         cut = Blocks(layout, tuple(groups)).cut(cohort_rows(bank, cohort))
@@ -190,14 +204,14 @@ def plan_blocks(
 
 
 def principal_energies(blocks: Tensor) -> Tensor:
-    """Return the energies alone of ``principal``."""
+    """Return only the energies of ``principal``."""
     return principal(blocks)[0]
 
 
 def principal_bases(bank: UpdateBank, blocks: Blocks, cohort: int) -> list[Tensor]:
-    """Return one basis ``[length, code]`` a group: the principal directions of the bank's cohort means.
+    """Return one basis ``[length, code]`` per group: the principal directions of the bank's cohort means.
 
-    Where the bank has fewer independent blocks than the code has numbers the missing columns are zero.
+    If the bank has fewer independent blocks than the code has numbers, the remaining columns are zero.
     """
     bases = [principal(block)[1] for block in blocks.cut(cohort_rows(bank, cohort))]
     return [F.pad(basis[:, : g.code], (0, max(0, g.code - basis.shape[1]))) for basis, g in zip(bases, blocks.groups, strict=True)]

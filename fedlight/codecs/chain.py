@@ -1,4 +1,4 @@
-"""Codecs one after another: encode forward, decode in reverse."""
+"""Chains of codecs: encode forward, decode in reverse."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
@@ -21,8 +21,16 @@ def _stage(context: Context, i: int) -> Context:
     return replace(context, broadcast=context.broadcast.get(str(i), {}))
 
 
+def _check_linked(layout: Layout, stages: Sequence[CodecPart]) -> None:
+    """Raise ``CodecMismatchError`` unless the first stage takes the update and every other one the code of the stage before."""
+    expected = [layout.dim, *(stage.code_dim for stage in stages[:-1])]
+    taken = [stage.dim for stage in stages]
+    if taken != expected:
+        raise CodecMismatchError(f"Expected stages that take {expected} numbers, the codes of those before, but they take {taken}")
+
+
 class ChainEncoder(Encoder):
-    """Applies the stages' encoders in order; the last one's format goes on the wire."""
+    """Applies the stages' encoders in order; messages have the last one's format."""
 
     def __init__(self, layout: Layout, stages: list[Encoder]) -> None:
         super().__init__(layout, stages[-1].format)
@@ -68,49 +76,54 @@ class ChainDecoder(Decoder):
         return mean_code
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
-        """Return what the first stage can make of its own mean code; inf where a later stage adds what it remembers."""
+        """Return the first stage's bound for its mean code; inf if a later stage adds its own state."""
         if not self._looks_back():
             return math.inf
         return self.stage(0).norm_bound(self._first_code(mean_code, context), _stage(context, 0))
 
     def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
-        """Return what the first stage knows, where its mean code can be told from the sum alone."""
+        """Return what the first stage knows, if the sum alone determines its mean code."""
         if not self._looks_back():
             return aggregate
         return self.stage(0).observe(self._first_code(mean_code, context), _stage(context, 0), aggregate)
 
     def _looks_back(self) -> bool:
-        """Whether no later stage adds what it remembers."""
+        """Whether no later stage adds its own state."""
         return all(self.stage(i).replayable for i in range(1, len(self.stages)))
 
     def _first_code(self, mean_code: Tensor, context: Context) -> Tensor:
-        """Return the first stage's mean code; nothing is learned from looking."""
+        """Return the first stage's mean code, without a change to any state."""
         context = Context(context.seed, context.round, context.attempt, context.step, context.broadcast)
         for i in reversed(range(1, len(self.stages))):
             mean_code = self.stage(i).decode(mean_code, _stage(context, i), {})
         return mean_code
 
     def open(self, code: Tensor) -> Tensor:
-        """Return what the last stage adds up."""
+        """Return the terms that the last stage adds up."""
         return self.stage(len(self.stages) - 1).open(code)
 
     def sum_length(self, step: int = 0) -> int:
-        """Return the length of what the last stage adds up."""
+        """Return the length of the terms that the last stage adds up."""
         return self.stage(len(self.stages) - 1).sum_length(step)
 
+    def record_lengths(self, mean_bytes: float, state: State) -> None:
+        """Tell the last stage, whose codes messages hold."""
+        last = len(self.stages) - 1
+        self.stage(last).record_lengths(mean_bytes, state.setdefault(str(last), {}))
+
     def broadcast(self, state: State) -> State:
-        """Return every stage's announcement under its number."""
+        """Return every stage's broadcast under its number."""
         broadcast = {str(i): self.stage(i).broadcast(state.setdefault(str(i), {})) for i in range(len(self.stages))}
         return {key: value for key, value in broadcast.items() if value}
 
 
 class ChainCodec(Codec):
-    """Applies codecs one after another: each encodes the code of the one before.
+    """Applies codecs in order: each encodes the code of the previous one.
 
-    Behind a last codec that cannot be summed the server adds up what that one decodes: codes of the codec before it.
+    If the last codec's codes cannot be summed, the server adds up what it decodes: codes of the codec before it.
 
     Args:
-        codecs: the codecs, first applied first; all but the last must be summable and make float codes, and each takes one pass.
+        codecs: the codecs in order of encoding; all but the last must be summable with float codes, and each takes one pass.
 
     Raises:
         ConfigurationError: if the list is empty, or a codec before the last has several passes or integer codes.
@@ -134,11 +147,12 @@ class ChainCodec(Codec):
         self.unbiased = all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
+        self.fixed_width = codecs[-1].fixed_width
         self.needs_fit = any(codec.needs_fit for codec in codecs)
         self.trained = any(codec.trained for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
-        """Return the stages' plans and versions; with a bank they are known only once each stage is fitted."""
+        """Return the stages' plans and versions; with a bank they are known only after each stage is fitted."""
         if bank is not None:
             return {"stages": []}
         plans = []
@@ -149,17 +163,19 @@ class ChainCodec(Codec):
         return {"stages": plans}
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         made = [c.make_encoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        _check_linked(layout, made)
         return ChainEncoder(layout, made)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
+        _check_linked(layout, made)
         return ChainDecoder(layout, made)
 
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
-        """Make both halves, and bind every stage's codec to its part of them."""
+        """Build encoder and decoder, and bind every stage's codec to its share of them."""
         super().bind(layout, plan)
         if isinstance(self.encoder, ChainEncoder) and isinstance(self.decoder, ChainDecoder):
             for i, (codec, stage) in enumerate(zip(self.codecs, self.plan["stages"], strict=True)):
@@ -172,18 +188,20 @@ class ChainCodec(Codec):
         return self.codecs[0].references()
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
-        """Fit every stage to the codes of the stages before it, then put the fitted halves together."""
-        figures: dict[str, float] = {}
+        """Fit every stage to the codes of the stages before it, then assemble encoder and decoder."""
+        metrics: dict[str, float] = {}
         plans, layout = [], bank.layout
         for i, codec in enumerate(self.codecs):
-            figures |= codec.fit(bank, train)
+            metrics |= codec.fit(bank, train)
             plans.append({"layout": bank.layout.to_json(), "plan": codec.plan, "version": codec.version})
             if i == len(self.codecs) - 1:
                 break
             with torch.no_grad():
                 private = Private(torch_generator("chain fit"))
-                codes = [codec.encoder.encode(updates, Context(), private).float() for updates in bank]
-            bank = bank.map(torch.stack(codes), Layout.vector(codec.encoder.code_dim))
+                codes = torch.empty(bank.rounds, bank.clients, codec.encoder.code_dim)
+                for row, updates in zip(codes, bank, strict=True):
+                    row.copy_(codec.encoder.encode(updates, Context(), private))
+            bank = bank.map(codes, Layout.vector(codec.encoder.code_dim))
         self.version += 1
         encoders, decoders = [c.encoder for c in self.codecs], [c.decoder for c in self.codecs]
         self.bind(layout, {"stages": plans})
@@ -191,4 +209,4 @@ class ChainCodec(Codec):
             self.codecs[i].encoder.load_state_dict(encoder.state_dict())
             self.codecs[i].decoder.load_state_dict(decoder.state_dict())
         self.update_digest()
-        return figures
+        return metrics

@@ -7,11 +7,11 @@ Sketching" (arXiv 2007.07682), Algorithm 1; the learning rate is the server opti
     S_u = rho S_u + S                   momentum
     S_e = S_e + S_u                     error feedback
     D   = Top-k(U(S_e))                 unsketch
-    S_e = S_e - S(D)                    what was applied is no error
+    S_e = S_e - S(D)                    the applied part is not an error
 
-As written the last line makes the error grow without bound where many entries are of one size: entries that share a column are all
-taken for the whole column. By default, therefore, the columns that S(D) touches are emptied, in S_e and in S_u, as the authors'
-published code does.
+As written, the last line makes the error grow without bound if many entries have the same size: each entry that shares a column is
+estimated as the whole column. By default, therefore, the columns that S(D) touches are set to zero in S_e and in S_u, as in the
+authors' published code.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fedlight.core.wire import CodeFormat
 class CountSketch(nn.Module):
     """A public linear map from ``[..., dim]`` to ``[..., rows * columns]``, drawn from a seed (Charikar, Chen & Farach-Colton 2002).
 
-    In every row a random permutation deals the signed entries out to the columns, equally many to each. Two entries meet in a column no
-    more often than under independent hashing, and sums are in a fixed order: the same bits on a GPU as well.
+    In every row a random permutation distributes the signed entries evenly over the columns. Two entries share a column no more
+    often than under independent hashing, and sums have a fixed order: the same bits on a GPU as well.
     """
 
     order: Tensor
@@ -43,10 +43,14 @@ class CountSketch(nn.Module):
         self.rows = rows
         self.columns = columns
         dealt = -(-dim // columns) * columns
-        generators = [torch_generator(seed, "count sketch", row) for row in range(rows)]
-        self.register_buffer("order", torch.stack([torch.randperm(dealt, generator=g) for g in generators]), persistent=False)
-        signs = torch.stack([2 * torch.randint(2, (dim,), generator=g) - 1 for g in generators])
-        self.register_buffer("signs", signs.to(torch.int8), persistent=False)
+        order, signs = torch.empty(rows, dealt, dtype=torch.long), torch.empty(rows, dim, dtype=torch.int8)
+        drawn = torch.empty(dim, dtype=torch.long)
+        for row in range(rows):
+            generator = torch_generator(seed, "count sketch", row)
+            torch.randperm(dealt, generator=generator, out=order[row])
+            signs[row] = 2 * torch.randint(2, (dim,), generator=generator, out=drawn) - 1
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("signs", signs, persistent=False)
 
     def forward(self, update: Tensor) -> Tensor:
         """Return the sketches ``[..., rows * columns]`` of updates ``[..., dim]``."""
@@ -58,7 +62,7 @@ class CountSketch(nn.Module):
         return torch.cat(rows, dim=-1)
 
     def estimate(self, sketch: Tensor) -> Tensor:
-        """Return the estimates ``[..., dim]`` of what was sketched: the median over rows of an entry's signed column."""
+        """Return the estimates ``[..., dim]`` of the sketched update: the median over rows of an entry's signed column."""
         found = []
         for row, order, signs in zip(torch.split(sketch, self.columns, dim=-1), self.order, self.signs, strict=True):
             dealt = row.repeat_interleave(len(order) // self.columns, dim=-1)
@@ -81,7 +85,7 @@ class CountSketchEncoder(Encoder):
 
 
 class CountSketchDecoder(Decoder):
-    """Adds the mean sketch to what is left of earlier ones and takes the largest entries out."""
+    """Adds the mean sketch to the rest of earlier ones and extracts the largest entries."""
 
     replayable = False
 
@@ -109,18 +113,18 @@ class CountSketchDecoder(Decoder):
 
 
 class CountSketchCodec(Codec):
-    """Sends a count sketch of every update; the server takes the largest entries out of the sum and keeps the rest for later rounds.
+    """Sends a count sketch of every update; the server extracts the largest entries from the sum and keeps the rest for later rounds.
 
-    Sketches are linear and add up, decoding is not linear. The hash comes from a seed, so nobody downloads it. It is meant for updates
-    of which few entries stand out: of others the largest estimates are mostly noise.
+    Sketches are linear and add up, decoding is not linear. The hash comes from a seed, so clients download nothing. The codec is meant for
+    updates with few large entries: otherwise the largest estimates are mostly noise.
 
     Args:
-        ratio: how many times shorter the sketch is than the update.
-        rows: independent rows of the sketch, whose median is taken (the paper's experiments use 5); fewer leave
-            more columns to each, which may do better where no entries stand out.
-        top_k: entries that the server applies a round; 0 takes half as many as the sketch has columns.
+        ratio: length of the update divided by the length of the sketch.
+        rows: independent rows of the sketch, combined by the median (the paper's experiments use 5); fewer rows have
+            more columns each, which may do better if no entries stand out.
+        top_k: number of entries that the server applies per round; 0 takes half the number of columns.
         momentum: momentum of the mean sketch at the server; the paper's experiments use 0.9 with a smaller learning rate.
-        masking: whether the columns of entries that were applied are emptied, rather than lessened by what was applied.
+        masking: whether the columns of applied entries are set to zero, instead of subtracting the applied values.
         seed: seed of the hash.
     """
 
@@ -146,10 +150,10 @@ class CountSketchCodec(Codec):
         return CountSketch(layout.dim, self.rows, columns, self.seed)
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return CountSketchEncoder(layout, self._sketch(layout))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         sketch = self._sketch(layout)
         return CountSketchDecoder(layout, sketch, min(layout.dim, self.top_k or max(1, sketch.columns // 2)), self.momentum, self.masking)

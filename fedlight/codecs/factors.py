@@ -1,4 +1,4 @@
-"""Orthonormal factors in few bits: what a two-sided encoder weighs on the wire."""
+"""Orthonormal factors in few bits: the bytes of a two-sided encoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Shape = tuple[int, int]
 
 
 class Factors(nn.Module):
-    """Matrices ``[n, r]`` with orthonormal columns, kept as integers of ``bits`` bits and nothing else.
+    """Matrices ``[n, r]`` with orthonormal columns, stored only as integers of ``bits`` bits.
 
-    Every column fills the range of its integers: rounding bends columns a little, so whoever reads them makes them orthonormal again
-    (QR, in their order), and that takes their lengths away, whatever they were. Encoder and decoder do it to the same integers and
-    compute with the same factors. They begin as the first unit vectors.
+    Every column fills the range of its integers. Rounding bends columns a little, so readers make them orthonormal again (QR, in
+    their order), which also removes their lengths. Encoder and decoder do this to the same integers and compute with the same
+    factors. The initial columns are the first unit vectors.
     """
 
     packed: Tensor
@@ -31,7 +31,7 @@ class Factors(nn.Module):
         self.register_load_state_dict_post_hook(_read_again)  # type: ignore[no-untyped-call]
 
     def write(self, bases: list[Tensor]) -> None:
-        """Take over matrices ``[n, r]`` of these shapes."""
+        """Store matrices ``[n, r]`` of these shapes."""
         self.packed.copy_(self._round(bases))
         self.read()
 
@@ -60,5 +60,5 @@ def _read_again(factors: Factors, _: object) -> None:
 
 
 def factor_bytes(shapes: list[Shape], bits: int) -> int:
-    """Return the bytes of matrices ``[n, r]`` at so many bits an entry."""
+    """Return the bytes of matrices ``[n, r]`` at ``bits`` bits per entry."""
     return (sum(n * r for n, r in shapes) * bits + 7) // 8

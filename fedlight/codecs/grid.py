@@ -1,6 +1,6 @@
-"""A fixed public grid: integer codes of one step that nothing has to be learned for, as wide as asked.
+"""A fixed public grid: integer codes of one step and of any width, without training.
 
-Under distributed differential privacy a client's noise lies on this grid, so it is finer and wider than a code alone would need
+Under distributed differential privacy a client's noise lies on this grid, so it is finer and wider than a code alone needs
 (Kairouz et al. 2021, arXiv 2102.06387, section 4).
 """
 
@@ -17,7 +17,7 @@ class GridCodec(Codec):
 
     Args:
         step: size of a step, in the units of what is rounded.
-        bits: bits a coefficient takes on the wire, 2 to 24 (beyond, float32 cannot hold the integers).
+        bits: bits per coefficient in a message, 2 to 24 (float32 cannot hold larger integers).
 
     Raises:
         ConfigurationError: if a number is out of range.
@@ -31,13 +31,13 @@ class GridCodec(Codec):
         self.bits = bits
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         encoder = QuantizeEncoder(layout, [(self.bits, layout.dim)], one_step=True)
         encoder.step.fill_(self.step)
         return encoder
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half, whose gain never moves."""
+        """Return the decoder, whose gain is constant."""
         decoder = QuantizeDecoder(layout, [(self.bits, layout.dim)], smoothing=1.0, one_step=True)
         decoder.step.fill_(self.step)
         return decoder

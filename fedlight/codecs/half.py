@@ -1,4 +1,4 @@
-"""Half precision: updates travel as 16-bit floats, the least that a compression has to beat."""
+"""Half precision: updates as 16-bit floats, the least that a compression has to beat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class HalfEncoder(Encoder):
     """Rounds the update to half precision."""
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
-        """Return ``update`` ``[..., dim]`` rounded to float16, clamped to what that can hold."""
+        """Return ``update`` ``[..., dim]`` rounded to float16, clamped to its range."""
         return update.clamp(-LARGEST, LARGEST).half()
 
 
@@ -31,16 +31,16 @@ class HalfDecoder(Decoder):
 class HalfCodec(Codec):
     """Sends every update in full as float16 (IEEE 754 binary16): half the bytes, additive.
 
-    The error of an entry is at most 2^-11 of it, or 3e-8 where that is more. Entries beyond +-65504 are clamped to that.
+    The error of an entry is at most 2^-11 of it, or 3e-8 if that is larger. Entries beyond +-65504 are clamped.
     """
 
     def __init__(self) -> None:
         pass
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return HalfEncoder(layout, CodeFormat(layout.dim, dtype=torch.float16))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         return HalfDecoder(layout, CodeFormat(layout.dim, dtype=torch.float16))

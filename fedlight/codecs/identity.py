@@ -1,4 +1,4 @@
-"""The identity codec: updates travel as they are. The uncompressed reference of every comparison."""
+"""The identity codec: updates are sent unchanged. The uncompressed reference of every comparison."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class IdentityCodec(Codec):
         pass
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return IdentityEncoder(layout, CodeFormat(layout.dim))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         return IdentityDecoder(layout, CodeFormat(layout.dim))

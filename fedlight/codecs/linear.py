@@ -20,13 +20,13 @@ from fedlight.core.wire import CodeFormat
 
 
 def random_bases(blocks: Blocks, *path: Part) -> list[Tensor]:
-    """Return random orthonormal columns ``[length, code]`` a group, drawn and orthonormalised on the CPU: the same bits for everybody."""
+    """Return random orthonormal columns ``[length, code]`` per group, computed on the CPU: the same bits for everybody."""
     drawn = [torch.randn(g.length, g.code, generator=torch_generator(*path, i)) for i, g in enumerate(blocks.groups)]
     return [qr(square)[0] for square in drawn]
 
 
 class LinearHalf(CodecPart):
-    """What both halves share: blocks and bases; with ``fresh`` (a seed) the bases belong to a round and are drawn for it."""
+    """What encoder and decoder share: blocks and bases; with ``fresh`` (a seed) every round draws its own bases."""
 
     def __init__(self, blocks: Blocks, bases: BufferList, fresh: int | None = None) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
@@ -36,7 +36,7 @@ class LinearHalf(CodecPart):
         self._round = 0
 
     def bases_at(self, context: Context) -> BufferList:
-        """Return the bases of the round: drawn once for all messages of it, and with the same result whenever they are drawn."""
+        """Return the bases of the round: drawn once for all its messages, with the same result at any time."""
         if self.fresh is not None and context.round != self._round:
             for mine, drawn in zip(self.bases, random_bases(self.blocks, self.fresh, "fresh basis", context.round), strict=True):
                 mine.copy_(drawn)
@@ -70,18 +70,18 @@ class LinearDecoder(LinearHalf, Decoder):
 class LinearCodec(Codec):
     """Projects blocks of the update on an orthonormal basis; its transpose is its own decoder.
 
-    With ``basis="pca"`` the basis holds the principal directions of the bank's cohort means, the best linear code there is for
+    With ``basis="pca"`` the basis holds the principal directions of the bank's cohort means, the best linear code for
     the squared error; with ``basis="random"`` it is drawn from a seed, the baseline that a learned code must beat.
 
     Args:
-        ratio: how many times shorter the code is than the update.
+        ratio: length of the update divided by the length of the code.
         basis: `pca` (fitted to recorded updates) or `random` (from `seed`, nothing to download).
-        blocks: `rows` cuts along the rows of weight matrices, one basis a tensor; `flat` cuts the flat update, one basis for all.
+        blocks: `rows` cuts along the rows of weight matrices, one basis per tensor; `flat` cuts the flat update, one basis for all.
         block_size: largest number of weights in a block; 0 takes the whole update as one block (with `flat`).
-        cohort: cohort size whose means the basis is fitted to; 0 takes the recorded cohorts as they are.
+        cohort: size of the cohorts whose means the basis is fitted to; 0 takes the recorded cohorts as they are.
         seed: seed of the random basis.
-        fresh: draws a new random basis for every round, from `seed` and the round's number (with `random`; nothing to download): what
-            one round's code leaves out, the next one's may hold.
+        fresh: draws a new random basis for every round, from `seed` and the round's number (with `random`; nothing to download): the next
+            round's code may hold what this one leaves out.
     """
 
     linear = True
@@ -107,12 +107,12 @@ class LinearCodec(Codec):
         return plan_blocks(layout, bank, self.ratio, self.blocks, self.block_size, self.cohort)
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         blocks = Blocks.from_plan(layout, plan)
         return LinearEncoder(blocks, self._bases(blocks), self.seed if self.fresh else None)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         blocks = Blocks.from_plan(layout, plan)
         return LinearDecoder(blocks, self._bases(blocks), self.seed if self.fresh else None)
 
@@ -125,7 +125,7 @@ class LinearCodec(Codec):
         return {}
 
     def _bases(self, blocks: Blocks) -> BufferList:
-        """Return the bases: to be fitted, or random from the public seed (those of round 0 if every round has its own)."""
+        """Return the bases: zeros to fit, or random ones from the public seed (those of round 0 if every round has its own)."""
         if self.basis == "pca":
             return BufferList([torch.zeros(group.length, group.code) for group in blocks.groups])
         path: tuple[Part, ...] = (self.seed, "fresh basis", 0) if self.fresh else (self.seed, "random basis")

@@ -1,6 +1,6 @@
-"""An update seen as matrices, one a weight tensor: what two-sided codecs project from the left and from the right.
+"""An update as matrices, one per weight tensor: two-sided codecs project them from the left and from the right.
 
-Rows that are long because they read a feature map are two sides, its channels and its positions, and the matrix is a tensor of three.
+Long rows that read a feature map have two sides, its channels and its positions, which makes the matrix a tensor of three sides.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from fedlight.core.layout import Layout
 
 LONGEST_SIDE = 1024
-"""Rows longer than this are taken apart where the layout tells how: a basis of their own would weigh much and fit recorded rows alone."""
+"""Longer rows are split if the layout shows how: their own basis would take many bytes and overfit the recorded rows."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix ``[rows, columns]``: a weight tensor, its bias as a last column; or a ``plain`` vector ``[1, columns]`` as it is.
+    """One matrix ``[rows, columns]``: a weight tensor with its bias as last column, or a ``plain`` vector ``[1, columns]``.
 
-    Long rows fall into ``parts``, so that ``columns`` is their product: (channels, positions) of the feature map that a weight reads.
+    Long rows have ``parts``, whose product is ``columns``: (channels, positions) of the feature map that the weight reads.
     """
 
     tensors: tuple[int, ...]
@@ -32,12 +32,12 @@ class Matrix:
 
     @property
     def plain(self) -> bool:
-        """Whether this is a vector, which is left in its own coordinates."""
+        """Whether this is a vector, which keeps its own coordinates."""
         return self.rows == 1
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The sides that are projected, one after another: rows and columns, or rows and the parts of the columns."""
+        """The sides to project, in order: rows and columns, or rows and the parts of the columns."""
         return () if self.plain else (self.rows, *(self.parts or (self.columns,)))
 
     @property
@@ -75,7 +75,7 @@ class Matrices:
         return cls(layout, tuple(items))
 
     def view(self, update: Tensor) -> list[Tensor]:
-        """Return one tensor ``[..., rows, columns]`` a matrix of updates ``[..., dim]``."""
+        """Return one tensor ``[..., rows, columns]`` per matrix, from updates ``[..., dim]``."""
         tensors = torch.split(update, list(self.layout.sizes), dim=-1)
         lead = update.shape[:-1]
         views = []
@@ -86,7 +86,7 @@ class Matrices:
         return views
 
     def join(self, views: list[Tensor]) -> Tensor:
-        """Return the updates ``[..., dim]`` that ``view`` took apart."""
+        """Return the updates ``[..., dim]``: the inverse of ``view``."""
         flat: list[Tensor] = []
         for item, view in zip(self.items, views, strict=True):
             if len(item.tensors) == 1:
@@ -97,17 +97,17 @@ class Matrices:
 
 
 def _parts(shape: tuple[int, ...], columns: int, channels: int) -> tuple[int, ...]:
-    """Return (channels, positions) that a linear layer's long rows fall into, () if they are short or nothing tells.
+    """Return the (channels, positions) of a linear layer's long rows, () if they are short or the layout does not show them.
 
-    Behind a flattened feature map they read ``channels``, the rows of the matrix before, one after another. (A convolution's rows could
-    be taken apart likewise, but windows are so small that projecting them costs several times more than it does as they are.)
+    After a flattened feature map they read its ``channels``, the rows of the previous matrix, in order. (A convolution's rows could
+    be split as well, but its windows are so small that projecting them separately costs several times more.)
     """
     splits = len(shape) == 2 and columns > LONGEST_SIDE and 1 < channels < columns and columns % channels == 0
     return (channels, columns // channels) if splits else ()
 
 
 def turn(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """Return the coefficients ``[..., r1, r2, ..]`` of a tensor ``[..., n1, n2, ..]`` in bases ``[n, r]``, one a side (Tucker 1966)."""
+    """Return the coefficients ``[..., r1, r2, ..]`` of a tensor ``[..., n1, n2, ..]`` in bases ``[n, r]``, one per side (Tucker 1966)."""
     if len(bases) == 2:
         return product(bases[0].T, tensor, bases[1])
     for side in reversed(range(len(bases))):
@@ -125,7 +125,7 @@ def turn_back(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:
 
 
 def contract(tensor: Tensor, basis: Tensor, axis: int) -> Tensor:
-    """Return a tensor with its side ``axis`` (negative) of length ``n`` turned by a basis ``[n, r]``."""
+    """Return a tensor with its side ``axis`` (negative) of length ``n`` multiplied by a basis ``[n, r]``."""
     if axis == -1:
         return tensor @ basis
     turned = basis.T @ tensor.flatten(axis + 1)

@@ -14,7 +14,7 @@ from fedlight.core.linalg import eigen, orthonormal
 from fedlight.core.random import torch_generator
 
 LONGEST_DENSE_SIDE = 1024
-"""Sides up to this length get their full Gram matrix; longer ones a randomised range finder of a few more columns than wanted."""
+"""Sides up to this length get their full Gram matrix; longer ones a randomized range finder with a few extra columns."""
 
 
 @dataclass
@@ -41,10 +41,10 @@ class TwoSidedMoments:
 def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor]:
     """Yield for each round the rows ``[clients, dim]`` whose Gram matrix is the second moment of a mean of ``cohort`` clients.
 
-    That is ``m m^T`` plus the clients' scatter around their mean ``m`` over ``cohort``: the rows are the clients drawn towards it,
-    ``(m + (u_i - m) / sqrt(cohort)) / sqrt(clients)``, for deviations add up to nothing. If ``cohort`` is 0 the mean is the only row: the
+    That is ``m m^T`` plus the clients' scatter around their mean ``m`` over ``cohort``: the rows are the clients moved toward it,
+    ``(m + (u_i - m) / sqrt(cohort)) / sqrt(clients)``, because deviations sum to zero. If ``cohort`` is 0 the mean is the only row: the
     recorded cohorts as they are. ``relative`` divides a round by its size, so that late, small updates matter as much as early ones.
-    The bank is read one round after another: it may lie in a file.
+    It reads one round of the bank at a time, which may be in a file.
     """
     for updates in bank:
         mean = updates.mean(0, keepdim=True)
@@ -53,7 +53,7 @@ def round_rows(bank: UpdateBank, cohort: int, relative: bool) -> Iterator[Tensor
 
 
 def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relative: bool, alternations: int = 1) -> TwoSidedMoments:
-    """Return bases of at most ``rank`` columns a side and the energies of the coefficients ``left.T @ G @ right``.
+    """Return bases of at most ``rank`` columns per side and the energies of the coefficients ``left.T @ G @ right``.
 
     Starts from the leading eigenvectors of ``sum G G^T`` and ``sum G^T G`` and then alternates: one side's again with the others
     projected (De Lathauwer et al. 2000, SIAM J. Matrix Anal. 21(4), "higher-order orthogonal iteration"). Every step is one pass over
@@ -66,7 +66,7 @@ def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relati
             grams[k] = [_Gram(n, rank, len(item.sides) * k + side) for side, n in enumerate(item.sides)]
     for _ in range(1 + alternations):
         for rows in round_rows(bank, cohort, relative):
-            for row in rows:  # one at a time: matrices of several would have to be copied to lie together
+            for row in rows:  # one at a time: several would need a copy to be contiguous
                 views = matrices.view(row)
                 for k, gram in grams.items():
                     tensor = views[k].reshape(matrices.items[k].shape)
@@ -78,7 +78,7 @@ def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relati
 
 
 def _unfold(tensor: Tensor, bases: tuple[Tensor, ...], side: int) -> Tensor:
-    """Return a tensor as a matrix ``[n, others]`` of one side, with the others projected on their bases if there are any yet."""
+    """Return a tensor as a matrix ``[n, others]`` of one side, with the other sides projected on their bases, if known."""
     for other, basis in enumerate(bases):
         if other != side and not _square(basis):
             tensor = contract(tensor, basis, other - len(bases))
@@ -86,7 +86,7 @@ def _unfold(tensor: Tensor, bases: tuple[Tensor, ...], side: int) -> Tensor:
 
 
 def _square(basis: Tensor) -> bool:
-    """Whether a basis holds all directions: projecting on it then only turns, and Gram matrices of the other side stay."""
+    """Whether a basis holds all directions: projecting on it is then a rotation, which keeps Gram matrices of the other side."""
     return basis.shape[0] == basis.shape[1]
 
 
@@ -105,7 +105,7 @@ def _energies(bank: UpdateBank, matrices: Matrices, bases: list[tuple[Tensor, ..
 
 
 def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]]) -> Tensor:
-    """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors come back as they are."""
+    """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors are returned unchanged."""
     parts = []
     for view, item, each in zip(matrices.view(update), matrices.items, bases, strict=True):
         tensor = view.reshape(*view.shape[:-2], *item.shape)
@@ -114,7 +114,7 @@ def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]])
 
 
 class _Gram:
-    """Leading eigenvectors of ``sum_s H_s H_s^T`` for matrices ``H_s`` ``[n, m]`` that come one by one."""
+    """Leading eigenvectors of ``sum_s H_s H_s^T`` for matrices ``H_s`` ``[n, m]`` that arrive one by one."""
 
     def __init__(self, n: int, rank: int, stream: int) -> None:
         self.n = n
@@ -130,7 +130,7 @@ class _Gram:
         self.total = self.total.addmm_(matrix, other) if len(self.total) else matrix @ other
 
     def basis(self) -> Tensor:
-        """Return the basis ``[n, rank]`` of what was added and begin anew (a long side from the subspace found so far)."""
+        """Return the basis ``[n, rank]`` of the added matrices and reset (a long side to the subspace found so far)."""
         total, self.total = self.total, torch.zeros(0)
         if self.dense:
             return eigen(total)[1][:, : self.rank].contiguous()

@@ -1,7 +1,7 @@
 """PowerSGD: one step of power iteration on the mean update of every weight matrix, in two passes.
 
 Vogels, Karimireddy & Jaggi 2019, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization" (arXiv
-1905.13727), Algorithms 1 and 2. For each matrix M_i of client i, with what earlier rounds left out of it added::
+1905.13727), Algorithms 1 and 2. For each matrix M_i of client i, plus what earlier rounds left out::
 
     pass 0:  P_i = M_i Q        the server broadcasts P = orthonormal(mean_i P_i)
     pass 1:  Q_i = M_i^T P      the server decodes P Q^T with Q = mean_i Q_i;  e_i <- M_i - P Q_i^T
@@ -25,7 +25,7 @@ from fedlight.core.wire import CodeFormat, Format
 
 @dataclass(frozen=True)
 class Matrix:
-    """One tensor of the layout, seen as a matrix ``[rows, columns]`` of which ``rank`` directions travel."""
+    """One tensor of the layout, seen as a matrix ``[rows, columns]`` of which ``rank`` directions are sent."""
 
     tensor: int
     rows: int
@@ -35,7 +35,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Which tensors of a layout are approximated; the others (vectors, and matrices that two factors do not make smaller) are not."""
+    """The low-rank tensors of a layout; vectors, and matrices that two factors do not make smaller, are sent in full."""
 
     layout: Layout
     matrices: tuple[Matrix, ...]
@@ -53,23 +53,23 @@ class LowRank:
 
     @property
     def left_length(self) -> int:
-        """Numbers in all P together."""
+        """Total numbers in all P."""
         return sum(m.rows * m.rank for m in self.matrices)
 
     @property
     def right_length(self) -> int:
-        """Numbers in all Q together."""
+        """Total numbers in all Q."""
         return sum(m.columns * m.rank for m in self.matrices)
 
     @property
     def rest(self) -> tuple[int, ...]:
-        """The tensors that travel as they are."""
+        """The tensors that are sent in full."""
         taken = {m.tensor for m in self.matrices}
         return tuple(i for i in range(len(self.layout.shapes)) if i not in taken)
 
     @property
     def rest_length(self) -> int:
-        """Numbers in all tensors that travel as they are."""
+        """Total numbers in the tensors that are sent in full."""
         return sum(self.layout.sizes[i] for i in self.rest)
 
     def cut(self, update: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -79,29 +79,29 @@ class LowRank:
         return matrices, torch.cat([update[..., :0], *(tensors[i] for i in self.rest)], dim=-1)
 
     def join(self, matrices: list[Tensor], rest: Tensor) -> Tensor:
-        """Return the updates ``[..., dim]`` that ``cut`` took apart."""
+        """Return the updates ``[..., dim]``: the inverse of ``cut``."""
         found = {m.tensor: matrix.flatten(-2) for m, matrix in zip(self.matrices, matrices, strict=True)}
         found.update(zip(self.rest, torch.split(rest, [self.layout.sizes[i] for i in self.rest], dim=-1), strict=True))
         return torch.cat([found[i] for i in range(len(found))], dim=-1)
 
     def lefts(self, flat: Tensor) -> list[Tensor]:
-        """View ``[..., left_length]`` as one P ``[..., rows, rank]`` a matrix."""
+        """View ``[..., left_length]`` as one P ``[..., rows, rank]`` per matrix."""
         parts = torch.split(flat, [m.rows * m.rank for m in self.matrices], dim=-1)
         return [part.reshape(*flat.shape[:-1], m.rows, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
 
     def rights(self, flat: Tensor) -> list[Tensor]:
-        """View ``[..., right_length]`` as one Q ``[..., columns, rank]`` a matrix."""
+        """View ``[..., right_length]`` as one Q ``[..., columns, rank]`` per matrix."""
         parts = torch.split(flat, [m.columns * m.rank for m in self.matrices], dim=-1)
         return [part.reshape(*flat.shape[:-1], m.columns, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
 
     def start(self, seed: int, round: int) -> Tensor:
-        """Return a random Q for every matrix ``[right_length]``, from public numbers."""
+        """Return a random Q for every matrix ``[right_length]``, from public seeds."""
         return torch.randn(self.right_length, generator=torch_generator(seed, "PowerSGD", round))
 
 
 def orthonormal(factor: Tensor) -> Tensor:
-    """Return orthonormal columns that span those of ``factor`` ``[..., n, rank]``; zero columns become any that fit."""
-    # In float64, where no magnitude that float32 holds can overflow or vanish.
+    """Return orthonormal columns that span those of ``factor`` ``[..., n, rank]``; zero columns become arbitrary orthonormal ones."""
+    # In float64, where no float32 magnitude overflows or vanishes.
     return qr(factor.double())[0].to(factor.dtype)
 
 
@@ -110,7 +110,7 @@ def _flat(factors: list[Tensor], like: Tensor) -> Tensor:
 
 
 class PowerSGDHalf(CodecPart):
-    """What both halves know: the low-rank view, and a format for each pass."""
+    """What encoder and decoder know: the low-rank view, and a format for each pass."""
 
     def __init__(self, view: LowRank) -> None:
         super().__init__(view.layout, CodeFormat(view.left_length + view.rest_length))
@@ -122,7 +122,7 @@ class PowerSGDHalf(CodecPart):
 
 
 class PowerSGDEncoder(PowerSGDHalf, Encoder):
-    """Multiplies the client's matrices by what the server announced."""
+    """Multiplies the client's matrices by the factor in the broadcast."""
 
     def __init__(self, view: LowRank, seed: int, feedback: bool) -> None:
         super().__init__(view)
@@ -146,7 +146,7 @@ class PowerSGDEncoder(PowerSGDHalf, Encoder):
         rights = [m.mT @ p for m, p in zip(matrices, lefts, strict=True)]
         if self.feedback:
             missed = [m - p @ q.mT for m, p, q in zip(matrices, lefts, rights, strict=True)]
-            # On the CPU, where it outlives the device of this round.
+            # On the CPU, because it outlives this round's device.
             private.state["error"] = self.view.join(missed, torch.zeros_like(rest)).cpu()
         return _flat(rights, update)
 
@@ -161,33 +161,33 @@ class PowerSGDDecoder(PowerSGDHalf, Decoder):
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the orthonormal P ``[..., left_length]`` after pass 0, the aggregated update ``[..., dim]`` after pass 1."""
         if context.step == 0:
-            state.pop("right", None)  # everybody has it by now
+            state.pop("right", None)  # every client has it already
             left, state["rest"] = torch.split(mean_code, [self.view.left_length, self.view.rest_length], dim=-1)
             return _flat([orthonormal(p) for p in self.view.lefts(left)], left)
         lefts = self.view.lefts(context.broadcast["reply"].to(mean_code).reshape(*mean_code.shape[:-1], self.view.left_length))
         rights = self.view.rights(mean_code)
         if self.warm_start:
-            # Only what Q spans matters for the next P; orthonormal columns keep its magnitude that of the update.
+            # Only the span of Q matters for the next P; orthonormal columns give P the magnitude of the update.
             state["right"] = _flat([orthonormal(q) for q in rights], mean_code)
         return self.view.join([p @ q.mT for p, q in zip(lefts, rights, strict=True)], state.pop("rest"))
 
     def broadcast(self, state: State) -> State:
-        """Return the Q that the round starts with, unless everybody can draw it."""
+        """Return the round's initial Q, unless clients can draw it."""
         return {"right": state["right"]} if "right" in state else {}
 
 
 class PowerSGDCodec(Codec):
-    """Approximates the mean update of every weight matrix by `rank` directions, found by one power iteration a round.
+    """Approximates the mean update of every weight matrix by `rank` directions, found by one power iteration per round.
 
-    Clients send twice a round, and the server broadcasts twice: Q before the first pass (with `warm_start`, and not in round 0, whose Q
-    comes from the seed), the orthonormal P before the second. Vectors, and matrices that the factors would not make smaller, travel
-    uncompressed in the first pass. Codes add up; decoding is not linear.
+    Clients send two messages per round, and the server broadcasts twice: Q before the first pass (with `warm_start`, and not in round 0,
+    whose Q comes from the seed), the orthonormal P before the second. Vectors, and matrices that the factors would not make smaller, are
+    sent uncompressed in the first pass. Codes add up; decoding is not linear.
 
     Args:
         rank: directions of each matrix.
-        warm_start: whether a round starts with the Q that the last one ended with; else with a random one, which nobody downloads.
-        feedback: whether a client adds what was left out of its last update to its next (error feedback, Algorithm 2); clients of
-            which each takes part in few rounds send old news.
+        warm_start: whether a round starts with the final Q of the last one; else with a random one, which takes no download.
+        feedback: whether a client adds what its last message left out to its next update (error feedback, Algorithm 2); if clients
+            rarely take part, they send outdated errors.
         seed: seed of the first Q.
     """
 
@@ -202,9 +202,9 @@ class PowerSGDCodec(Codec):
         self.client_state = feedback
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return PowerSGDEncoder(LowRank.of(layout, self.rank), self.seed, self.feedback)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         return PowerSGDDecoder(LowRank.of(layout, self.rank), self.warm_start)

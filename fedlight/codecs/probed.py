@@ -1,4 +1,4 @@
-"""Two-sided halves whose codes also tell of what they leave out."""
+"""Two-sided encoder and decoder whose codes also contain probes of what they leave out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProbedEncoder(TwoSidedEncoder):
 
 
 class ProbedDecoder(TwoSidedDecoder):
-    """Decodes the coefficients, and shows what the probes tell to whoever fits the next codec."""
+    """Decodes the coefficients, and gives the directions in the probes to the fit of the next codec."""
 
     unit: Tensor
 
@@ -58,7 +58,7 @@ class ProbedDecoder(TwoSidedDecoder):
         return super().norm_bound(mean_code[..., : self.coefficients], context)
 
     def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
-        """Return the aggregate ``[dim]`` with, in every matrix, the probes' directions beside the decoded ones."""
+        """Return the aggregate ``[dim]`` with, in every matrix, the probes' directions added to the decoded ones."""
         units = iter(self.unit)
         rest = mean_code[self.coefficients :]
         views = []

@@ -1,9 +1,9 @@
-"""Random probes of what a two-sided code leaves out: how a server learns new directions from sums alone.
+"""Random probes of what a two-sided code leaves out: they let a server learn new directions from sums alone.
 
-Decoded aggregates lie in the directions that the codec already has, so a codec that was fitted to them would never turn. A probe is
-one combination of a matrix's rows and one of its columns, with signs that everybody draws anew from the round's public seed:
+Decoded aggregates lie in the codec's own directions, so a codec fitted to them would never find new ones. A probe is one
+combination of a matrix's rows and one of its columns, with random signs from the round's public seed:
 ``a^T R`` and ``R b`` for the part ``R`` of the update that the code leaves out. Over the signs, the mean of ``(a^T R)^T (a^T R)`` is
-``R^T R``: probes of many rounds point to the missing directions of both sides (randomised range finding; Halko, Martinsson & Tropp 2011,
+``R^T R``: probes of many rounds point to the missing directions of both sides (randomized range finding; Halko, Martinsson & Tropp 2011,
 SIAM Review 53(2), section 4). They are linear, so they add up with the rest of the code, and the seed takes no bytes.
 """
 
@@ -17,18 +17,18 @@ from fedlight.core.codec import Context
 from fedlight.core.random import torch_generator
 
 BITS = 3
-"""Bits of a probe's entries: their deviation is about one step, the range three."""
+"""Bits of a probe's entries: their standard deviation is about one step, the range three."""
 
 Signs = tuple[Tensor, Tensor]
 
 
 def probe_length(matrices: Matrices, count: int) -> int:
-    """Return how many numbers ``count`` probes of every matrix take; plain vectors are not probed."""
+    """Return the total length of ``count`` probes of every matrix; plain vectors have none."""
     return count * sum(item.rows + item.columns for item in matrices.items if not item.plain)
 
 
 def draw_signs(matrices: Matrices, count: int, context: Context, device: torch.device) -> list[Signs]:
-    """Return for each matrix that is not plain unit vectors ``[count, rows]`` and ``[columns, count]`` of this round's public seed."""
+    """Return unit vectors ``[count, rows]`` and ``[columns, count]`` from the round's public seed, for each matrix that is not plain."""
     generator = torch_generator(context.seed, context.round, context.attempt, "probe")
     signs = []
     for item in matrices.items:
@@ -41,16 +41,16 @@ def draw_signs(matrices: Matrices, count: int, context: Context, device: torch.d
 
 
 def probe(left_out: Tensor, signs: Signs) -> tuple[Tensor, Tensor]:
-    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of a part left out, ``R`` ``[.., rows, columns]``."""
+    """Return ``a^T R`` ``[..., count, columns]`` and ``R b`` ``[..., rows, count]`` of a code's residual ``R`` ``[.., rows, columns]``."""
     across, along = signs
     return across @ left_out, left_out @ along
 
 
 def add_probes(decoded: Tensor, across: Tensor, along: Tensor) -> Tensor:
-    """Return a matrix ``[rows, columns]`` with the decoded one's and the probes' directions.
+    """Return a matrix ``[rows, columns]`` with the directions of the decoded one and of the probes.
 
-    Of probes ``across`` ``[count, columns]`` and ``along`` ``[rows, count]`` the first have as much energy in it as the part left out has,
-    on average: a probe of unit signs has a row's share of that.
+    Of the probes ``across`` ``[count, columns]`` and ``along`` ``[rows, count]``, the first contribute, on average, as much energy as the
+    code leaves out: a probe of unit signs has the share of one row.
     """
     direction = along / along.norm(dim=0).clamp(min=1e-30)
     scale: float = (len(decoded) / len(across)) ** 0.5

@@ -1,11 +1,11 @@
-"""QSGD: stochastic rounding to a few levels of each bucket's own norm.
+"""QSGD: stochastic rounding to a few levels of each bucket's norm.
 
 Alistarh, Grubic, Li, Tomioka & Vojnovic 2017, "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding"
 (arXiv 1610.02132), Section 3.1, Eq. 4::
 
     Q_s(v)_i = ||v||_2 * sgn(v_i) * xi_i,      xi_i = (l + 1)/s with probability s |v_i| / ||v||_2 - l, else l/s,
 
-where l is the integer part of s |v_i| / ||v||_2. Levels take a fixed number of bits here; the paper's Elias code is left out.
+where l is the integer part of s |v_i| / ||v||_2. Levels take a fixed number of bits here, without the paper's Elias code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def bucket_norms(values: Tensor, norm: Norm) -> Tensor:
-    """Return the norms ``[..., buckets]`` of buckets ``[..., buckets, bucket]``, float32 numbers no smaller than any entry."""
+    """Return the norms ``[..., buckets]`` of buckets ``[..., buckets, bucket]``, in float32, no smaller than any entry."""
     order = 2.0 if norm == "l2" else math.inf
     exact = torch.linalg.vector_norm(values.double(), order, dim=-1)
     # Rounding to float32 must not put an entry beyond the last level.
@@ -73,7 +73,7 @@ class QSGDDecoder(Decoder):
         return (code[..., self.norms.length :] / self.levels.limit * scales).float()
 
     def sum_length(self, step: int = 0) -> int:
-        """Return the length of an update: that is what is summed."""
+        """Return the length of an update, because the server sums decoded updates."""
         return self.dim
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
@@ -89,8 +89,8 @@ class QSGDCodec(Codec):
 
     Args:
         bits: bits of an entry, sign included: 2^(bits-1) - 1 levels; 2 to 16.
-        bucket: numbers that share a norm (the paper's experiments use 512); a smaller bucket costs more bytes and less variance.
-        norm: `l2` as in Eq. 4, or `max`, which the paper's experiments prefer: no entry is then far below the last level.
+        bucket: numbers per norm (the paper's experiments use 512); smaller buckets take more bytes and have less variance.
+        norm: `l2` as in Eq. 4, or `max`, which the paper's experiments prefer: the largest entry then uses the last level.
     """
 
     additive = False
@@ -107,9 +107,9 @@ class QSGDCodec(Codec):
         return JointFormat((CodeFormat(math.ceil(layout.dim / self.bucket)), CodeFormat(layout.dim, self.bits)))
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return QSGDEncoder(layout, self._format(layout), self.bucket, self.norm)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         return QSGDDecoder(layout, self._format(layout), self.bucket)

@@ -15,7 +15,7 @@ from fedlight.codecs.factors import factor_bytes
 from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.moments import TwoSidedMoments
 from fedlight.core.codec import Plan
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
 
 Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps the coefficients that may be taken, bool ``[n]``, to (bits ``[n]``, 0 for those left out; what each saves ``[n]``)."""
@@ -51,11 +51,28 @@ class Selection:
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Selection:
-        """Return the selection that ``to_plan`` described."""
+        """Return the selection that ``to_plan`` described.
+
+        Raises:
+            CodecMismatchError: if it has not the bits of as many coefficients as the grids have.
+        """
         grids = tuple(tuple(grid) for grid in plan["grids"])
         size = sum(map(math.prod, grids))
-        raw = zlib.decompressobj().decompress(base64.b85decode(plan["bits"]), size)
-        return cls(grids, torch.frombuffer(bytearray(raw), dtype=torch.uint8).long())
+        bits = torch.zeros(size, dtype=torch.long)  # before anything is unpacked: few bytes can claim many
+        raw = zlib.decompressobj().decompress(base64.b85decode(plan["bits"]), max(size, 1))
+        if len(raw) != size:
+            raise CodecMismatchError(f"Expected the bits of {size:,} coefficients but got those of {len(raw):,}")
+        return cls(grids, bits.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8)) if size else bits)
+
+    def check(self, matrices: Matrices) -> None:
+        """Raise ``CodecMismatchError`` unless every grid has its matrix's sides, none longer than the matrix is."""
+        shapes = [item.shape for item in matrices.items]
+        fits = [
+            len(grid) == len(shape) and all(0 <= r <= n for r, n in zip(grid, shape, strict=True))
+            for grid, shape in zip(self.grids, shapes, strict=False)
+        ]
+        if len(self.grids) != len(shapes) or not all(fits):
+            raise CodecMismatchError(f"Expected grids within matrices of {shapes} but got {[list(grid) for grid in self.grids]}")
 
     @classmethod
     def unfitted(cls, matrices: Matrices, count: int, bits: int) -> Selection:

@@ -1,4 +1,4 @@
-"""One codec for several vectors of a model's shape, and numbers beside them, in one message."""
+"""One codec for several vectors of a model's shape plus a few numbers, in one message."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec, require_fixed_width
+from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
 _ONE = 1 << 16
-"""A number is sent as 32-bit fixed point of this resolution, so that it can be summed exactly as integer codes are."""
+"""Resolution of the 32-bit fixed-point numbers in a message; like integer codes they are summed exactly."""
 
 
 def _part(context: Context, vector: int, vectors: int) -> Context:
-    """Return what everybody knows of one of the vectors."""
+    """Return the context of one of the vectors."""
     broadcast = dict(context.broadcast.get(str(vector), {}))
     if "reply" in context.broadcast:
         broadcast["reply"] = context.broadcast["reply"].chunk(vectors, -1)[vector]
@@ -27,7 +28,7 @@ def _part(context: Context, vector: int, vectors: int) -> Context:
 
 
 class _Shape:
-    """How many vectors and numbers a message holds, and in which pass the numbers travel: the last."""
+    """How many vectors and numbers a message holds; the numbers are in the last pass."""
 
     def __init__(self, vectors: int, scalars: int, passes: int) -> None:
         self.vectors, self.scalars, self.passes = vectors, scalars, passes
@@ -37,12 +38,13 @@ class _Shape:
 
     def format(self, inner: CodecPart, step: int) -> Format:
         one = inner.format_at(step)
+        assert isinstance(one, (CodeFormat, JointFormat))
         parts = (one.parts if isinstance(one, JointFormat) else (one,)) * self.vectors
         return JointFormat(parts + (CodeFormat(self.scalars, 32),) * bool(self.numbers(step)))
 
 
 class StackedEncoder(Encoder):
-    """Encodes each vector by the same encoder, with a state of its own, and rounds the numbers."""
+    """Encodes each vector with the same encoder and its own state, and rounds the numbers."""
 
     def __init__(self, layout: Layout, inner: Encoder, shape: _Shape) -> None:
         super().__init__(layout, shape.format(inner, 0))
@@ -50,15 +52,15 @@ class StackedEncoder(Encoder):
         self.shape = shape
 
     def format_at(self, step: int) -> Format:
-        """Return the inner format once a vector, and 32 bits a number in the last pass."""
+        """Return the inner format once per vector, plus 32 bits per number in the last pass."""
         return self.shape.format(self.inner, step)
 
     def common_step(self, context: Context) -> float | None:
-        """Return None: vectors have gains of their own, and numbers a step of their own."""
+        """Return None: each vector has its own gain, and numbers have their own step."""
         return None
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
-        """Return the codes of all vectors one behind the other, then the numbers."""
+        """Return the concatenated codes of all vectors, then the numbers."""
         count, dim, codes = self.shape.vectors, self.inner.dim, []
         for i in range(count):
             own = Private(private.generator, private.state.setdefault(str(i), {}))
@@ -72,7 +74,7 @@ class StackedEncoder(Encoder):
 
 
 class StackedDecoder(Decoder):
-    """Decodes each vector's mean code by the same decoder, with a state of its own."""
+    """Decodes each vector's mean code with the same decoder and its own state."""
 
     def __init__(self, layout: Layout, inner: Decoder, shape: _Shape) -> None:
         super().__init__(layout, shape.format(inner, 0))
@@ -81,22 +83,22 @@ class StackedDecoder(Decoder):
         self.replayable = inner.replayable
 
     def format_at(self, step: int) -> Format:
-        """Return the inner format once a vector, and 32 bits a number in the last pass."""
+        """Return the inner format once per vector, plus 32 bits per number in the last pass."""
         return self.shape.format(self.inner, step)
 
     def sum_length(self, step: int = 0) -> int:
-        """Return the length of what is added up: of all vectors and the numbers."""
+        """Return the length of the terms to add up: of all vectors and the numbers."""
         return self.shape.vectors * self.inner.sum_length(step) + self.shape.numbers(step)
 
     def open(self, code: Tensor) -> Tensor:
-        """Return what is added up: each vector's part opened, and the numbers."""
+        """Return the terms to add up: each vector's opened part, then the numbers."""
         length = code.shape[-1]
         end = length - (self.shape.scalars if length == self.format_at(self.shape.passes - 1).length else 0)
         opened = [self.inner.open(part) for part in code[..., :end].chunk(self.shape.vectors, -1)]
         return torch.cat([*opened, code[..., end:]], -1)
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
-        """Return the mean vectors one behind the other, then the mean numbers ``[..., vectors * dim + scalars]``."""
+        """Return the concatenated mean vectors, then the mean numbers ``[..., vectors * dim + scalars]``."""
         count, length = self.shape.vectors, self.inner.sum_length(context.step)
         means = [
             self.inner.decode(mean_code[..., i * length : (i + 1) * length], _part(context, i, count), state.setdefault(str(i), {}))
@@ -121,25 +123,29 @@ class StackedDecoder(Decoder):
         return torch.cat([*seen, aggregate[count * dim :]])
 
     def broadcast(self, state: State) -> State:
-        """Return each vector's announcement under its number."""
+        """Return each vector's broadcast under its number."""
         broadcast = {str(i): self.inner.broadcast(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
         return {key: value for key, value in broadcast.items() if value}
 
 
 class StackedCodec(Codec):
-    """Encodes every vector that an algorithm's clients upload by one codec, and a few numbers beside them, into one message.
+    """Encodes all vectors that an algorithm's clients upload, plus a few numbers, with one codec into one message.
 
-    All vectors share the codec's tensors and are decoded with states of their own; the codec is fitted to the first, the update. A
-    number is a fixed-point integer of 32 bits (2^-16 apart, up to 32,767), summed as codes are, in the clear: SecureAggregator refuses
-    numbers, whose sums do not fit its 32 bits. `FederatedModule` makes a stack where the algorithm asks for it.
+    All vectors share the codec's tensors, each with its own state; the codec is fitted to the first, the update. A number is a
+    fixed-point integer of 32 bits (2^-16 apart, up to 32,767), summed like codes, in the clear: SecureAggregator refuses numbers,
+    because their sums do not fit its 32 bits. `FederatedModule` builds a stack if the algorithm needs one.
 
     Args:
         codec: the codec of one vector.
-        vectors: how many vectors ``[dim]`` an upload has.
-        scalars: how many numbers it has beside them.
+        vectors: number of vectors ``[dim]`` in an upload.
+        scalars: number of further numbers in an upload.
+
+    Raises:
+        ConfigurationError: if the codec's messages differ in length: nothing would tell where a vector ends.
     """
 
     def __init__(self, codec: Codec, vectors: int = 2, scalars: int = 0) -> None:
+        require_fixed_width(codec, "an algorithm whose clients upload several vectors or numbers")
         self.codec = codec
         self.vectors = vectors
         self.scalars = scalars
@@ -159,16 +165,27 @@ class StackedCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        inner = self.codec.make_encoder(Layout.from_json(plan["layout"]), plan["plan"])
+        inner = self.codec.make_encoder(self._inner(layout, plan), plan["plan"])
         return StackedEncoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        inner = self.codec.make_decoder(Layout.from_json(plan["layout"]), plan["plan"])
+        inner = self.codec.make_decoder(self._inner(layout, plan), plan["plan"])
         return StackedDecoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
 
+    def _inner(self, layout: Layout, plan: Plan) -> Layout:
+        """Return the layout of one vector; raises ``CodecMismatchError`` unless a stack of them is the whole layout."""
+        inner = Layout.from_json(plan["layout"])
+        count = len(inner.names) * self.vectors + bool(self.scalars)  # looked at before as many are made
+        if count != len(layout.names) or inner.stacked(self.vectors, self.scalars).shapes != layout.shapes:
+            raise CodecMismatchError(
+                f"Expected a layout of {self.vectors} vectors of {inner.dim:,} numbers and {self.scalars} numbers but got one of "
+                f"{layout.dim:,}"
+            )
+        return inner
+
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
-        """Make both halves around the inner codec's, whose tensors they keep if it has been fitted."""
+        """Build encoder and decoder around those of the inner codec, and keep its tensors if it is fitted."""
         fitted = (self.codec.encoder.state_dict(), self.codec.decoder.state_dict()) if plan is None and self.codec.layout else None
         super().bind(layout, plan)
         encoder, decoder = self.encoder, self.decoder
@@ -184,13 +201,13 @@ class StackedCodec(Codec):
         return self
 
     def references(self) -> dict[str, Codec]:
-        """Return the inner codec's references, stacked alike."""
+        """Return the inner codec's references, stacked in the same way."""
         return {name: StackedCodec(codec, self.vectors, self.scalars) for name, codec in self.codec.references().items()}
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
-        """Fit the inner codec to the first vectors of the uploads, then put the halves around it."""
+        """Fit the inner codec to the first vectors of the uploads, then build encoder and decoder around it."""
         inner = bank.layout.unstacked(self.vectors, self.scalars)
-        figures = self.codec.fit(bank.map(torch.stack([uploads[:, : inner.dim] for uploads in bank]), inner), train)
+        metrics = self.codec.fit(bank.map(torch.stack([uploads[:, : inner.dim] for uploads in bank]), inner), train)
         self.version += 1
         self.bind(bank.layout)
-        return figures
+        return metrics

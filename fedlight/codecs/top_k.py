@@ -1,4 +1,4 @@
-"""Top-k sparsification with error feedback: the largest entries travel, what was not sent is added to the next update.
+"""Top-k sparsification with error feedback: clients send the largest entries and add the rest to the next update.
 
 Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory" (arXiv 1809.07599), Algorithm 1, and Aji & Heafield 2017, "Sparse
 Communication for Distributed Gradient Descent" (arXiv 1704.05021), for each client i::
@@ -23,12 +23,12 @@ _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.fl
 
 
 def sparse_format(dim: int, ratio: float, dtype: torch.dtype) -> JointFormat:
-    """Return the format of as many values and indices as ``4 * dim / ratio`` bytes hold.
+    """Return the format with as many values and indices as fit ``4 * dim / ratio`` bytes.
 
-    An index takes ``ceil(log2(dim + 1))`` bits: an integer of b bits has 2^b - 1 values on the wire.
+    An index takes ``ceil(log2(dim + 1))`` bits: an integer of b bits has 2^b - 1 values in a message.
 
     Raises:
-        ConfigurationError: if not one entry fits.
+        ConfigurationError: if no entry fits.
     """
     bits = max(2, dim.bit_length())
 
@@ -37,7 +37,7 @@ def sparse_format(dim: int, ratio: float, dtype: torch.dtype) -> JointFormat:
 
     budget = int(4 * dim / ratio)
     k = min(dim, budget * 8 // (dtype.itemsize * 8 + bits))
-    while format(k).payload_bytes > budget:  # the last byte of the indices is a whole one
+    while format(k).payload_bytes > budget:  # indices fill whole bytes
         k -= 1
     if k < 1:
         raise ConfigurationError(
@@ -48,7 +48,7 @@ def sparse_format(dim: int, ratio: float, dtype: torch.dtype) -> JointFormat:
 
 
 class TopKEncoder(Encoder):
-    """Sends the largest entries of the update and of what earlier messages left out."""
+    """Sends the largest entries of the update plus what earlier messages left out."""
 
     def __init__(self, layout: Layout, format: JointFormat, feedback: bool) -> None:
         super().__init__(layout, format)
@@ -65,13 +65,13 @@ class TopKEncoder(Encoder):
         most = torch.finfo(self.values.dtype).max
         sent = total.gather(-1, chosen).clamp(-most, most).to(self.values.dtype)
         if self.feedback:
-            # On the CPU, where it outlives the device of this round.
+            # On the CPU, because it outlives this round's device.
             private.state["residual"] = total.scatter(-1, chosen, total.gather(-1, chosen) - sent.to(total)).cpu()
         return torch.cat([sent.double(), (chosen - self.indices.limit).double()], dim=-1)
 
 
 class TopKDecoder(Decoder):
-    """Puts every client's values in their places, and averages the result."""
+    """Scatters every client's values to their indices, and averages the results."""
 
     def __init__(self, layout: Layout, format: JointFormat) -> None:
         super().__init__(layout, format)
@@ -81,7 +81,7 @@ class TopKDecoder(Decoder):
         """Return the decoded update ``[..., dim]``, float32.
 
         Raises:
-            MessageError: if an index is not that of an entry, or comes twice.
+            MessageError: if an index is out of range or repeated.
         """
         places = code[..., self.values.length :].long() + self.indices.limit
         if (places >= self.dim).any() or (places[..., 1:] <= places[..., :-1]).any():
@@ -90,7 +90,7 @@ class TopKDecoder(Decoder):
         return sent.new_zeros(*code.shape[:-1], self.dim).scatter_(-1, places, sent)
 
     def sum_length(self, step: int = 0) -> int:
-        """Return the length of an update: that is what is summed."""
+        """Return the length of an update, because the server sums decoded updates."""
         return self.dim
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
@@ -105,9 +105,9 @@ class TopKCodec(Codec):
     entries, not ``code_dim`` (the stated exception of law 3). A client's residual has ``dim`` numbers and stays with the client.
 
     Args:
-        ratio: how many times fewer bytes than the float32 update has; values and indices both count, and as many entries are sent as
+        ratio: bytes of the float32 update divided by those of a message, values and indices included; as many entries are sent as
             fit.
-        feedback: whether what was not sent is added to the client's next update (error feedback).
+        feedback: whether a client adds the unsent entries to its next update (error feedback).
         values: `float32`, or `float16` for more entries in the same bytes (clamped to +-65504; feedback keeps the rounding error).
     """
 
@@ -125,9 +125,9 @@ class TopKCodec(Codec):
         return sparse_format(layout.dim, self.ratio, _DTYPES[self.values])
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
-        """Return the client's half."""
+        """Return the encoder."""
         return TopKEncoder(layout, self._format(layout), self.feedback)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
-        """Return the server's half."""
+        """Return the decoder."""
         return TopKDecoder(layout, self._format(layout))

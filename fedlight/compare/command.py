@@ -19,12 +19,12 @@ from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, ef
 from fedlight.compare.progress import RunProgress
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
 from fedlight.core.errors import ConfigurationError
-from fedlight.usage import SUBCOMMANDS
+from fedlight.subcommands import SUBCOMMANDS
 
-FILE_WIDTH = 160  # characters, where the table does not go to a terminal
+FILE_WIDTH = 160  # characters, if the table does not go to a terminal
 
-Rehearse = Callable[[list[str]], Tree]
-"""Parses `fedlight` arguments and builds everything they name, without running it; returns the whole configuration."""
+DryRun = Callable[[list[str]], Tree]
+"""Parses `fedlight` arguments, builds everything they name, runs nothing, and returns the whole configuration."""
 
 
 def compare_parser() -> ArgumentParser:
@@ -37,15 +37,15 @@ def compare_parser() -> ArgumentParser:
     return parser
 
 
-def compare(args: list[str], rehearse: Rehearse, fit: Fit) -> int:
-    """Run a comparison and return the exit status: 1 if a run failed, 0 otherwise; what was done before is not run again.
+def compare(args: list[str], dry_run: DryRun, fit: Fit) -> int:
+    """Run a comparison and return the exit status: 1 if a run failed, 0 otherwise. Finished runs are not repeated.
 
     Raises:
-        ConfigurationError: if a setting or the configuration of a codec cannot work; nothing has been run then.
+        ConfigurationError: if a setting or the configuration of a codec cannot work; no run has started then.
     """
-    comparison, beside, output = read_settings(args)
-    base = read_base(comparison.base, beside)
-    parsed = check_codecs(comparison, base, rehearse)
+    comparison, folder, output = read_settings(args)
+    base = read_base(comparison.base, folder)
+    parsed = check_codecs(comparison, base, dry_run)
     output.mkdir(parents=True, exist_ok=True)
     session = Session(comparison, base, parsed, output)
     with _Stopping():
@@ -54,7 +54,7 @@ def compare(args: list[str], rehearse: Rehearse, fit: Fit) -> int:
 
 
 def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
-    """Return the settings that arguments and file give, the file's folder if there is one, and the folder for results.
+    """Return the settings in arguments and file, the file's folder if there is one, and the folder for results.
 
     Raises:
         ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
@@ -71,26 +71,26 @@ def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
     return comparison, path.parent if path else None, output
 
 
-def check_codecs(comparison: Comparison, base: Tree, rehearse: Rehearse) -> dict[str, Tree]:
+def check_codecs(comparison: Comparison, base: Tree, dry_run: DryRun) -> dict[str, Tree]:
     """Return the whole configuration of every codec's runs, by name.
 
     Raises:
         ConfigurationError: if one of them cannot be built, or the reference is not uncompressed.
     """
-    parsed = {name: _rehearse(comparison, base, name, rehearse) for name in comparison.codecs}
+    parsed = {name: _parse_entry(comparison, base, name, dry_run) for name in comparison.codecs}
     _check_reference(comparison.reference, parsed[comparison.reference])
     return parsed
 
 
-def _rehearse(comparison: Comparison, base: Tree, codec: str, rehearse: Rehearse) -> Tree:
-    """Return the whole configuration of a codec's runs, with seed and rate the same in all: the rest of it is what tells codecs apart."""
+def _parse_entry(comparison: Comparison, base: Tree, codec: str, dry_run: DryRun) -> Tree:
+    """Return the whole configuration of a codec's runs, at a fixed seed and rate, so that only the codecs' settings differ."""
     run = Run(codec, 0, 1.0)
     try:
         config = effective(base, comparison.overrides, comparison.codecs[codec], run, Path("."))
-        parsed = rehearse(["fit", "--config", json.dumps(config)])
+        parsed = dry_run(["fit", "--config", json.dumps(config)])
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"codecs.{codec}: {_sentence(error)}") from error
-    if unknown := set(config) - set(parsed):  # an empty part is not refused by the parser
+    if unknown := set(config) - set(parsed):  # the parser accepts an empty part
         raise ConfigurationError(f"codecs.{codec}: Expected parts of a `fit` configuration but got {', '.join(sorted(unknown))}")
     return parsed
 
@@ -102,14 +102,14 @@ def _check_reference(name: str, parsed: Tree) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    """Return an error without jsonargparse's frame of types and values, on one line."""
+    """Return an error on one line, without jsonargparse's lines about types and values."""
     frame = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(frame))
 
 
 class Session:
-    """A comparison in progress: which runs have come in, which rates were chosen."""
+    """A comparison in progress: the runs that ended so far, and the chosen rates."""
 
     def __init__(self, comparison: Comparison, base: Tree, parsed: dict[str, Tree], output: Path) -> None:
         self.comparison = comparison
@@ -124,7 +124,7 @@ class Session:
         self.progress = RunProgress(number_of_runs(comparison))
 
     def run(self, fit: Fit) -> None:
-        """Run everything that is not done yet."""
+        """Run everything that is not finished yet."""
         first = [self._job(run) for codec in self.comparison.codecs for run in first_runs(self.comparison, codec)]
         with self.progress:
             execute(first, fit, self.comparison.jobs, self._take)
@@ -135,7 +135,7 @@ class Session:
         return Job(run, json.dumps(config), folder, digest(self.parsed[run.codec], run))
 
     def _take(self, outcome: Outcome) -> list[Job]:
-        """Note an outcome; once the rates of its codec have all been tried, return the jobs with the best."""
+        """Record an outcome; once all rates of its codec have been tried, return the jobs with the best one."""
         codec = outcome.run.codec
         own = self.outcomes[codec]
         own.append(outcome)
@@ -145,7 +145,7 @@ class Session:
         rate = self._choose(own)
         lr = self.comparison.server_lrs[0] if rate is None else rate
         further = further_runs(self.comparison, codec, lr)
-        if rate is None:  # no rate worked: further runs would not either
+        if rate is None:  # no rate worked, so further runs would fail too
             self.progress.expect_fewer(len(further))
             return []
         self.rates[codec] = rate
@@ -169,12 +169,12 @@ class Session:
         return {codec: outcomes for codec, outcomes in chosen.items() if outcomes}
 
     def _training(self, codec: str) -> str:
-        """Return what an entry's clients do in a round, as text: entries may differ in that, and then need not start alike."""
+        """Return an entry's training settings as text: entries that differ in them may start with different losses."""
         model = self.parsed[codec]["model"]
         return json.dumps([model.get("algorithm"), model.get("availability")], sort_keys=True, default=str)
 
     def report(self) -> int:
-        """Write table, files and pictures of what there is, name what failed, and return the exit status."""
+        """Write table, files and pictures of the results so far, print the failures, and return the exit status."""
         results = self.results()
         reference = results.get(self.comparison.reference, [])
         rows = [make_row(codec, outcomes, reference, self.comparison.target) for codec, outcomes in results.items()]
@@ -216,7 +216,7 @@ class Session:
 
 
 def _name(source: Tree | str | None) -> str:
-    """Return what a data source is called: the data set it names, else its class."""
+    """Return the name of a data source: its data set, else its class."""
     if not isinstance(source, dict):
         return str(source or "Digits").rpartition(".")[2]
     arguments = source.get("init_args") or {}
@@ -224,7 +224,7 @@ def _name(source: Tree | str | None) -> str:
 
 
 class _Stopping:
-    """Ends the block with exit status 130 on Ctrl-C and 143 on SIGTERM, and says how to go on; worker processes are ended with it."""
+    """Ends the block, and its worker processes, with exit status 130 on Ctrl-C and 143 on SIGTERM, and prints how to resume."""
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGTERM, self._stop)
@@ -232,7 +232,7 @@ class _Stopping:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         if kind in (KeyboardInterrupt, SystemExit):
-            print("fedlight compare: stopped: the same command goes on with the runs that are not done", file=sys.stderr)
+            print("fedlight compare: stopped: the same command resumes with the unfinished runs", file=sys.stderr)
         if kind is KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
 

@@ -1,4 +1,4 @@
-"""Runs in worker processes: each process imports once and does one run after another; what is done already is not run again."""
+"""Runs in worker processes: each process imports once and does one run after another. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Fit = Callable[[list[str]], str | None]
 
 @dataclass(frozen=True)
 class Job:
-    """A run with its configuration (JSON), its folder and the digest that tells whether it is done already."""
+    """A run with its configuration (JSON), its folder and the digest that shows whether it is already finished."""
 
     run: Run
     config: str
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with ``error``, or with the folder that it left and its summary."""
+    """How a run ended: with ``error``, or with a folder and a summary."""
 
     run: Run
     folder: Path
@@ -53,12 +53,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a result."""
+        """Whether the run has a result."""
         return self.error is None
 
 
 def finished(job: Job) -> Outcome | None:
-    """Return the outcome of a job that was done before with the same configuration, or None."""
+    """Return the outcome of an earlier run with the same configuration, or None."""
     try:
         done = json.loads((job.folder / DONE_FILE).read_text())
         folder = job.folder / done["folder"]
@@ -69,9 +69,9 @@ def finished(job: Job) -> Outcome | None:
 
 
 def execute(jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome], list[Job]]) -> None:
-    """Run jobs on ``workers`` processes; ``then`` is told every outcome, as it comes, and returns the jobs that follow from it.
+    """Run jobs on ``workers`` processes; ``then`` receives every outcome as it arrives and returns further jobs.
 
-    A run that fails, or takes its process with it, is an outcome like another; the rest goes on.
+    A run that fails, or kills its process, is an outcome too; the other runs continue.
     """
     waiting = deque(jobs)
     while waiting:
@@ -92,13 +92,13 @@ def execute(jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome
                         waiting.extend(then(outcome))
         except BrokenProcessPool:
             for job in running.values():
-                died = "its worker process ended without a word (killed, or out of memory)"
+                died = "its worker process died without an error message (killed, or out of memory)"
                 waiting.extend(then(Outcome(job.run, job.folder, {}, died)))
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool whose processes are spawned when first needed, and killed if the block is left by an exception."""
+    """Yield a pool that spawns its processes on first use, and kills them if the block raises an exception."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     try:
@@ -112,7 +112,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    """Ignore Ctrl-C, and exit when the parent process exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -125,7 +125,7 @@ def _end_with_parent() -> None:
 
 
 def _work(fit: Fit, job: Job) -> Outcome:
-    """Do one run, in a worker process, and mark it as done."""
+    """Do one run in a worker process, and mark it as finished."""
     job.folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with _output_to(job.folder / OUTPUT_FILE):
@@ -135,8 +135,8 @@ def _work(fit: Fit, job: Job) -> Outcome:
                 raise RoundFailedError(f"The run ended without a test accuracy: see {job.folder / OUTPUT_FILE}")
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Outcome(job.run, job.folder, {}, told, time.monotonic() - start)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Outcome(job.run, job.folder, {}, message, time.monotonic() - start)
     done = {"digest": job.digest, "folder": os.path.relpath(left, job.folder)}
     draft = job.folder / f"{DONE_FILE}.part"
     draft.write_text(json.dumps(done, indent=2) + "\n")
@@ -146,7 +146,7 @@ def _work(fit: Fit, job: Job) -> Outcome:
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Send everything that this process prints to a file, whoever holds the streams."""
+    """Redirect everything that this process prints to a file, also through earlier copies of the streams."""
     kept = [os.dup(1), os.dup(2)]
     with path.open("w") as file:
         os.dup2(file.fileno(), 1)

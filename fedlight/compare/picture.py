@@ -81,7 +81,7 @@ def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) 
 
 
 def _places(rows: Sequence[Row], key: str, left: float, right: float) -> list[float]:
-    """Return where on the axis from ``left`` to ``right`` each row is drawn: at its bytes, or just beside them."""
+    """Return where on the axis from ``left`` to ``right`` each row is drawn: at its bytes, or just next to them."""
     bars = []
     for row in rows:
         mean, spread = _percent(row)

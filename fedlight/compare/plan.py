@@ -1,4 +1,4 @@
-"""What is run: settings of a comparison, its grid of runs, the configuration of each."""
+"""The plan of a comparison: settings, grid of runs, and the configuration of each run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Comparison:
     """Codecs, seeds and server learning rates to compare on one configuration of `fedlight fit`.
 
     Args:
-        base: Configuration of `fedlight fit` that every run starts from; looked for beside this file, then in the current folder.
-        codecs: What each codec changes of it, by name: any part of a `fit` configuration, or null for no codec.
-        reference: Name of the one uncompressed entry of `codecs` that gaps are measured to.
+        base: Configuration of `fedlight fit` that every run starts from, in this file's folder or else in the current folder.
+        codecs: Changes to it for each codec, by name: any part of a `fit` configuration, or null for no codec.
+        reference: Name of the one uncompressed entry of `codecs`, the reference of all gaps.
         seeds: Seeds of the results; a seed fixes initial weights, partition, cohorts and batches for every codec.
         server_lrs: Learning rates of the server's SGD to choose from, the same for every codec and for the reference; factors on the
-            `lr` of a server optimizer that an entry names itself (adaptive ones need quite another).
+            `lr` of a server optimizer that an entry names itself (adaptive ones need a very different rate).
         tune_seeds: Seeds whose validation accuracy chooses the rate of each codec (the first of `seeds` if not given).
-        overrides: Parts of a `fit` configuration that are changed in every run.
+        overrides: Changes to the `fit` configuration of every run.
         output: Folder for runs and results (`logs/compare/` and this file's name if not given).
-        jobs: Worker processes that run side by side, with one CPU thread each.
-        target: Validation accuracy in 0..1 for the columns that say how many bytes and rounds it took to reach it.
+        jobs: Number of parallel worker processes, with one CPU thread each.
+        target: Validation accuracy in 0..1; adds columns with the bytes and rounds to reach it.
 
     Raises:
         ConfigurationError: if an argument is empty, out of range or contradicts another.
@@ -63,7 +63,7 @@ class Comparison:
             raise ConfigurationError(f"Expected `target` to be an accuracy in 0..1 but got {self.target}: 95 % is 0.95")
         for name in self.codecs:
             if name in ("", ".", "..") or "\\" in name or PurePath(name).name != name:
-                raise ConfigurationError(f"Expected names in `codecs` that can name a folder but got {name!r}: leave slashes out")
+                raise ConfigurationError(f"Expected names in `codecs` that work as folder names but got {name!r}: leave slashes out")
         plain = [name for name, changes in self.codecs.items() if changes is None]
         require(len(plain) < 2, f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
         if self.reference not in self.codecs:
@@ -74,13 +74,13 @@ class Comparison:
 
     @property
     def tuning_seeds(self) -> list[int]:
-        """Seeds that every rate is tried on."""
+        """Seeds for every trial of a rate."""
         return self.tune_seeds or self.seeds[:1]
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One run of `fit`: a codec, a seed, a learning rate of the server."""
+    """One run of `fit`: codec, seed, and server learning rate."""
 
     codec: str
     seed: int
@@ -95,26 +95,26 @@ class Run:
 
 
 def first_runs(comparison: Comparison, codec: str) -> list[Run]:
-    """Return the runs of a codec that choose its rate; all its runs, if there is just one rate."""
+    """Return the runs that choose a codec's rate; all its runs if there is only one rate."""
     if len(comparison.server_lrs) == 1:
         return [Run(codec, seed, comparison.server_lrs[0]) for seed in comparison.seeds]
     return [Run(codec, seed, lr) for lr in comparison.server_lrs for seed in comparison.tuning_seeds]
 
 
 def further_runs(comparison: Comparison, codec: str, lr: float) -> list[Run]:
-    """Return the runs that remain once the rate of a codec is chosen."""
+    """Return the remaining runs of a codec at its chosen rate."""
     done = set(first_runs(comparison, codec))
     return [run for run in (Run(codec, seed, lr) for seed in comparison.seeds) if run not in done]
 
 
 def number_of_runs(comparison: Comparison) -> int:
-    """Return how many runs a comparison takes, whatever rates are chosen."""
+    """Return the number of runs in a comparison, which does not depend on the chosen rates."""
     lr = comparison.server_lrs[0]
     return sum(len(first_runs(comparison, codec)) + len(further_runs(comparison, codec, lr)) for codec in comparison.codecs)
 
 
 def choose_rate(accuracies: Mapping[float, Sequence[float]], seeds: int) -> float | None:
-    """Return the rate with the best mean validation accuracy, the earliest of equals; None if no rate has a value for all ``seeds``.
+    """Return the rate with the best mean validation accuracy, the first of equals; None if no rate has a value for all ``seeds``.
 
     >>> choose_rate({1.0: [0.9, 0.9], 1.5: [0.8, 1.0], 2.0: [1.0]}, seeds=2)
     1.0
@@ -124,7 +124,7 @@ def choose_rate(accuracies: Mapping[float, Sequence[float]], seeds: int) -> floa
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """Return ``base`` with ``changes`` put over it, mapping by mapping; a mapping that names another class replaces the old one.
+    """Return ``base`` updated with ``changes``, mapping by mapping; a mapping that names another class replaces the old one.
 
     >>> merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]})
     {'a': {'x': 1, 'y': 3}, 'b': [2]}
@@ -140,9 +140,9 @@ def merge(base: Any, changes: Any) -> Any:
 
 
 def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folder: Path) -> Tree:
-    """Return the whole configuration of a run, which is kept in ``folder``; it takes one device and one process.
+    """Return the whole configuration of a run in ``folder``, on one device and in one process.
 
-    (Lightning starts more by repeating the command line, which here would be the whole comparison.)
+    (Lightning starts more processes by repeating the command line, which would repeat the whole comparison.)
     """
     config: Tree = copy.deepcopy(merge(merge(base, overrides), changes or {}))
     if changes is None or not (config["model"].get("codec") or config["model"].get("codec_path")):
@@ -151,7 +151,7 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     if isinstance(optimizer, str):
         optimizer = {"class_path": optimizer}
     rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes or {})}})
-    rate["init_args"].pop("params", None)  # the parser's, which takes a class path in free text for a class to complete
+    rate["init_args"].pop("params", None)  # the parser adds it to a class path in text
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
@@ -160,7 +160,7 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
 
 
 def own_rate(changes: Tree) -> float:
-    """Return the server's learning rate that an entry names, 1 if it names none.
+    """Return the server learning rate in an entry, 1 if it has none.
 
     >>> own_rate({"model": {"server_optimizer": {"class_path": "FedAdam", "init_args": {"lr": 0.01}}}}), own_rate({"model": {}})
     (0.01, 1.0)
@@ -171,7 +171,7 @@ def own_rate(changes: Tree) -> float:
 
 
 def drop_codec(config: Any) -> None:
-    """Take the codec out of a configuration (mappings or namespaces), in place, with what makes no sense without one."""
+    """Remove the codec, and everything that needs one, from a configuration (mappings or namespaces), in place."""
     for name in ("codec", "codec_path", "aggregator"):  # the aggregators sum integer codes
         config["model"][name] = None
     if callbacks := (config.get("trainer") or {}).get("callbacks"):
@@ -180,22 +180,22 @@ def drop_codec(config: Any) -> None:
 
 
 def digest(parsed: Tree, run: Run) -> str:
-    """Return what tells one configuration from another: of the ``parsed`` configuration of the codec's runs, and the run's numbers.
+    """Return a digest of the ``parsed`` configuration of the codec's runs and of the run's seed and rate.
 
-    Where the run is kept does not matter.
+    It does not depend on the run's folder.
     """
     trainer = {key: value for key, value in parsed["trainer"].items() if key != "default_root_dir"}
     text = json.dumps([{**parsed, "trainer": trainer}, run.seed, run.lr], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def read_base(base: str, beside: Path | None) -> Tree:
-    """Return the mapping in the YAML file ``base``, looked for in the folder ``beside`` and then in the current one.
+def read_base(base: str, folder: Path | None) -> Tree:
+    """Return the mapping in the YAML file ``base``, found in ``folder`` or else in the current one.
 
     Raises:
-        ConfigurationError: if there is no such file, or it holds no mapping.
+        ConfigurationError: if the file does not exist or holds no mapping.
     """
-    places = [Path(base).expanduser()] if beside is None else [beside / Path(base).expanduser(), Path(base).expanduser()]
+    places = [Path(base).expanduser()] if folder is None else [folder / Path(base).expanduser(), Path(base).expanduser()]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise ConfigurationError(f"Expected `base` to be a configuration of `fedlight fit` but there is no file {base}: correct the path")

@@ -1,4 +1,4 @@
-"""One progress bar whose unit is the run; plain lines where there is no terminal."""
+"""One progress bar that counts runs; plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAR, _CLOCK = 12, 7  # characters
 
 
 class RunProgress:
-    """Shows runs done, the last outcome and the time left, on stderr: stdout is left to results.
+    """Shows finished runs, the last outcome and the time left on stderr; stdout is for results.
 
     Args:
         total: number of runs.
@@ -48,11 +48,11 @@ class RunProgress:
         self._progress.stop()
 
     def expect_fewer(self, runs: int) -> None:
-        """Take runs that will not happen off the total."""
+        """Subtract runs that will not happen from the total."""
         self.total -= runs
 
     def show(self, outcome: Outcome) -> None:
-        """Count a run; a failed one leaves a line of its own."""
+        """Count a run; print a line for a failed one."""
         self._done += 1
         self._known += outcome.again
         text = f"{outcome.run}: {_result(outcome)}"
@@ -69,7 +69,7 @@ class RunProgress:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def _left(self) -> str:
-        """Return the time left at the rate so far, once there is one: runs that were done before took none."""
+        """Return the time left at the rate so far, if there is one; runs finished earlier do not count."""
         ran, remaining = self._done - self._known, self.total - self._done
         if not ran or not remaining:
             return ""
@@ -80,4 +80,4 @@ def _result(outcome: Outcome) -> str:
     if not outcome.ok:
         return f"failed: {outcome.error}"
     accuracy = f"{outcome.summary['test_accuracy']:.1%}"
-    return f"{accuracy}, done before" if outcome.again else f"{accuracy} in {outcome.seconds:.0f} s"
+    return f"{accuracy}, finished before" if outcome.again else f"{accuracy} in {outcome.seconds:.0f} s"

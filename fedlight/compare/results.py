@@ -1,4 +1,4 @@
-"""What runs add up to: a row for each codec, from the summaries and `metrics.csv` of its runs."""
+"""The results of a comparison: a row for each codec, from the summaries and `metrics.csv` of its runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SECONDS = ("pretrain_seconds", "train_seconds")
 def paired_gap(reference: Mapping[int, float], other: Mapping[int, float]) -> tuple[float | None, float | None]:
     """Return mean and half-width of the 95 % t interval of ``reference - other``, over the seeds that both have.
 
-    The mean is None without a common seed, the half-width with fewer than two. Pairing takes out what a seed does to both.
+    The mean is None without a common seed, the half-width with fewer than two. Pairing cancels the effect of the seed on both.
 
     >>> gap, half = paired_gap({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.5, 1: 1.0, 2: 1.5})
     >>> round(gap, 3), round(half, 3)
@@ -57,7 +57,7 @@ def reach_target(folder: Path, target: float) -> tuple[float, float]:
 
 
 def first_loss(folder: Path) -> float | None:
-    """Return the clients' mean loss in a run's first round, which comes before anything that was decoded; None if it was not logged."""
+    """Return the clients' mean loss in a run's first round, before the first decoded update; None if it was not logged."""
     with (folder / METRICS_FILE).open(newline="") as file:
         return next((float(row["sim/loss"]) for row in csv.DictReader(file) if row.get("sim/loss")), None)
 
@@ -65,10 +65,10 @@ def first_loss(folder: Path) -> float | None:
 def unequal_starts(
     outcomes: Iterable[Outcome], training: Callable[[str], str] = lambda codec: ""
 ) -> list[tuple[int, dict[float, list[str]]]]:
-    """Return, for each seed whose runs did not all start alike, the seed and the codecs by the loss of their first round.
+    """Return each seed whose runs had different losses in the first round, and the codecs by that loss.
 
-    The same seed gives every codec the same weights, partition, cohort and batches, so the first round's loss is the same number, for all
-    entries whose clients do the same: ``training`` maps an entry to what tells it from others in that.
+    The same seed gives every codec the same weights, partition, cohort and batches, so the loss is the same for all entries with equal
+    training settings; ``training`` maps an entry to those.
     """
     losses: dict[tuple[int, str], dict[float, list[str]]] = {}
     for outcome in outcomes:
@@ -80,10 +80,10 @@ def unequal_starts(
 
 
 def make_row(codec: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome], target: float | None) -> Row:
-    """Return the figures of a codec's runs with the chosen rate: accuracies of the last round's model as fractions, bytes a run.
+    """Return the metrics of a codec's runs at the chosen rate: accuracies of the last round's model as fractions, bytes per run.
 
-    ``gap_points`` is in percentage points to the reference, paired over seeds, positive if the codec is worse; ``bytes_to_target`` and
-    ``rounds_to_target`` are medians over seeds, in which a run that never got there counts as infinity.
+    ``gap_points`` is the gap to the reference in percentage points, paired over seeds, positive if the codec is worse; ``bytes_to_target``
+    and ``rounds_to_target`` are medians over seeds, where a run that never reaches the target counts as infinity.
     """
     summaries = [outcome.summary for outcome in outcomes]
     accuracies = [summary["test_accuracy"] for summary in summaries]
@@ -114,7 +114,7 @@ def _finite(value: float) -> float | None:
 
 
 def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``compare.json`` and ``compare.csv``, and return their paths; an empty cell is a figure that does not exist."""
+    """Write ``compare.json`` and ``compare.csv``, and return their paths; an empty cell means that the metric does not exist."""
     table, text = folder / "compare.csv", folder / "compare.json"
     text.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
     with table.open("w", newline="") as file:
@@ -125,11 +125,11 @@ def write_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def show_rows(rows: Sequence[Row], title: str, reference: str, target: float | None) -> Table:
-    """Return the rows as a table for the terminal: what fits in 80 columns; the downlink is the total without the uplink."""
+    """Return the rows as a table for the terminal, with the columns that fit in 80 characters; downlink is total minus uplink."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("codec", overflow="fold", min_width=8)
     table.add_column("ratio", justify="right", no_wrap=True)
-    table.add_column("accuracy, %", justify="right", min_width=9)  # in two lines where it is narrow
+    table.add_column("accuracy, %", justify="right", min_width=9)  # wraps into two lines in a narrow terminal
     table.add_column("gap, points", justify="right", min_width=7)
     for name in ("uplink", "encoders", "total", "rate"):
         table.add_column(name, justify="right", no_wrap=True)

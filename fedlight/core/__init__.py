@@ -1,1 +1,1 @@
-"""The vocabulary: flat parameters, the codec interface, messages, random streams. No Lightning here."""
+"""The vocabulary: flat parameters, the codec interface, messages, random streams. It does not import Lightning."""

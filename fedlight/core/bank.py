@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.files import replacing
 from fedlight.core.layout import Layout
 
 _ALIGNMENT = 64
 """Bytes to which the numbers in a file are aligned, as in memory: the rounding of some kernels depends on it."""
+_METADATA = {"layout", "digest", "format"}
+"""What a bank's file can say of itself; `format` is what other programs add."""
 
 
 @dataclass(frozen=True)
@@ -99,36 +103,67 @@ class UpdateBank:
 
     @classmethod
     def load(cls, path: str | Path) -> UpdateBank:
-        """Open a bank that ``save`` wrote: the file is mapped into memory and read as needed.
+        """Open a bank that ``save`` wrote: the file is mapped into memory and read as needed, and once as a whole to check it.
 
         Raises:
-            ConfigurationError: if the file holds something else.
+            ConfigurationError: if the file is missing, is damaged or holds something else.
         """
+        try:
+            return cls._load(Path(path))
+        except Exception as error:  # what a damaged header says can fail in any way where it is followed
+            if isinstance(error, ConfigurationError) and str(path) in str(error):
+                raise
+            raise ConfigurationError(f"Expected recorded updates in {path} but could not read them: {error}: record them again") from error
+
+    @classmethod
+    def _load(cls, path: Path) -> UpdateBank:
         with safe_open(path, framework="pt") as file:  # checks that the header is sound and the file complete
-            names = file.keys()
+            names, metadata = file.keys(), file.metadata() or {}
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
-            if kinds != {"updates": "F32"} or "layout" not in (file.metadata() or {}):
+            if kinds != {"updates": "F32"} or "layout" not in metadata or not metadata.keys() <= _METADATA:
                 raise ConfigurationError(f"Expected recorded updates (float32, with their layout) in {path} but it holds {kinds}")
-            layout, shape = Layout.from_json(file.metadata()["layout"]), file.get_slice("updates").get_shape()
+            layout, shape = Layout.from_json(metadata["layout"]), file.get_slice("updates").get_shape()
         with open(path, "rb") as raw:
             start = 8 + struct.unpack("<Q", raw.read(8))[0]
             size = raw.seek(0, 2)
         whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        return cls(whole[start:].view(torch.float32).view(shape), layout)
+        recorded = whole[start:].view(torch.float32).view(shape)
+        if "digest" in metadata:  # not in a file that another program wrote
+            digest = _new_digest(layout, *shape[:2])
+            for updates in recorded:
+                digest.update(updates.numpy().data)
+            if digest.hexdigest() != metadata["digest"]:
+                raise ConfigurationError(
+                    f"Expected the updates in {path} to have the digest of when they were recorded but they have another: record them again"
+                )
+        return cls(recorded, layout)
 
 
 def write_bank(path: Path, layout: Layout, rounds: int, clients: int, updates: Iterable[Tensor]) -> None:
     """Write a bank's file while its rounds, ``[clients, dim]`` each, come: a safetensors file of which one round is held at a time.
 
-    A file of that name is replaced when the new one is complete: it may be the one that ``updates`` are read from.
+    A file of that name is replaced when the new one is complete and synced: it may be the one that ``updates`` are read from.
     """
+    digest = _new_digest(layout, rounds, clients)
+    with replacing(path) as file:
+        file.write(_header(layout, rounds, clients, "0" * 2 * digest.digest_size))
+        for part in updates:
+            numbers = part.to("cpu", torch.float32).contiguous().numpy().data
+            file.write(numbers)
+            digest.update(numbers)
+        file.seek(0)
+        file.write(_header(layout, rounds, clients, digest.hexdigest()))
+
+
+def _header(layout: Layout, rounds: int, clients: int, digest: str) -> bytes:
+    """Return what comes before the numbers in a bank's file: as long whatever the digest is."""
     size = 4 * rounds * clients * layout.dim
     entry = {"dtype": "F32", "shape": [rounds, clients, layout.dim], "data_offsets": [0, size]}
-    header = json.dumps({"__metadata__": {"layout": layout.to_json()}, "updates": entry}).encode()
+    header = json.dumps({"__metadata__": {"layout": layout.to_json(), "digest": digest}, "updates": entry}).encode()
     header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for part in updates:
-            file.write(part.to("cpu", torch.float32).contiguous().numpy().data)
-    unfinished.replace(path)
+    return struct.pack("<Q", len(header)) + header
+
+
+def _new_digest(layout: Layout, rounds: int, clients: int) -> hashlib._Hash:
+    """Return the digest of a bank without its numbers: of its layout and shape."""
+    return hashlib.sha256(f"{layout.to_json()} {rounds} {clients}".encode())

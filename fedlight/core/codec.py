@@ -31,9 +31,12 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.running_sum import RunningSum
-from fedlight.core.wire import Format, Message, read_message, write_message
+from fedlight.core.wire import HEADER, Format, Message, read_message, write_message
 
 State = dict[str, Any]
+Key = tuple[int, int]
+"""An attempt: round and attempt number."""
+
 Plan = dict[str, Any]
 
 
@@ -52,7 +55,7 @@ class Context:
     broadcast: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Round and attempt: what clients' drafts and replies belong to."""
         return self.round, self.attempt
 
@@ -130,18 +133,15 @@ class Encoder(CodecPart, ABC):
         """Return the step of integer codes, 1 for float codes; None if there is no step that all coefficients have in common."""
         return None if self.format_at(context.step).bits else 1.0
 
-    def encode_message(
-        self, update: Tensor, context: Context, private: Private, protect: Callable[[Tensor], Tensor] | None = None
-    ) -> bytearray:
-        """Return the bytes a client sends for one update ``[dim]``: header and packed code, ``protect`` applied to it if given.
-
-        Needs no Lightning.
-        """
+    def message(self, code: Tensor, context: Context) -> bytearray:
+        """Return the bytes that a client sends of a code ``[code_dim]``: header and packed code."""
         format = self.format_at(context.step)
+        return write_message(format.pack(code), format.kind, format.length, context.round, self.fingerprint)
+
+    def encode_message(self, update: Tensor, context: Context, private: Private) -> bytearray:
+        """Return the bytes that a client sends for one update ``[dim]``. Needs no Lightning."""
         with torch.no_grad():
-            code = self.encode(update, context, private)
-            payload = format.pack(code if protect is None else protect(code))
-        return write_message(payload, format.kind, format.length, context.round, self.fingerprint)
+            return self.message(self.encode(update, context, private), context)
 
 
 class Decoder(CodecPart, ABC):
@@ -188,6 +188,12 @@ class Decoder(CodecPart, ABC):
         """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
         return {}
 
+    def record_lengths(self, mean_bytes: float, state: State) -> None:
+        """Take note of how long a round's messages were on average, header included; ``state`` is the server's own, changed in place.
+
+        Called after every pass, before ``decode``: where messages have a length of their own, the server steers it by what it announces.
+        """
+
     def read_message(self, message: Message, context: Context, device: torch.device | str = "cpu") -> Tensor:
         """Return what the server adds up for one client's message, on ``device`` (the decoder's): not to be changed in place.
 
@@ -205,13 +211,15 @@ class Decoder(CodecPart, ABC):
             ConfigurationError: if there is no message, or a weight is not positive.
             MessageError: if a message is malformed or was meant for another round or codec.
         """
-        total = RunningSum()
+        total, lengths = RunningSum(), 0
         for message, weight in zip(messages, weights, strict=True):
             if weight < 1:
                 raise ConfigurationError(f"Expected `weights` >= 1 but got {weight}")
             total.add(self.read_message(message, context), weight)
+            lengths += len(message)
         if not total.count:
             raise ConfigurationError("Expected at least one message but got none")
+        self.record_lengths(lengths / total.count, state)
         with torch.no_grad():
             return self.decode(total.mean(), ServerContext.of(context, total.effective_count), state)
 
@@ -235,6 +243,7 @@ class Codec(ABC):
         trained: whether fitting takes ``train``, which a closed form does without.
         client_state: whether clients remember something from one of their rounds to the next.
         integer: whether codes are integers.
+        fixed_width: whether all messages have the same length, so that masks can hide codes.
     """
 
     additive: bool = True
@@ -245,6 +254,7 @@ class Codec(ABC):
     trained: bool = False
     client_state: bool = False
     integer: bool = False
+    fixed_width: bool = True
 
     layout: Layout | None = None
     encoder: Encoder
@@ -322,6 +332,11 @@ class Codec(ABC):
         values = {name: getattr(self, name) for name in names}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
 
+    def unbound(self) -> Self:
+        """Return a new codec of the same configuration, nested codecs included, that is bound to nothing."""
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        return type(self)(**{name: _unbound(getattr(self, name)) for name in names})
+
     def describe(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain data: configuration, layout, plan and version."""
         if self.layout is None:
@@ -334,6 +349,14 @@ class Codec(ABC):
         self.decoder.to(device)
         return self
 
+    def mean_bytes(self, codes: Tensor, step: int = 0) -> float:
+        """Return how long messages of a pass's codes ``[..., code_dim]`` are on average, header included."""
+        format = self.encoder.format_at(step)
+        if format.fixed_width:
+            return HEADER.size + format.payload_bytes
+        payloads = [format.pack(code) for code in codes.reshape(-1, format.length)]
+        return HEADER.size + sum(map(len, payloads)) / len(payloads)
+
     def reconstruct(self, updates: Tensor, state: State | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return ``decode(mean_i encode(u_i))`` ``[..., dim]`` for cohorts ``[..., clients, dim]``, as a round would, in one process.
 
@@ -345,7 +368,9 @@ class Codec(ABC):
         broadcast = dict(self.decoder.broadcast(state))
         for step in range(self.passes):
             context = Context(step=step, broadcast=broadcast)
-            codes = self.decoder.open(self.encoder.encode(updates, context, private))
+            codes = self.encoder.encode(updates, context, private)
+            self.decoder.record_lengths(self.mean_bytes(codes, step), state)
+            codes = self.decoder.open(codes)
             result = self.decoder.decode(codes.to(updates.dtype).mean(-2), ServerContext.of(context, updates.shape[-2]), state)
             broadcast = {**self.decoder.broadcast(state), "reply": result.unsqueeze(-2)}
         return result
@@ -365,6 +390,23 @@ def require_additive(codec: Codec, why: str) -> None:
         raise ConfigurationError(
             f"Expected a codec whose codes can be summed, which {why} needs, but the server must decode every message of "
             f"{type(codec).__name__} by itself: choose an additive codec, such as LinearCodec followed by QuantizeCodec"
+        )
+
+
+def _unbound(value: Any) -> Any:
+    if isinstance(value, Codec):
+        return value.unbound()
+    if isinstance(value, (list, tuple)):
+        return [_unbound(item) for item in value]
+    return value
+
+
+def require_fixed_width(codec: Codec, why: str) -> None:
+    """Raise ``ConfigurationError`` unless the codec's messages have one length, which ``why`` needs (such as "secure aggregation")."""
+    if not codec.fixed_width:
+        raise ConfigurationError(
+            f"Expected a codec whose messages have one length, which {why} needs, but those of {type(codec).__name__} are entropy-coded: "
+            "choose TransformCodec, or QuantizeCodec in the place of EntropyCodec"
         )
 
 

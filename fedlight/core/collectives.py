@@ -1,4 +1,4 @@
-"""What processes hand to a collective sum: codes in the narrowest type that holds their sum, and as bytes where that is asked for."""
+"""Inputs of collective sums: codes in the narrowest type that holds their sum, or as bytes on request."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 from fedlight.core.wire import Format
 
 Reduce = Callable[[Tensor], object]
-"""Adds a tensor up over all processes, in place."""
+"""Sums a tensor over all processes, in place."""
 
 LARGEST_BYTE = 127
-"""The most that a sum of codes can be in one byte, and so how many processes there can be."""
+"""Largest sum of codes in one byte, and therefore the largest number of processes."""
 
 NORM = 8
-"""The root of the sum of so high powers of peaks is at least the largest of them, and little more (twelve processes: a third at most)."""
+"""Power of the peaks: this root of the sum of powers is at least the largest peak and little more (a third for twelve processes)."""
 
 
 def agree_on_units(codes: list[Tensor], world: int, reduce: Reduce) -> tuple[list[Tensor | None], int]:
-    """Return the unit (0-d) of each float code's integers, the same on every process and not finite if a code is not, and the bytes."""
+    """Return the unit (0-d) of each float code's integers, the same on every process and not finite if a code is not, plus bytes sent."""
     known = [k for k, code in enumerate(codes) if code.is_floating_point() and code.numel()]
     units: list[Tensor | None] = [None] * len(codes)
     if not known:
         return units, 0
     peaks = torch.stack([codes[k].double().abs().amax() for k in known])
-    powers = peaks.pow(NORM)  # in float64, which holds them whatever float32 holds
+    powers = peaks.pow(NORM)  # float64 holds these powers of any float32
     sent = add_up([powers], world, reduce)
     reach = (powers * world).pow(1 / NORM).float()
     for k, largest in zip(known, reach, strict=True):
@@ -35,7 +35,7 @@ def agree_on_units(codes: list[Tensor], world: int, reduce: Reduce) -> tuple[lis
 
 
 def outgoing(code: Tensor, format: Format, world: int, unit: Tensor | None) -> Tensor:
-    """Return the code in the narrowest type in which its sum over processes can be held, as integers where there is a ``unit``."""
+    """Return the code in the narrowest type that holds its sum over processes, as integers if there is a ``unit``."""
     if format.bits:
         return code.to(torch.int8 if world * ((1 << (format.bits - 1)) - 1) <= LARGEST_BYTE else torch.int32)
     if unit is not None:
@@ -45,12 +45,12 @@ def outgoing(code: Tensor, format: Format, world: int, unit: Tensor | None) -> T
 
 
 def in_units(code: Tensor, unit: Tensor | None) -> Tensor:
-    """Return what an outgoing code, or a sum of them, says, in the units of the codec's code."""
+    """Return an outgoing code, or a sum of them, in the units of the codec's code."""
     return code.float() if unit is None else code.float() * unit
 
 
 def add_up(tensors: list[Tensor], world: int, reduce: Reduce) -> int:
-    """Replace the tensors by their mean over processes (integers by their sum), one message a type; return the bytes of the messages."""
+    """Replace the tensors by their mean over processes (integers by their sum), in one message per type; return the messages' bytes."""
     sent = 0
     for dtype in {tensor.dtype: None for tensor in tensors}:
         mine = [tensor for tensor in tensors if tensor.dtype == dtype]

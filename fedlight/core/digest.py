@@ -1,4 +1,4 @@
-"""Digests by which two sides make sure that they hold the same model and the same encoder."""
+"""Digests for checking that two sides have the same model and the same encoder."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def digest_tensors(tensors: Mapping[str, Tensor], *texts: str) -> bytes:
 
 
 def digest_context(context: Context) -> bytes:
-    """Return the digest (32 bytes) of all that a client is told before a pass: seed, round, attempt, step and every announcement.
+    """Return the digest (32 bytes) of the context of a pass: seed, round, attempt, step and the broadcast.
 
-    The order of a mapping's entries does not count; a number's type and every bit of it do.
+    It does not depend on the order of a mapping, but on a number's type and every bit.
 
     Raises:
-        ConfigurationError: if something is announced that is no number, text, tensor, list or mapping of such.
+        ConfigurationError: if the broadcast contains anything but numbers, texts, tensors, and lists and mappings of them.
 
     >>> digest_context(Context(broadcast={"gain": 1.0})) == digest_context(Context(broadcast={"gain": 1e30}))
     False
     """
-    told = [context.seed, context.round, context.attempt, context.step, context.broadcast]
-    return hashlib.sha256(_canonical(told)).digest()
+    values = [context.seed, context.round, context.attempt, context.step, context.broadcast]
+    return hashlib.sha256(_canonical(values)).digest()
 
 
 def _canonical(value: Any) -> bytes:
-    """Return bytes that no other value has: a letter for the kind, and a length before whatever can be of several."""
+    """Return bytes unique to the value: a letter for the kind, and a length before everything of variable length."""
     if isinstance(value, Mapping):
         items = sorted((str(key), _canonical(entry)) for key, entry in value.items())
         return b"m%d " % len(items) + b"".join(_canonical(key) + entry for key, entry in items)
@@ -62,14 +62,14 @@ def _canonical(value: Any) -> bytes:
     if value is None or isinstance(value, int):
         return f"i{value} ".encode()
     raise ConfigurationError(
-        f"Expected announcements that are numbers, texts, tensors, lists or mappings but got {type(value).__name__}: announce those, so "
-        "that clients can make sure that all were told the same"
+        f"Expected a broadcast of numbers, texts, tensors, lists or mappings but got {type(value).__name__}: broadcast those, so "
+        "that clients can check that all received the same"
     )
 
 
 def encoder_digest(encoder: Encoder) -> bytes:
-    """Return the digest (32 bytes) of a client's half: of its codec as it was stamped, and of the tensors that it holds now.
+    """Return the digest (32 bytes) of an encoder: of the stamp of its codec, and of its current tensors.
 
-    The stamp covers what is no tensor: every codec within, its seeds and steps. Needs no decoder.
+    The stamp covers everything that is not a tensor: every inner codec, seeds and steps. It needs no decoder.
     """
     return digest_tensors(encoder.state_dict(), encoder.digest.hex())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class ConfigurationError(ValueError):
-    """An argument that cannot work: the message names it, what was expected, what came and the way out."""
+    """An invalid argument: the message names it, what was expected, what came, and how to fix it."""
 
 
 class DataError(ValueError):
-    """Data on file that is missing, corrupt or inconsistent."""
+    """A data file that is missing, corrupt or inconsistent."""
 
 
 class CodecMismatchError(ValueError):
@@ -20,15 +20,15 @@ class MessageError(ValueError):
 
 
 class ProtocolError(MessageError):
-    """Something in a secure aggregation that must not be: whoever sees it stops there and reveals nothing."""
+    """A violation of the secure aggregation protocol: the side that detects it stops and reveals nothing."""
 
 
 class RoundFailedError(RuntimeError):
-    """No client of a cohort could be used, and repeating the round did not help."""
+    """No attempt at a round had enough usable clients."""
 
 
 def own_error(error: BaseException | None) -> Exception | None:
-    """Return the error of fedlight's that lies behind one, or None: jsonargparse raises others in place of those of nested classes."""
+    """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
     while error is not None:
         if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
             return error
@@ -54,7 +54,7 @@ def require_counts(**counts: int) -> None:
 
 
 def require_least(options: object, **least: float) -> None:
-    """Raise ``ConfigurationError`` unless these options, attributes of an object, are as large as that at least, or None."""
+    """Raise ``ConfigurationError`` unless these options, attributes of an object, are at least that large, or None."""
     for name, bound in least.items():
         value = getattr(options, name)
         require(value is None or value >= bound, f"Expected `{name}` >= {bound} but got {value}")

@@ -1,10 +1,10 @@
-"""Data-parallel gradients as codes: each process encodes its own, codes are summed over processes, everybody decodes the sum.
+"""Data-parallel gradients as codes: each process encodes its own, codes are summed over processes, and every process decodes the sum.
 
 With error feedback (Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2): what a code leaves out of a gradient is added to the next.
-There is one codec for each parameter tensor: it survives however tensors are grouped into messages. Needs no Lightning.
+There is one codec for each parameter tensor, which does not depend on the grouping of tensors into messages. Needs no Lightning.
 
-Float codes can travel as integers of one byte, whose sums are bytes as well: processes first add up powers of their codes' peaks, and
-so agree on a unit for each tensor's in which nobody's code is cut.
+Float codes can be sent as one-byte integers, whose sums also fit a byte: processes first sum powers of their codes' peaks, which gives
+a common unit for each tensor in which no code is clipped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.collectives import Reduce, add_up, agree_on_units, in_units, outgoing
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.export import codec_from_config, codec_state, restore_codec
+from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import Format
 
 
 class Channel:
-    """One parameter tensor's way between processes: its codec, what codes have left out so far, and recent gradients to fit it to.
+    """The exchange of one parameter tensor between processes: its codec, its residual, and recent gradients to fit the codec to.
 
     Args:
         name: the parameter's name.
         shape: the parameter's shape.
-        recipe: the codec of which this channel makes its own; None sends the gradient in full.
-        feedback: whether what a code leaves out is added to the next gradient.
-        seed: seed of everything that encoders draw.
+        recipe: the codec to copy for this channel; None sends the gradient in full.
+        feedback: whether to add what a code leaves out to the next gradient.
+        seed: seed of all random numbers of encoders.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], recipe: Codec | None, feedback: bool, seed: int) -> None:
@@ -43,7 +43,7 @@ class Channel:
         self.shape = shape
         self.seed = seed
         self.codec = _bound(recipe, Layout((name,), (shape,)))
-        # Codecs that remember bring their own; what rounding their codes to bytes takes away they cannot know.
+        # Codecs with client state have their own feedback, but it does not cover the rounding of their codes to bytes.
         remembers = self.codec is not None and (self.codec.passes > 1 or self.codec.client_state)
         self.feedback = feedback and not remembers
         self.returns_rounding = feedback and remembers
@@ -54,21 +54,21 @@ class Channel:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a codec and it can be used."""
+        """Whether the channel has a usable codec."""
         return self.codec is not None and self.codec.fitted
 
     def corrected(self, gradient: Tensor) -> Tensor:
-        """Return the gradient, flat ``[dim]`` float32, with what earlier codes left out."""
+        """Return the gradient, flat ``[dim]`` float32, plus what earlier codes left out."""
         flat = gradient.detach().reshape(-1).float()
         return flat if self.residual is None else flat + self.residual.to(flat.device)
 
     def remember(self, corrected: Tensor, window: int) -> None:
-        """Keep a gradient ``[dim]`` among the last ``window`` ones, if the codec learns from them."""
+        """Store a gradient ``[dim]`` among the last ``window`` ones, if the codec learns from them."""
         if window and self.codec is not None and self.codec.needs_fit and bool(torch.isfinite(corrected).all()):
             self.recent = [*self.recent[1 - window :], corrected.cpu().clone()] if window > 1 else [corrected.cpu().clone()]
 
     def fit(self) -> bytes:
-        """Fit the codec to the recent gradients and return what another process has to be sent to hold the same one."""
+        """Fit the codec to the recent gradients and return it as bytes for other processes."""
         assert self.codec is not None
         if self.recent and any(bool(gradient.any()) for gradient in self.recent):
             layout = Layout((self.name,), (self.shape,))
@@ -77,19 +77,19 @@ class Channel:
         return pack_codec(self.codec)
 
     def take_over(self, packed: bytes) -> None:
-        """Hold the codec that another process fitted."""
+        """Load the codec that another process fitted."""
         assert self.codec is not None
         unpack_codec(self.codec, packed)
         self.recent, self.server = [], {}
 
     def state(self) -> dict[str, Any]:
-        """Return what this process needs to go on."""
+        """Return the state that this process needs to resume."""
         codec = codec_state(self.codec) if self.codec is not None else None
         residual = None if self.residual is None else self.residual.cpu()
         return {"codec": codec, "residual": residual, "server": self.server, "private": self.private, "recent": self.recent}
 
     def restore(self, state: dict[str, Any], mine: bool) -> None:
-        """Go on from ``state``; what another process had left out (``mine`` false) is not taken over."""
+        """Resume from ``state``, without its residual if it belongs to another process (``mine`` false)."""
         if self.codec is not None and state["codec"] is not None:
             restore_codec(self.codec, state["codec"])
         self.server, self.recent = state["server"], state["recent"]
@@ -108,10 +108,11 @@ def exchange(
     window: int = 0,
     int8: bool = False,
 ) -> tuple[list[Tensor], int]:
-    """Return the mean gradient of all processes for each channel, flat ``[dim]`` float32, and the bytes that one process gave to sums.
+    """Return the mean gradient of all processes for each channel, flat ``[dim]`` float32, and the bytes that one process sent to sums.
 
-    ``gradients`` are this process's own; ``plain`` sends them in full, with what was left out before. ``int8`` rounds float codes to bytes.
-    What is not finite is seen by everybody (where the codec's codes are floats), so that a loss scaler can react, and never remembered.
+    ``gradients`` are this process's own; ``plain`` sends them in full, plus their residuals. ``int8`` rounds float codes to bytes.
+    Every process sees values that are not finite (if the codec's codes are floats), so that a loss scaler can react; residuals never
+    keep them.
     """
     sources = [channel.corrected(gradient) for channel, gradient in zip(channels, gradients, strict=True)]
     for channel, source in zip(channels, sources, strict=True):
@@ -133,7 +134,7 @@ def exchange(
 def _exchange_codes(
     channels: Sequence[Channel], sources: Sequence[Tensor], step: int, rank: int, world: int, reduce: Reduce, int8: bool
 ) -> tuple[list[Tensor], int]:
-    """Return what each channel's codec makes of the sum of all processes' codes, pass by pass, and the bytes given to sums."""
+    """Return each channel's decoded sum of all processes' codes, after all passes, and the bytes sent to sums."""
     sent, passes = 0, max((_codec(channel).passes for channel in channels), default=0)
     before = [(_as_it_was(channel.server), _as_it_was(channel.private), channel.residual) for channel in channels]
     replies: list[Tensor | None] = [None] * len(channels)
@@ -156,7 +157,7 @@ def _exchange_codes(
 
 
 def pack_codec(codec: Codec) -> bytes:
-    """Return a codec as few bytes: its description and tensors, those of the decoder only where they differ from the encoder's."""
+    """Return a codec in few bytes: its description and tensors; the decoder's only where they differ from the encoder's."""
     state = codec_state(codec)
     both = {name: t for name, t in state["decoder"].items() if not (name in state["encoder"] and torch.equal(t, state["encoder"][name]))}
     stream = BytesIO()
@@ -165,17 +166,17 @@ def pack_codec(codec: Codec) -> bytes:
 
 
 def unpack_codec(codec: Codec, packed: bytes) -> None:
-    """Make the codec what ``pack_codec`` packed."""
+    """Load the output of ``pack_codec`` into the codec."""
     state = torch.load(BytesIO(zlib.decompress(packed)), weights_only=True)
     decoder = {name: state["decoder"].get(name, state["encoder"].get(name)) for name in state["names"]}
     restore_codec(codec, {**state, "decoder": decoder})
 
 
 def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:
-    """Return a codec of its own for one tensor; None where a code would be no shorter than the tensor."""
+    """Return a copy of the codec for one tensor, or None if a code would not be shorter than the tensor."""
     if recipe is None:
         return None
-    codec = codec_from_config(recipe.config())
+    codec = recipe.unbound()
     try:
         codec.bind(layout)
     except ConfigurationError:
@@ -211,7 +212,7 @@ def _encode(channel: Channel, source: Tensor, rank: int, context: Context) -> Te
 
 
 def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, unit: Tensor | None, context: Context) -> None:
-    """Keep what this process's ``own`` outgoing code leaves out of the source, or out of the code of a codec that remembers."""
+    """Store what this process's outgoing code ``own`` leaves out of the source, or of the code of a codec with client state."""
 
     def alone(code: Tensor) -> Tensor:
         return _codec(channel).decoder.decode(code, context, _as_it_was(channel.server)).to(source)
@@ -220,16 +221,16 @@ def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, uni
         _leave(channel, source, alone(in_units(own, unit)))
     elif channel.returns_rounding and unit is not None:
         _leave(channel, alone(code), alone(in_units(own, unit)))
-    elif channel.residual is not None:  # of a run with other settings: it went out with this source
+    elif channel.residual is not None:  # from a run with other settings: it was part of this source
         _leave(channel, source, source)
 
 
 def _as_it_was(state: State) -> State:
-    """Return the state with dictionaries of its own; codecs replace tensors in them, and change none in place."""
+    """Return the state with copied dictionaries; codecs replace tensors in them, and change none in place."""
     return {name: _as_it_was(value) if isinstance(value, dict) else value for name, value in state.items()}
 
 
 def _leave(channel: Channel, source: Tensor, arrived: Tensor) -> None:
-    """Keep what did not arrive, unless it is not finite."""
+    """Store what did not arrive, if it is finite."""
     if bool(torch.isfinite(source.sum())) and bool(torch.isfinite(arrived.sum())):
         channel.residual = source - arrived

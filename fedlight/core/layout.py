@@ -1,4 +1,4 @@
-"""Flat parameters: how a model's named tensors lie in one vector of length ``dim``."""
+"""Flat parameters: the order of a model's named tensors in one vector of length ``dim``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedlight.core.errors import CodecMismatchError
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that make up a flat vector, in order."""
+    """Names and shapes of the tensors in a flat vector, in order."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -27,7 +27,7 @@ class Layout:
     def __post_init__(self) -> None:
         sizes = tuple(math.prod(shape) for shape in self.shapes)
         object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "offsets", tuple(sum(sizes[:i]) for i in range(len(sizes))))
+        object.__setattr__(self, "offsets", tuple(accumulate(sizes, initial=0))[:-1])
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
@@ -37,16 +37,16 @@ class Layout:
 
     @classmethod
     def vector(cls, dim: int, name: str = "code") -> Layout:
-        """Return the layout of one unstructured vector ``[dim]``: what the next codec of a chain sees."""
+        """Return the layout of one unstructured vector ``[dim]``, the input of the next codec in a chain."""
         return cls((name,), ((dim,),))
 
     def stacked(self, vectors: int, scalars: int = 0) -> Layout:
-        """Return the layout of several such vectors one behind the other, and numbers after them."""
+        """Return the layout of several such vectors, concatenated, and numbers after them."""
         names = self.names + tuple(f"{i}/{name}" for i in range(1, vectors) for name in self.names)
         return Layout(names + ("scalars",) * bool(scalars), self.shapes * vectors + ((scalars,),) * bool(scalars))
 
     def unstacked(self, vectors: int, scalars: int = 0) -> Layout:
-        """Return the layout that ``stacked`` was asked of."""
+        """Return the layout before ``stacked``."""
         count = (len(self.names) - bool(scalars)) // vectors
         return Layout(self.names[:count], self.shapes[:count])
 
@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of names and shapes: equal exactly when two vectors mean the same thing."""
+        """Digest of names and shapes: equal exactly if two vectors have the same meaning."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -72,9 +72,19 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Return the layout that ``to_json`` wrote."""
-        items = json.loads(text)
-        return cls(tuple(name for name, _ in items), tuple(tuple(shape) for _, shape in items))
+        """Return the layout that ``to_json`` wrote.
+
+        Raises:
+            CodecMismatchError: if the text is something else.
+        """
+        try:
+            items = [(name, tuple(shape)) for name, shape in json.loads(text)]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CodecMismatchError(f"Expected a layout, pairs of a name and a shape as JSON, but got {text[:80]!r}: {error}") from error
+        for name, shape in items:
+            if not isinstance(name, str) or not all(type(size) is int and size >= 0 for size in shape):
+                raise CodecMismatchError(f"Expected a layout of names and shapes but it holds {(name, shape)!r:.80}")
+        return cls(tuple(name for name, _ in items), tuple(shape for _, shape in items))
 
     def require_same(self, other: Layout, what: str) -> None:
         """Raise ``CodecMismatchError`` naming the first difference unless ``other`` equals this layout."""
@@ -87,13 +97,11 @@ class Layout:
             pairs = zip_longest(zip(self.names, self.shapes, strict=True), zip(other.names, other.shapes, strict=True), fillvalue=none)
             mine, theirs = next((a, b) for a, b in pairs if a != b)
             detail = f"Expected parameter {mine[0]} {list(mine[1])} but got {theirs[0]} {list(theirs[1])}"
-        raise CodecMismatchError(
-            f"{what} was made for another model. {detail}. Use the network it was made for, or run `fedlight pretrain` for this one."
-        )
+        raise CodecMismatchError(f"{what} was made for another model. {detail}. Use that network, or run `fedlight pretrain` for this one.")
 
 
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    """Return a new vector ``[dim]`` with the tensors' entries one after another."""
+    """Return a new vector ``[dim]`` with the concatenated entries of the tensors."""
     parts = [tensor.detach().reshape(-1) for tensor in tensors]
     flat = torch.cat(parts) if parts else torch.empty(0)
     return flat if dtype is None else flat.to(dtype)
@@ -102,11 +110,11 @@ def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tens
 class FlatModel:
     """A model whose trainable parameters, and floating-point buffers, are views of two flat vectors.
 
-    Writing to ``weights`` ``[dim]`` or ``buffers`` ``[buffer_dim]`` changes the model in place. The module given is
-    taken over: move it to its device before, and do not call ``.to`` on it afterwards (that would cut the views).
+    Writing to ``weights`` ``[dim]`` or ``buffers`` ``[buffer_dim]`` changes the model in place. It takes over the
+    module: move it to its device before, and do not call ``.to`` on it afterwards, which would break the views.
 
     Raises:
-        CodecMismatchError: if parameters of several dtypes are mixed.
+        CodecMismatchError: if parameters have several dtypes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -137,5 +145,5 @@ class FlatModel:
 
 
 def float_buffers(module: nn.Module) -> list[Tensor]:
-    """Return the model's floating-point buffers (BatchNorm statistics) in the order ``FlatModel.buffers`` has them."""
+    """Return the model's floating-point buffers (BatchNorm statistics) in the order of ``FlatModel.buffers``."""
     return [buffer for owner in module.modules() for buffer in owner._buffers.values() if buffer is not None and buffer.is_floating_point()]

@@ -1,4 +1,4 @@
-"""Matrix decompositions that survive processors whose LAPACK fails in float32."""
+"""Matrix decompositions that work where LAPACK fails in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (eigenvalues ``[n]``, eigenvectors ``[n, n]``, one a column) of a symmetric matrix ``[n, n]``, largest eigenvalue first."""
+    """Return (eigenvalues ``[n]``, eigenvectors ``[n, n]``, one per column) of a symmetric matrix ``[n, n]``, largest eigenvalue first."""
     values, vectors = decompose(torch.linalg.eigh, symmetric)
     return values.flip(0), vectors.flip(1)
 
@@ -27,7 +27,7 @@ def qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
-    """Return the matrix ``[n, r]`` with its columns made orthonormal one after another, each keeping its direction as far as it can."""
+    """Return the matrix ``[n, r]`` with columns orthonormalized in order, each as close to its direction as possible."""
     q, r = qr(matrix)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
     fixed: Tensor = q * signs
@@ -35,9 +35,9 @@ def orthonormal(matrix: Tensor) -> Tensor:
 
 
 def decompose(method: Callable[[Tensor], Sequence[Tensor]], matrix: Tensor) -> list[Tensor]:
-    """Return what ``method`` makes of a matrix: in the matrix's own precision, or in float64 where that fails.
+    """Return the decomposition ``method`` of a matrix, in its own precision, or in float64 if that fails.
 
-    In float32 some builds of LAPACK return NaN, and others raise, for a small matrix of low rank or with rows of zeros.
+    In float32 some builds of LAPACK return NaN, and others raise an error, for small matrices of low rank or with rows of zeros.
 
     Raises:
         torch.linalg.LinAlgError: if float64 fails as well.

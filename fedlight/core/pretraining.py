@@ -9,16 +9,16 @@ from fedlight.core.errors import require, require_least
 
 @dataclass
 class ProxyFederation:
-    """How updates are recorded on proxy data.
+    """How to record updates on proxy data.
 
     Args:
-        rounds: recorded rounds.
-        clients: simulated clients a round.
-        samples: samples of a simulated client; the mean size of a real client if not given.
+        rounds: number of recorded rounds.
+        clients: number of simulated clients per round.
+        samples: samples per simulated client (the mean size of a real client if not given).
         alpha: Dirichlet concentration of the simulated clients' label mix.
-        server_lr: step of the recorded trajectory along the mean update.
-        in_memory_mb: MiB of recorded updates (4 bytes a number) beyond which they are kept in a temporary file rather than in memory. A
-            two-sided codec is fitted to a file one round after another; the other codecs read all of it into memory.
+        server_lr: learning rate of the recorded trajectory along the mean update.
+        in_memory_mb: MiB of recorded updates (4 bytes per number) to hold in memory; more of them go to a temporary file. A
+            two-sided codec is fitted to a file one round at a time; other codecs read all of it into memory.
     """
 
     rounds: int = 40
@@ -35,19 +35,19 @@ class ProxyFederation:
 
 @dataclass
 class CodecTraining:
-    """How a learned codec is trained on the recorded updates.
+    """How to train a learned codec on the recorded updates.
 
     Args:
-        steps: most optimizer steps; 0 trains nothing.
-        lr: peak learning rate of Adam, reached after a tenth of the steps and then lowered along a cosine.
+        steps: largest number of optimizer steps; 0 trains nothing.
+        lr: peak learning rate of Adam, after a tenth of the steps, followed by cosine decay.
         rounds_per_step: recorded rounds in a batch, one cohort of each.
-        check_every: steps between looks at held-out updates.
-        patience: looks without improvement before training stops early.
-        holdout: share of the recorded rounds that decides when to stop, and as large a share that is only reported on.
+        check_every: steps between checks on held-out updates.
+        patience: checks without improvement before training stops early.
+        holdout: share of the recorded rounds for early stopping, and an equal share for the report only.
         all_clients: whether every step takes the whole recorded cohort with equal weights, rather than a random part with
             random weights.
         relative: whether every cohort's error counts relative to its own size, so that late, small updates matter as much as
-            early ones; else relative to the bank's mean size, the error that PCA minimises.
+            early ones; else relative to the bank's mean size, the error that PCA minimizes.
     """
 
     steps: int = 1000

@@ -1,4 +1,4 @@
-"""Loggers that say nothing for a while."""
+"""Loggers silenced for a while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*names: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Have the loggers of these names leave out what is below ``level`` within the block."""
+    """Silence these loggers' records below ``level`` within the block."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Explicit random streams: every draw is named by what it is for, and by nothing else."""
+"""Explicit random streams: the purpose of a draw is its name and determines its seed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Part = int | str
 
 
 def derive_seed(*parts: Part) -> int:
-    """Return the 63-bit seed that belongs to a path such as ``(seed, round, client, "batches")``.
+    """Return the 63-bit seed of a path such as ``(seed, round, client, "batches")``.
 
     Parts are joined with their types, so ``("1",)`` and ``(1,)`` are different streams (a slash within a part is doubled, so
-    that it separates nothing); BLAKE2b spreads neighbouring paths, so streams of neighbouring rounds or
-    clients are unrelated (torch's CPU generator uses 32 bits of the seed, NumPy's all).
+    that it does not separate parts); BLAKE2b makes streams of neighboring rounds or clients
+    unrelated (torch's CPU generator uses 32 bits of the seed, NumPy's all).
     """
     text = "/".join([type(part).__name__[0] + str(part).replace("/", "//") for part in parts])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""The running sum: all that the server holds for a cohort of any size."""
+"""The running sum: all that the server stores, for a cohort of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 18
-"""Numbers that are weighed at a time."""
+"""Size of a block of weighted numbers."""
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)  # that NumPy has as well
 
@@ -21,7 +21,7 @@ class RunningSum:
         total: the sum of ``weight * term``, or None before the first.
         weight: the sum of the weights.
         count: how many terms were added.
-        squares: the sum of the squared weights, or what makes the effective count of weights that nobody knows.
+        squares: the sum of the squared weights, or an equivalent for the effective count if the weights are hidden.
     """
 
     def __init__(self) -> None:
@@ -46,23 +46,23 @@ class RunningSum:
 
     @property
     def effective_count(self) -> float:
-        """How many equally weighted terms would average out as much noise: ``weight**2 / squares``."""
+        """Number of equally weighted terms that would average out the same noise: ``weight**2 / squares``."""
         return float(self.weight**2 / self.squares) if self.squares else 0.0
 
     def mean(self) -> Tensor:
         """Return the weighted mean ``[n]``, float32."""
         assert self.total is not None, "nothing was added"
-        assert self.weight, "the weights add up to nothing"
+        assert self.weight, "the weights add up to 0"
         return (self.total.double() / self.weight).float()
 
 
 def _add_floats(total: Tensor, term: Tensor, weight: int) -> None:
     """Add floats on the CPU, cast in cache: torch's sum of mixed types makes a copy of the whole term first.
 
-    In few calls, because each asks anew for the interpreter, which other threads may be training with: one where the weight is 1.
+    It makes few calls (one if the weight is 1), because each needs the interpreter lock, which training threads may hold.
     """
     held, new = total.numpy().reshape(-1), term.detach().numpy().reshape(-1)
-    with np.errstate(invalid="ignore", over="ignore"):  # as in torch: what is not finite is somebody else's to refuse
+    with np.errstate(invalid="ignore", over="ignore"):  # as in torch: callers refuse values that are not finite
         if weight == 1:
             np.add(held, new, out=held)
             return
@@ -72,5 +72,5 @@ def _add_floats(total: Tensor, term: Tensor, weight: int) -> None:
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that terms of ``dtype`` are summed in."""
+    """Return the type of a sum of terms of ``dtype``."""
     return torch.float64 if dtype.is_floating_point else torch.int64

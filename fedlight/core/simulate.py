@@ -39,15 +39,17 @@ def simulate_round(
     reply: dict[str, Any] = {}
     for step in range(codec.passes):
         context = replace(context, step=step, broadcast={**codec.decoder.broadcast(state), **reply})
-        total = RunningSum()
+        total, lengths = RunningSum(), 0
         for client, (update, weight, own) in enumerate(zip(updates, weights, private_states, strict=True)):
             generator = torch_generator(context.seed, context.round, context.attempt, client, "encode", step)
             # In memory of its own, as a client's update lies: the rounding of some kernels depends on alignment.
             message = codec.encoder.encode_message(update.clone(), context, Private(generator, own))
+            lengths += len(message)
             if on_message is not None:
                 on_message(step, client, message)
             with torch.no_grad():
                 total.add(codec.decoder.read_message(message, context, update.device), weight)
+        codec.decoder.record_lengths(lengths / len(updates), state)
         with torch.no_grad():
             result = codec.decoder.decode(total.mean(), ServerContext.of(context, total.effective_count), state)
         reply = {"reply": result}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlight.core.entropy import EntropyFormat
 from fedlight.core.errors import MessageError
 
 MAGIC = b"FL"
@@ -34,6 +35,7 @@ class CodeFormat:
     length: int
     bits: int = 0
     dtype: torch.dtype = torch.float32
+    fixed_width: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.bits <= 32 or self.bits == 1:
@@ -100,6 +102,7 @@ class JointFormat:
 
     parts: tuple[CodeFormat, ...]
     kind: ClassVar[int] = 255
+    fixed_width: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -149,7 +152,7 @@ class JointFormat:
         return torch.cat(pieces if self.bits else [piece.double() for piece in pieces])
 
 
-Format = CodeFormat | JointFormat
+Format = CodeFormat | JointFormat | EntropyFormat
 
 
 def saturation(code: Tensor, format: Format) -> float:

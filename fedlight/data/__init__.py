@@ -1,11 +1,15 @@
-"""Data sets, partitions into clients, cohorts, and the datamodule that puts them together."""
+"""Data sets, partitions into clients, cohorts, and the datamodule that puts them together.
 
+What needs Lightning is imported when it is asked for: a server that draws cohorts needs none.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedlight.core.lazy import import_on_demand
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.augment import Affine, Augmentation, CropFlip
-from fedlight.data.datamodule import FederatedDataModule
 from fedlight.data.fields import RandomFields
 from fedlight.data.natural import Explicit, Natural
-from fedlight.data.own import LightningData
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
 from fedlight.data.partitioner import Partitioner
 from fedlight.data.resized import Resized
@@ -13,6 +17,10 @@ from fedlight.data.sampling import ClientSampler, Everyone, Poisson, Uniform
 from fedlight.data.sources import ArrayFile, DataSource, Digits, Torchvision, WithClients
 from fedlight.data.splits import Partition, check_partition
 from fedlight.data.text import SpeakerText
+
+if TYPE_CHECKING:
+    from fedlight.data.datamodule import FederatedDataModule
+    from fedlight.data.own import LightningData
 
 __all__ = [
     "IID",
@@ -45,3 +53,5 @@ __all__ = [
     "check_partition",
     "standardize",
 ]
+
+__getattr__, __dir__ = import_on_demand(__name__, {"FederatedDataModule": "fedlight.data.datamodule", "LightningData": "fedlight.data.own"})

@@ -1,4 +1,4 @@
-"""What a data set is to fedlight: four checked tensors in memory, and their standardisation."""
+"""A data set as four checked tensors in memory, and their standardization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedlight.core.errors import DataError
 
-_CHUNK = 4096  # samples held in float64 at a time while statistics are computed
+_CHUNK = 4096  # samples in float64 at a time for statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def build_arrays(
     """Convert and check the parts of a data set; ``num_classes`` None takes the largest label plus one.
 
     ``source`` names the file or data set in errors. Inputs are tensors or arrays; uint8 becomes ``value / 255`` with
-    the channel axis put first (see `to_features`).
+    the channel axis first (see `to_features`).
 
     Raises:
         DataError: a part is empty, of another length, type or feature shape than expected, not finite, or a label is
@@ -87,15 +87,15 @@ def to_features(values: Any, name: str) -> Tensor:
     x = x.to(torch.float32).contiguous()
     if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).sum())
-        raise DataError(f"{name}: expected finite values in float32, got {bad} that are NaN or infinite; clean or rescale the data.")
+        raise DataError(f"{name}: expected finite values in float32, got {bad} NaN or infinite ones; clean or rescale the data.")
     return x
 
 
 def standardize(arrays: Arrays) -> Arrays:
-    """Return images with per-channel mean 0 and deviation 1 over ``x_train``; feature data (not 4-D) is left alone.
+    """Return images with per-channel mean 0 and deviation 1 over ``x_train``; feature data (not 4-D) is unchanged.
 
-    The statistics are computed in float64 over the whole training set, as the public constants of a data set usually
-    are; a constant channel is only centred.
+    The statistics are computed in float64 over the whole training set, like the usual public constants of a data set;
+    a constant channel is only centered.
     """
     if arrays.x_train.ndim != 4:
         return arrays

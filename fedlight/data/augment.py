@@ -1,4 +1,4 @@
-"""Random changes of training images, drawn from a generator that is handed in."""
+"""Random changes of training images, drawn from a given generator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Augmentation(ABC):
 class CropFlip(Augmentation):
     """Random crop after zero padding, then a horizontal flip with probability 1/2 (He et al. 2016, arXiv 1512.03385).
 
-    On normalised images the zero padding is the mean colour.
+    On normalized images the zero padding is the mean color.
 
     Args:
         padding: Pixels added on each side before the crop.
@@ -54,12 +54,12 @@ class CropFlip(Augmentation):
 
 
 class Affine(Augmentation):
-    """Small random rotation, scaling, shear and shift of each image, bilinearly resampled; what comes in from outside is the darkest value.
+    """Small random rotation, scaling, shear and shift of each image, bilinearly resampled; pixels from outside get the darkest value.
 
-    Made for proxy data: few images then make updates as varied as those of many.
+    Meant for proxy data: a few images then give updates as varied as those of many.
 
     Args:
-        degrees: Largest rotation either way.
+        degrees: Largest rotation in either direction.
         scale: Largest relative change of size.
         shift: Largest shift in pixels, along each axis.
         shear: Largest shear.
@@ -88,7 +88,7 @@ class Affine(Augmentation):
         top = torch.stack([angle.cos() * factor, slant * self.shear - angle.sin() * factor, right * self.shift * 2 / width], dim=1)
         bottom = torch.stack([angle.sin() * factor, angle.cos() * factor, down * self.shift * 2 / height], dim=1)
         grid = functional.affine_grid(torch.stack([top, bottom], dim=1).to(x), list(x.shape), align_corners=False)
-        darkest = x.amin()  # resampling pads with zeros
+        darkest = x.amin()  # resampling pads with 0
         return functional.grid_sample(x - darkest, grid, align_corners=False).add_(darkest)
 
 
@@ -101,7 +101,7 @@ def require_images(name: str, input_shape: tuple[int, ...]) -> None:
 
 
 def crop(x: Tensor, top: Tensor, left: Tensor, height: int, columns: Tensor) -> Tensor:
-    """Gather ``height`` rows from ``top`` on and, from ``left`` on, the given ``columns`` of each image.
+    """Gather ``height`` rows starting at ``top`` and the given ``columns`` starting at ``left`` of each image.
 
     ``x``: ``[n, c, H, W]``; ``top``, ``left``: int64 ``[n]``; ``columns``: int64 ``[n, width]``; returns ``[n, c, height, width]``.
     """

@@ -28,32 +28,32 @@ Pair = tuple[Tensor, Tensor]
 
 
 class FederatedDataModule(L.LightningDataModule):
-    """A data set spread over clients, held in memory, with everything that a federated run asks of data.
+    """A data set split over clients, in memory, with everything that a federated run needs from data.
 
     After `setup`: ``x`` ``[samples, *input_shape]`` float32 and ``y`` ``[samples]`` int64 hold the samples of all clients;
     ``partition`` (all of a client's samples) is the disjoint union of ``train_partition`` and ``holdout``; ``proxy``,
-    ``val`` (each None if there is none) and ``test`` are pairs (x, y). Every split is drawn from ``seed``.
+    ``val`` (each None if there is none) and ``test`` are pairs (x, y). ``seed`` determines every split.
 
     Args:
         source: Where the data comes from (Digits if not given).
-        partitioner: How the training set is spread over clients (Dirichlet(0.5) if not given).
-        num_clients: Size of the population; null if the partitioner brings its own clients (Natural, Explicit).
+        partitioner: How to split the training set over clients (Dirichlet(0.5) if not given).
+        num_clients: Number of clients in total; null if the partitioner defines them (Natural, Explicit).
         sampler: Which clients take part in a round (Uniform(10) if not given).
         root: Folder of data files; else the environment variable FEDLIGHT_DATA, else ./data.
         proxy_fraction: Share of the training set held out as public proxy data (at least 200 samples; 0 for none).
         proxy_samples: Exact number of proxy samples, instead of proxy_fraction.
         proxy_source: Another data set of the same input shape whose training set is the proxy data (all of it, or
-            proxy_samples of it, normalized by its own statistics); nothing is then held out, and val_fraction must be set.
+            proxy_samples of it, normalized by its own statistics); it needs val_fraction, because no training data is held out as proxy.
         val_fraction: Share of the training set held out for validation; 0 validates on the held-out proxy data.
         client_holdout: Share of every client's samples held out to evaluate clients one by one; each keeps at least one.
         augmentation: Random change of training images (none if not given).
-        proxy_augmentation: Random change of proxy images while updates are recorded (that of training images if not given).
+        proxy_augmentation: Random change of proxy images in recorded rounds (that of training images if not given).
         normalize: Whether images are standardized per channel by statistics of the whole training set.
         eval_batch_size: Samples in a batch of validation, test and prediction.
         seed: Seed of all splits and cohorts.
 
     Raises:
-        ConfigurationError: arguments that contradict each other or the data (when constructed, or in `setup`).
+        ConfigurationError: arguments that contradict each other or the data (in the constructor or in `setup`).
         DataError: data that cannot be read (in `prepare_data` or `setup`).
     """
 
@@ -104,14 +104,14 @@ class FederatedDataModule(L.LightningDataModule):
         _check_arguments(self)
 
     def __str__(self) -> str:
-        # Lightning's own asks every loader for its dataset, which these do not have.
+        # Lightning's version needs the dataset of every loader, which these do not have.
         state = f"{len(self.y)} samples of {self.num_population} clients" if self._ready else "not set up"
         return f"{type(self).__name__}({self.source.name}, {type(self.partitioner).__name__}: {state})"
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Fetch absent files, in one process per machine."""
+        """Download missing files, in one process per machine."""
         if not self._ready:
             for source in (self.source, self.proxy_source):
                 if source is not None:
@@ -126,7 +126,7 @@ class FederatedDataModule(L.LightningDataModule):
         kept, proxy, val = self.hold_out.split(labels, self.proxy_source is None, self.seed)
         self.num_classes, self.input_shape = data.num_classes, tuple(data.x_train.shape[1:])
         self._partition(labels, kept, data.client_train)
-        # Training samples lie client by client, so that a client's data is a slice of memory, not a copy.
+        # Training samples are in the order of clients, so that a client's data is a slice, not a copy.
         order = client_by_client(self.train_partition, self.holdout)
         parts = (self.partition, self.train_partition, self.holdout)
         self.partition, self.train_partition, self.holdout = (part.renumbered(order) for part in parts)
@@ -153,7 +153,7 @@ class FederatedDataModule(L.LightningDataModule):
 
     @property
     def num_population(self) -> int:
-        """Number of clients there are."""
+        """Total number of clients."""
         return len(self.partition)
 
     @property
@@ -205,11 +205,11 @@ class FederatedDataModule(L.LightningDataModule):
     # -- loaders ---------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Rounds:
-        """Return an endless loader of which one item is one round."""
+        """Return an endless loader with one item per round."""
         return Rounds()
 
     def val_dataloader(self) -> list[Batches[tuple[Tensor, ...]]]:
-        """Return [batches (x, y) of the validation set], and second, if clients hold out samples, batches (x, y, client)."""
+        """Return [batches (x, y) of the validation set] and, if clients hold out samples, batches (x, y, client) as second item."""
         if (own := self.source.loaders("val")) is not None:
             return own  # type: ignore[no-any-return]
         if self.val is None:
@@ -226,13 +226,13 @@ class FederatedDataModule(L.LightningDataModule):
         return self._batches("test")
 
     def predict_dataloader(self) -> Batches[Tensor]:
-        """Return batches x of the test set, in its order."""
+        """Return batches x of the test set, in order."""
         if (own := self.source.loaders("predict")) is not None:
             return own  # type: ignore[no-any-return]
         return Batches(len(self.test[1]), lambda rows: self.test[0][rows], self.eval_batch_size)
 
     def _batches(self, name: str) -> Batches[tuple[Tensor, ...]]:
-        # The pair is looked up for each batch, so that a loader made before `to` still follows the tensors.
+        # Looks the pair up for each batch, so that a loader from before `to` uses the moved tensors.
         def fetch(rows: slice) -> tuple[Tensor, ...]:
             x, y = getattr(self, name)
             return x[rows], y[rows]
@@ -291,11 +291,9 @@ def _check_arguments(data: FederatedDataModule) -> None:
     if data.proxy_source is not None and data.hold_out.proxy_samples == 0:
         raise ConfigurationError("proxy_samples: expected more than 0 with a proxy_source, got 0; remove one of them.")
     if data.proxy_source is not None and data.hold_out.val_fraction == 0:
-        raise ConfigurationError(
-            "val_fraction: expected above 0 with a proxy_source, which is no validation set for this data; set e.g. 0.05."
-        )
+        raise ConfigurationError("val_fraction: expected above 0 with a proxy_source, which cannot validate on this data; set e.g. 0.05.")
     held = data.hold_out.proxy_samples if data.hold_out.proxy_samples is not None else data.hold_out.proxy_fraction
     if data.client_holdout > 0 and held == 0 and data.hold_out.val_fraction == 0:
         raise ConfigurationError(
-            "val_fraction: client_holdout needs a global validation set beside it; set val_fraction or proxy_samples above 0."
+            "val_fraction: client_holdout needs a global validation set as well; set val_fraction or proxy_samples above 0."
         )

@@ -1,4 +1,4 @@
-"""Images out of nothing: random fields with the spectrum of natural images, proxy data for those who have none."""
+"""Synthetic images: random fields with the spectrum of natural images, for runs without proxy data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedlight.data.sources import DataSource
 
 
 class RandomFields(DataSource):
-    """Gaussian random fields whose amplitude falls with frequency as ``1 / f**power``, and labels that mean nothing.
+    """Gaussian random fields whose amplitude falls with frequency as ``1 / f**power``, with meaningless labels.
 
-    Amplitudes of natural images fall about as ``1 / f`` (Field 1987, J. Opt. Soc. Am. A 4(12)). A codec that is fitted to updates on
-    such images learns the network's part of an update and little of the data's: refresh it with a history of decoded aggregates.
+    Amplitudes of natural images fall roughly as ``1 / f`` (Field 1987, J. Opt. Soc. Am. A 4(12)). A codec fitted to updates on such
+    images learns the network's part of an update and little of the data's: refresh it with a history of decoded aggregates.
 
     Args:
         size: Height and width of the images.
         channels: Channels of the images, independent of each other.
-        num_classes: Number of labels, each as often.
+        num_classes: Number of labels, equally frequent.
         samples: Number of training images.
         power: How fast amplitudes fall: 0 is white noise.
         seed: Seed of the images.
@@ -44,7 +44,7 @@ class RandomFields(DataSource):
         return f"random fields {self.channels}x{self.size}x{self.size} (1/f^{self.power:g})"
 
     def load(self, root: Path) -> Arrays:
-        """Draw the images, of mean 0 and deviation 1."""
+        """Draw the images, with mean 0 and standard deviation 1."""
         labels = torch.arange(self.samples) % self.num_classes
         test = max(1, self.samples // 10)
         return Arrays(self._draw("train", self.samples), labels, self._draw("test", test), labels[:test], self.num_classes)

@@ -1,4 +1,4 @@
-"""What part of a training set is kept from the clients, as proxy and validation data."""
+"""The part of a training set that is held out from clients, as proxy and validation data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import numpy_generator
 from fedlight.data.splits import stratified_choice
 
-_LEAST_PROXY = 200  # samples held out as proxy data where a fraction of a small data set would be fewer
+_LEAST_PROXY = 200  # least number of proxy samples for a fraction of a small data set
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """What of the training set is kept from the clients: see the arguments of `FederatedDataModule` of the same names."""
+    """How much of the training set to hold out: see the arguments of `FederatedDataModule` with the same names."""
 
     proxy_fraction: float = 0.05
     proxy_samples: int | None = None
@@ -37,13 +37,13 @@ class HoldOut:
         """Return sorted indices (clients, proxy, validation), disjoint and stratified by label.
 
         Raises:
-            ConfigurationError: nothing would be left for the clients.
+            ConfigurationError: no samples would be left for the clients.
         """
         held = self.proxy_size(len(labels)) if proxy else 0
         val = max(1, round(self.val_fraction * len(labels))) if self.val_fraction > 0 else 0
         if held + val >= len(labels):
             raise ConfigurationError(
-                f"proxy_samples: expected the hold-outs to leave clients some of the {len(labels)} training samples, got {held} proxy and "
+                f"proxy_samples: expected samples for clients among the {len(labels)} training samples, got {held} proxy and "
                 f"{val} validation samples; set a smaller proxy_samples or val_fraction."
             )
         kept = np.arange(len(labels))

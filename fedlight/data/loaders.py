@@ -1,7 +1,7 @@
 """Iterables for a Trainer over tensors that are already in memory.
 
-They are plain iterables, not DataLoaders: Lightning then neither inserts a DistributedSampler, which repeats samples to
-make processes equal, nor advises workers that would only copy tensors.
+They are plain iterables, not DataLoaders, so that Lightning neither inserts a DistributedSampler, which repeats samples to
+give processes equal numbers, nor recommends workers, which would only copy tensors.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Rounds:
 class Batches(Generic[Batch]):
     """Batches of an evaluation set, each sample exactly once over all processes.
 
-    Process ``rank`` of ``world`` takes the ``rank``-th contiguous part and cuts it into as many batches as every other
-    process does, so hooks with collectives stay in step; a batch is at most one sample larger than ``batch_size``, and
+    Process ``rank`` of ``world`` takes the ``rank``-th contiguous part and cuts it into the same number of batches as every
+    other process, so hooks with collectives stay synchronized; a batch is at most one sample larger than ``batch_size``, and
     only where parts differ in size.
 
     Raises:
@@ -64,7 +64,7 @@ def batch_bounds(samples: int, batch_size: int, rank: int, world: int) -> list[i
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, (0, 1) outside of distributed training."""
+    """Return this process's rank and the number of processes, (0, 1) without distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,4 +1,4 @@
-"""Clients that are given rather than drawn: by the data's own client ids, or by explicit lists."""
+"""Given clients: from the data's own client ids, or from explicit lists."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fedlight.data.splits import Partition, check_partition
 
 
 class Natural(Partitioner):
-    """The clients that the data itself has, from the source's client ids; clients are numbered in sorted order of ids.
+    """The data's own clients, from the source's client ids; clients are numbered in sorted order of ids.
 
     Args:
-        min_samples: Least number of samples of a client; a smaller client is refused.
-        drop_small: Leave smaller clients out instead; their samples are then in no client and are not used.
+        min_samples: Least number of samples per client; a smaller client is an error.
+        drop_small: Leave smaller clients out instead; their samples are not used.
     """
 
     def __init__(self, min_samples: int = 1, drop_small: bool = False) -> None:
@@ -27,7 +27,7 @@ class Natural(Partitioner):
         self.drop_small = drop_small
 
     def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
-        """Return how many clients there are; ``num_clients`` must be None, 0 or that number."""
+        """Return the number of clients; ``num_clients`` must be None, 0 or that number."""
         found = len(self._dense(client_ids)[1])
         require(found, f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples.")
         if num_clients not in (None, 0, found):
@@ -35,11 +35,11 @@ class Natural(Partitioner):
         return found
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
-        """Return the position of every sample's id among the sorted ids, -1 where its client was dropped."""
+        """Return the position of every sample's id among the sorted ids, -1 if its client is dropped."""
         return self._dense(client_ids)[0]
 
     def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Refuse small clients: samples of given clients are never moved."""
+        """Refuse small clients: given clients keep their samples."""
         return refuse_small(assignment, num_clients, self.min_samples)
 
     def _dense(self, client_ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +53,12 @@ class Natural(Partitioner):
 class Explicit(Partitioner):
     """Clients given as lists of sample indices into the source's training set; unlisted samples are in no client.
 
-    Held-out samples (proxy, validation) leave the list they are in. A file is ``.json`` (a list of lists, or an object
+    Held-out samples (proxy, validation) are removed from their lists. A file is ``.json`` (a list of lists, or an object
     of lists) or ``.npz`` (one index array per client, or ``order`` and ``offsets`` as in `Partition`).
 
     Args:
-        clients: The index lists themselves, or the path of a file of them, relative to the working directory.
-        min_samples: Least number of samples of a client; a smaller client is refused.
+        clients: The index lists, or the path of a file with them, relative to the working directory.
+        min_samples: Least number of samples per client; a smaller client is an error.
     """
 
     def __init__(self, clients: str | list[list[int]], min_samples: int = 1) -> None:
@@ -73,7 +73,7 @@ class Explicit(Partitioner):
         return found
 
     def client_ids(self, samples: int, natural: np.ndarray | None) -> np.ndarray:
-        """Return the list that each of ``samples`` is in, -1 for none; raises DataError on duplicates and wrong indices."""
+        """Return the list of each of ``samples``, -1 for none; raises DataError on duplicates and wrong indices."""
         lists = self._partition()
         check_partition(lists, samples, complete=False)
         ids = np.full(samples, -1, dtype=np.int64)
@@ -81,11 +81,11 @@ class Explicit(Partitioner):
         return ids
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
-        """Return ``client_ids`` as made by `client_ids`, or those of the whole set if None."""
+        """Return ``client_ids`` from the method `client_ids`, or those of the whole set if None."""
         return self.client_ids(len(labels), None) if client_ids is None else client_ids
 
     def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Refuse small clients: samples of given clients are never moved."""
+        """Refuse small clients: given clients keep their samples."""
         return refuse_small(assignment, num_clients, self.min_samples)
 
     def _partition(self) -> Partition:
@@ -120,9 +120,9 @@ def read_lists(path: Path) -> Partition:
 
 
 def from_lists(lists: Any, source: str) -> Partition:
-    """Join index lists, a sequence or a mapping of them, in their order; ``source`` names them in errors."""
+    """Join index lists, a sequence or a mapping, in order; ``source`` names them in errors."""
     if not isinstance(lists, (list, tuple, dict)) or len(lists) == 0:
-        raise DataError(f"{source}: expected one list of sample indices per client, got {type(lists).__name__} of nothing usable.")
+        raise DataError(f"{source}: expected one list of sample indices per client, got an unusable {type(lists).__name__}.")
     items = lists.items() if isinstance(lists, dict) else enumerate(lists)
     parts = [_indices(indices, f"{source}: client {key}") for key, indices in items]
     offsets = np.cumsum([0, *(len(part) for part in parts)]).astype(np.int64)

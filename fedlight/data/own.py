@@ -19,17 +19,17 @@ from fedlight.data.sources import DataSource
 
 
 class LightningData(DataSource):
-    """The training set of a LightningDataModule is spread over clients; its validation and test loaders are used as they are.
+    """Splits the training set of a LightningDataModule over clients, and uses its validation and test loaders unchanged.
 
-    Of the training loader the dataset and the collate function are used; local batches have the algorithm's size. Items are read in the
-    main process when a client trains. Labels, for partitions by label, are the dataset's `targets` or `labels`, or the last tensor of a
+    It uses dataset and collate function of the training loader; local batches have the algorithm's size. The main process reads items
+    when a client trains. Labels, for partitions by label, are the dataset's `targets` or `labels`, or the last tensor of a
     TensorDataset if it holds integers.
 
     Args:
-        datamodule: Whatever loads the data: a LightningDataModule, or a LightningModule with loaders of its own.
+        datamodule: A LightningDataModule, or a LightningModule with its own loaders.
 
     Raises:
-        DataError: if the training set cannot be cut into clients: several loaders, or a dataset without random access.
+        DataError: if the training set cannot be split over clients: several loaders, or a dataset without random access.
         ConfigurationError: if the data module changes batches in hooks that clients would not call.
     """
 
@@ -37,7 +37,7 @@ class LightningData(DataSource):
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device"):
             if isinstance(datamodule, LightningDataModule) and is_overridden(hook, datamodule, LightningDataModule):
                 raise ConfigurationError(
-                    f"Expected a data module that leaves batches alone but {type(datamodule).__name__} overrides `{hook}`: "
+                    f"Expected a data module that does not change batches but {type(datamodule).__name__} overrides `{hook}`: "
                     "move it to the LightningModule, or into the dataset"
                 )
         self.datamodule = datamodule
@@ -49,7 +49,7 @@ class LightningData(DataSource):
         return type(self.datamodule).__name__
 
     def prepare(self, root: Path) -> None:
-        """Let the data module fetch its files."""
+        """Let the data module download its files."""
         self.datamodule.prepare_data()
 
     def load(self, root: Path) -> Arrays:
@@ -61,10 +61,10 @@ class LightningData(DataSource):
         dataset = loader.dataset
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
             raise DataError(
-                f"{self.name}: expected a training set with random access and at least one item, to cut into clients, got "
+                f"{self.name}: expected a training set with random access and at least one item, to split over clients, got "
                 f"{type(dataset).__name__}; give it `__getitem__` and `__len__`."
             )
-        samples = cast("Tensor", Samples(dataset, loader.collate_fn))  # in the place of a tensor of rows
+        samples = cast("Tensor", Samples(dataset, loader.collate_fn))  # instead of a tensor
         labels = labels_of(dataset)
         y = torch.zeros(len(dataset), dtype=torch.int64) if labels is None else labels
         return Arrays(samples, y, samples[:0], y[:0], int(y.max()) + 1)
@@ -83,7 +83,7 @@ class LightningData(DataSource):
 
 
 def labels_of(dataset: Dataset[Any]) -> Tensor | None:
-    """Return the integer labels ``[items]`` of a dataset that shows them without reading every item, else None."""
+    """Return the integer labels ``[items]`` of a dataset that has them as an attribute, else None."""
     if isinstance(dataset, Subset):
         whole = labels_of(dataset.dataset)
         return None if whole is None else whole[torch.as_tensor(list(dataset.indices))]

@@ -1,4 +1,4 @@
-"""How a training set is spread over clients: label skew, size skew, or none; `natural` has clients given by the data."""
+"""How to split a training set over clients: with label skew, size skew, or neither; see `natural` for given clients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedlight.data.splits import Partition, check_partition, cut, shuffle_within
 
 __all__ = ["IID", "Dirichlet", "Explicit", "Natural", "Partition", "Partitioner", "QuantitySkew", "Shards", "check_partition"]
 
-_DRAWS = 10  # tries of Dirichlet before samples are moved
+_DRAWS = 10  # draws of Dirichlet before moving samples
 
 
 class IID(Partitioner):
     """A uniformly random split into clients of equal size (to within one sample)."""
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
-        """Deal shuffled samples round and round."""
+        """Deal shuffled samples to clients in turn."""
         return rng.permutation(np.arange(len(labels), dtype=np.int64) % num_clients)
 
 
@@ -28,12 +28,12 @@ class Dirichlet(Partitioner):
     """Label skew: each class is spread over the clients in proportions drawn from Dirichlet(alpha).
 
     The construction of Yurochkin et al. 2019 (arXiv 1905.12022); Hsu et al. 2019 (arXiv 1909.06335) draw each client's
-    class mix instead. If a client falls short of ``min_samples`` the whole draw is repeated, up to ten times; of these
-    the draw that lacks fewest samples is kept and mended by moving random samples from the largest clients.
+    class mix instead. If a client has fewer than ``min_samples`` the whole draw is repeated, up to ten times; then the
+    draw that lacks the fewest samples is repaired by moving random samples from the largest clients.
 
     Args:
-        alpha: Concentration above 0: small is one class per client, large is IID.
-        min_samples: Least number of samples of a client.
+        alpha: Concentration above 0: a small value gives one class per client, a large value IID.
+        min_samples: Least number of samples per client.
     """
 
     def __init__(self, alpha: float = 0.5, min_samples: int = 1) -> None:
@@ -41,7 +41,7 @@ class Dirichlet(Partitioner):
         self.alpha = _positive("alpha", alpha)
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
-        """Return the first draw that serves every client, else the one of ten that is nearest to it."""
+        """Return the first draw with enough samples for every client, else the closest of ten."""
         best, least = np.empty(0, dtype=np.int64), math.inf
         counts = np.unique(labels, return_counts=True)[1]
         for _ in range(_DRAWS):
@@ -67,8 +67,8 @@ class Shards(Partitioner):
     A shard no longer than the rarest class spans at most two labels, so a client has at most ``2 * shards_per_client``.
 
     Args:
-        shards_per_client: Number of shards that a client gets.
-        min_samples: Least number of samples of a client.
+        shards_per_client: Number of shards per client.
+        min_samples: Least number of samples per client.
     """
 
     def __init__(self, shards_per_client: int = 2, min_samples: int = 1) -> None:
@@ -77,7 +77,7 @@ class Shards(Partitioner):
         self.shards_per_client = shards_per_client
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
-        """Deal the shards at random; refuses, rather than mixes, labels where shards are too short."""
+        """Deal the shards at random; raises an error, instead of mixing labels, if shards are too short."""
         shards = num_clients * self.shards_per_client
         least = self.shards_per_client * (len(labels) // shards)
         if least < self.min_samples:
@@ -95,8 +95,8 @@ class QuantitySkew(Partitioner):
     """Clients of unequal size, sizes in proportions drawn from Dirichlet(alpha), labels mixed.
 
     Args:
-        alpha: Concentration above 0: small is a few large clients, large is equal sizes.
-        min_samples: Least number of samples of a client; short clients are filled from the largest.
+        alpha: Concentration above 0: a small value gives a few large clients, a large value equal sizes.
+        min_samples: Least number of samples per client; the largest clients fill up smaller ones.
     """
 
     def __init__(self, alpha: float = 1.0, min_samples: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""What every partitioner is: the checks and repairs around one method that assigns samples to clients."""
+"""The base of every partitioner: checks and repairs around one method that assigns samples to clients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedlight.data.splits import Partition, fill_small
 class Partitioner(ABC):
     """A scheme that gives every sample to exactly one client, and at least ``min_samples`` to each.
 
-    A subclass says in `assign` which client each sample goes to; everything else is checked and repaired here.
+    A subclass defines in `assign` the client of each sample; this class checks and repairs the result.
 
     Args:
-        min_samples: Least number of samples of a client.
+        min_samples: Least number of samples per client.
     """
 
     def __init__(self, min_samples: int = 1) -> None:
@@ -26,10 +26,10 @@ class Partitioner(ABC):
     def partition(
         self, labels: np.ndarray, num_clients: int | None, rng: np.random.Generator, client_ids: np.ndarray | None = None
     ) -> Partition:
-        """Spread samples with ``labels`` (int ``[samples]``) and optional natural ``client_ids`` over the clients.
+        """Split samples with ``labels`` (int ``[samples]``) and optional natural ``client_ids`` over the clients.
 
         Raises:
-            ConfigurationError: a number of clients that these samples or this scheme cannot serve.
+            ConfigurationError: a number of clients that does not fit the samples or the scheme.
         """
         labels = np.asarray(labels)
         clients = self.count_clients(len(labels), num_clients, client_ids)
@@ -47,15 +47,15 @@ class Partitioner(ABC):
         """Return the client of every sample, int64 ``[samples]`` in ``0..num_clients - 1``."""
 
     def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
-        """Return the number of clients; schemes without clients of their own need ``num_clients``."""
+        """Return the number of clients; schemes without given clients need ``num_clients``."""
         if num_clients is None:
             raise ConfigurationError(
-                f"num_clients: {type(self).__name__} needs a number, got None; only Natural and Explicit bring their own."
+                f"num_clients: {type(self).__name__} needs a number, got None; only Natural and Explicit define their own clients."
             )
         return num_clients
 
     def client_ids(self, samples: int, natural: np.ndarray | None) -> np.ndarray | None:
-        """Return the ids to partition a whole training set by (before anything is held out), ``[samples]`` or None."""
+        """Return the ids for partitioning a whole training set (before hold-outs), ``[samples]`` or None."""
         return natural
 
     def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images of one data set in the shape of another, so that they can stand in for it as proxy data."""
+"""Images of one data set in the shape of another, to use as its proxy data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedlight.data.sources import DataSource
 
 
 class Resized(DataSource):
-    """Another source's images, scaled to ``size`` and turned grey or threefold where the number of channels differs.
+    """Another source's images, scaled to ``size`` and converted between gray and color if the number of channels differs.
 
-    Proxy data must have the inputs' shape of the clients' data; with this, public images of another kind have it.
+    Proxy data must have the input shape of the clients' data; this gives it to other public images.
 
     Args:
-        source: The data set itself.
+        source: The data set.
         size: Height and width of the images.
-        channels: Channels of the images, 1 (the mean of colours) or 3 (grey ones repeated).
+        channels: Channels of the images, 1 (the mean of colors) or 3 (gray repeated).
     """
 
     def __init__(self, source: DataSource, size: int, channels: int = 1) -> None:
@@ -36,11 +36,11 @@ class Resized(DataSource):
         return f"{self.source.name} at {self.channels}x{self.size}x{self.size}"
 
     def prepare(self, root: Path) -> None:
-        """Fetch the wrapped source."""
+        """Download the wrapped source."""
         self.source.prepare(root)
 
     def load(self, root: Path) -> Arrays:
-        """Load and change the images; raises DataError if they are none."""
+        """Load and convert the images; raises DataError if the source has no images."""
         data = self.source.load(root)
         return replace(data, x_train=self._change(data.x_train), x_test=self._change(data.x_test))
 
@@ -49,6 +49,6 @@ class Resized(DataSource):
             raise DataError(f"{self.source.name}: expected images of 1 or 3 channels to resize, got inputs of shape {tuple(x.shape[1:])}.")
         if self.channels < x.shape[1]:
             x = x.mean(1, keepdim=True)
-        # Antialiased, so that pixels between the new ones count as well.
+        # Antialiased, so that every old pixel counts.
         x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         return x.expand(-1, self.channels, -1, -1).contiguous()

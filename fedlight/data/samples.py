@@ -1,4 +1,4 @@
-"""Samples of any map-style Dataset, in the place of a tensor of rows: what clients train on where data are no plain arrays."""
+"""Samples of any map-style Dataset, with the interface of a tensor: clients train on them if the data is not plain arrays."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 
 class Collated:
-    """One batch as the user's own collate function makes it; ``content`` may have any structure."""
+    """One batch from the user's collate function; ``content`` may have any structure."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
 
 
 class Samples:
-    """Some rows of a Dataset: the few operations of a tensor ``[samples, ...]`` that partitions and local training need.
+    """Some rows of a Dataset, with the operations of a tensor ``[samples, ...]`` that partitions and local training need.
 
-    Nothing is read before a batch is. Batches are what the collate function makes of the items, as `Collated`.
+    It reads items only for batches, which the collate function makes, as `Collated`.
 
     Args:
         dataset: a map-style dataset.
-        collate: makes a batch of a list of items.
+        collate: makes a batch from a list of items.
         rows: the chosen items, int64 ``[samples]``; all of them if not given.
     """
 
@@ -43,7 +43,7 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Number of samples: items have no shape of their own."""
+        """Number of samples; items have no shape."""
         return (len(self.rows),)
 
     def __getitem__(self, index: Any) -> Samples:
@@ -56,11 +56,11 @@ class Samples:
         return self[index]
 
     def to(self, device: torch.device | str) -> Samples:
-        """Return the samples as they are: batches are moved when they are made."""
+        """Return the samples unchanged: batches are moved when they are built."""
         return self
 
     def split(self, size: int) -> Iterator[Collated]:
-        """Yield batches of ``size`` samples, the last one smaller if it has to be."""
+        """Yield batches of ``size`` samples, the last one smaller if necessary."""
         return (self.batch(self.rows[start : start + size]) for start in range(0, len(self.rows), size))
 
     def batch(self, rows: np.ndarray) -> Collated:

@@ -1,4 +1,4 @@
-"""Which clients take part in a round: a function of (seed, round, attempt) and of nothing else."""
+"""Which clients take part in a round: a function of (seed, round, attempt) only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedlight.core.random import numpy_generator
 class ClientSampler(ABC):
     """Draws the cohort of a round.
 
-    Law: the cohort depends on the arguments of `sample` alone, so every process, and a resumed run, gets the same one.
+    Law: the cohort depends only on the arguments of `sample`, so every process, and a resumed run, gets the same one.
     """
 
     @abstractmethod
@@ -50,13 +50,13 @@ class Uniform(ClientSampler):
 
 
 class Poisson(ClientSampler):
-    """Every client independently with probability ``rate``; the cohort may be empty.
+    """Each client independently with probability ``rate``; the cohort may be empty.
 
-    The sampling that privacy accounting of subsampled mechanisms assumes (Abadi et al. 2016, arXiv 1607.00133). Drawn as
-    a binomial size and then that many clients, which has the same distribution with memory O(cohort).
+    Privacy accounting of subsampled mechanisms assumes this sampling (Abadi et al. 2016, arXiv 1607.00133). It draws a
+    binomial size and then that many clients, which has the same distribution in memory O(cohort).
 
     Args:
-        rate: Probability of a client to take part in a round, above 0 and at most 1.
+        rate: Probability that a client takes part in a round, above 0 and at most 1.
     """
 
     def __init__(self, rate: float) -> None:

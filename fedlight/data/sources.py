@@ -1,4 +1,4 @@
-"""Where data comes from: one class per kind of source, each giving the same checked `Arrays`."""
+"""Data sources: one class per kind of source, each with the same checked `Arrays`."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class DataSource(ABC):
         return type(self).__name__
 
     def prepare(self, root: Path) -> None:  # noqa: B027  (most sources have nothing to fetch)
-        """Fetch what `load` needs into ``root``; called by one process per machine before any `load`."""
+        """Download what `load` needs into ``root``; called by one process per machine before any `load`."""
 
     @abstractmethod
     def load(self, root: Path) -> Arrays:
-        """Return the checked data set, with files looked up under ``root``; raises DataError if it cannot be read."""
+        """Return the checked data set, from files under ``root``; raises DataError if it cannot be read."""
 
     def loaders(self, stage: str) -> Any:
-        """Return loaders of its own for a stage (`val`, `test` or `predict`); None if batches are cut from the arrays."""
+        """Return the source's own loaders for a stage (`val`, `test` or `predict`); None to make batches from the arrays."""
         return None
 
 
@@ -70,12 +70,12 @@ class ArrayFile(DataSource):
     """Arrays in an ``.npz`` file: ``x_train, y_train, x_test, y_test`` and optionally ``client_train, client_test``.
 
     uint8 images are ``[n, h, w]``, ``[n, c, h, w]`` or ``[n, h, w, c]`` (c 1 or 3) and are divided by 255; float
-    features of any shape are taken as they are. Nothing pickled is ever loaded.
+    features of any shape are unchanged. Pickled objects are never loaded.
 
     Args:
         path: The file, relative to the data root, or absolute.
         num_classes: Number of classes; the largest label plus one if not given.
-        more_test: Training samples, the last ones, that are test samples instead: where a file has too few of those to tell codecs apart.
+        more_test: Number of training samples, from the end, to use as test samples, if a file has too few to compare codecs.
     """
 
     def __init__(self, path: str, num_classes: int | None = None, more_test: int = 0) -> None:
@@ -101,7 +101,7 @@ class WithClients(DataSource):
     """Another source with natural client ids attached, read from an ``.npz`` with ``train`` and ``test``: ``[samples]``.
 
     Args:
-        source: The data set itself.
+        source: The data set.
         path: The file of client ids, relative to the data root, or absolute.
     """
 
@@ -115,11 +115,11 @@ class WithClients(DataSource):
         return f"{self.source.name}+{Path(self.path).name}"
 
     def prepare(self, root: Path) -> None:
-        """Fetch the wrapped source."""
+        """Download the wrapped source."""
         self.source.prepare(root)
 
     def load(self, root: Path) -> Arrays:
-        """Load both; raises DataError if the file is unusable or has another number of ids than there are samples."""
+        """Load both; raises DataError if the file is unusable or its number of ids differs from the number of samples."""
         path = root / Path(self.path).expanduser()
         ids = read_npz(path, required=("train", "test"))
         data = self.source.load(root)
@@ -135,11 +135,11 @@ class WithClients(DataSource):
 class Torchvision(DataSource):
     """A torchvision classification data set, or any class with the same interface.
 
-    Files already under the data root are used as they are; a download is tried only when they are absent.
+    It uses files under the data root, and tries a download only if they are missing.
 
     Args:
         dataset: Name in torchvision.datasets such as MNIST or CIFAR10, or the dotted path of a class.
-        download: Whether absent files may be downloaded.
+        download: Whether to download missing files.
         options: Further arguments of the data set's class, for example {split: balanced} for EMNIST.
     """
 
@@ -155,7 +155,7 @@ class Torchvision(DataSource):
         return f"{self.dataset}({options})" if options else self.dataset
 
     def prepare(self, root: Path) -> None:
-        """Download absent files, so that processes started later find them."""
+        """Download missing files, so that processes started later find them."""
         for train in (True, False):
             self._open(root, train)
 
@@ -167,7 +167,7 @@ class Torchvision(DataSource):
             opened = self._open(root, train)
             try:
                 parts[f"x_{split}"], parts[f"y_{split}"] = _read_dataset(opened)
-            except Exception as error:  # a third party's reader may raise anything; all of it means unusable data
+            except Exception as error:  # third-party readers raise any exception; each means unusable data
                 raise DataError(f"{self.name}: its {split} samples cannot be used as arrays: {error}") from error
             classes = max(classes, len(getattr(opened, "classes", None) or ()))
         return build_arrays(**parts, num_classes=classes or None, source=self.name)
@@ -178,8 +178,8 @@ class Torchvision(DataSource):
         try:
             return kind(str(root), **arguments)
         except TypeError as error:
-            raise ConfigurationError(f"options: {self.dataset} cannot be made with options {self.options}: {error}") from error
-        except Exception as absent:  # torchvision signals absent and corrupt files with many types
+            raise ConfigurationError(f"options: {self.dataset} cannot be created with options {self.options}: {error}") from error
+        except Exception as absent:  # torchvision raises many types for missing and corrupt files
             reason: Exception = absent
         if self.download and can_download:
             try:
@@ -196,7 +196,7 @@ class Torchvision(DataSource):
 
 
 def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, np.ndarray]:
-    """Return the named arrays of an ``.npz`` file, ``optional`` ones where present (None: all there are); never unpickles.
+    """Return the named arrays of an ``.npz`` file, ``optional`` ones if present (None: all); never unpickles.
 
     Raises:
         DataError: the file is missing, corrupt, holds Python objects or lacks a required array.

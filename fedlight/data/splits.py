@@ -1,4 +1,4 @@
-"""Index arithmetic: the CSR partition and the vectorised operations every split is made of."""
+"""Index arithmetic: the CSR partition and the vectorized operations behind every split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Partition:
         return (self[client] for client in range(len(self)))
 
     def rows(self, client: int) -> slice:
-        """Return where a client's samples lie in ``order``; raises IndexError."""
+        """Return the slice of a client's samples in ``order``; raises IndexError."""
         if not 0 <= client < len(self):
             raise IndexError(f"client: expected 0..{len(self) - 1}, got {client}.")
         return slice(int(self.offsets[client]), int(self.offsets[client + 1]))
@@ -47,7 +47,7 @@ class Partition:
         return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes)
 
     def renumbered(self, order: np.ndarray) -> Partition:
-        """Return the same partition of samples that were put in another order; ``order``: their old numbers, int64 ``[samples]``."""
+        """Return the same partition for reordered samples; ``order``: their old indices, int64 ``[samples]``."""
         new = np.empty(len(order), dtype=np.int64)
         new[order] = np.arange(len(order))
         return Partition(new[self.order], self.offsets)
@@ -61,7 +61,7 @@ class Partition:
 
 
 def check_partition(partition: Partition, samples: int, complete: bool = True) -> None:
-    """Raise DataError unless every one of ``samples`` is in exactly one client (``complete`` False: in at most one)."""
+    """Raise DataError unless each of ``samples`` is in exactly one client (``complete`` False: in at most one)."""
     order, offsets = partition.order, partition.offsets
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(order) or np.any(np.diff(offsets) < 0):
         raise DataError(f"partition: expected offsets rising from 0 to {len(order)}, got {offsets}.")
@@ -91,7 +91,7 @@ def split_holdout(partition: Partition, fraction: float, rng: np.random.Generato
 
 
 def client_by_client(train: Partition, holdout: Partition) -> np.ndarray:
-    """Return all samples in the order of their clients, int64 ``[samples]``: for training, held out, then those of clients left out."""
+    """Return all samples in the order of clients, int64 ``[samples]``: training, held-out, then those without a client."""
     held = np.concatenate([train.order, holdout.order])
     placed = np.zeros(held.max() + 1, dtype=bool)
     placed[held] = True
@@ -101,7 +101,7 @@ def client_by_client(train: Partition, holdout: Partition) -> np.ndarray:
 def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Choose ``count`` distinct samples, sorted int64, with each class in proportion (to within two samples).
 
-    Systematic sampling: even steps through the samples in random order sorted by class.
+    Systematic sampling: even steps through the samples, sorted by class and in random order within each.
     """
     order = shuffle_within(labels, rng)
     steps = ((np.arange(count) + 0.5) * (len(labels) / max(count, 1))).astype(np.int64)
@@ -115,7 +115,7 @@ def shuffle_within(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cut(count: int, proportions: np.ndarray) -> np.ndarray:
-    """Return a rising client id for each of ``count`` samples so that clients get samples by their proportions.
+    """Return a rising client id for each of ``count`` samples so that clients get samples in these proportions.
 
     ``proportions``: float ``[clients]`` summing to 1. Sample ``j`` sits at the quantile ``(j + 0.5) / count``.
     """
@@ -127,8 +127,8 @@ def cut(count: int, proportions: np.ndarray) -> np.ndarray:
 def fill_small(assignment: np.ndarray, num_clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
     """Move as few samples as possible from the largest clients until every client has ``min_samples``.
 
-    ``assignment``: int64 ``[samples]``, with at least ``num_clients * min_samples`` samples. The largest clients are
-    levelled down together; which of their samples go, and to whom, is drawn from ``rng``.
+    ``assignment``: int64 ``[samples]``, with at least ``num_clients * min_samples`` samples. The largest clients shrink
+    to a common level; ``rng`` draws which of their samples move, and to which client.
     """
     sizes = np.bincount(assignment, minlength=num_clients)
     missing = np.maximum(min_samples - sizes, 0)
@@ -153,7 +153,7 @@ def _level(sizes: np.ndarray, needed: int, floor: int) -> np.ndarray:
         else:
             high = middle
     taken = np.maximum(sizes - low, 0)
-    surplus = int(taken.sum()) - needed  # fewer than there are clients above `low`: give one back to each of the last
+    surplus = int(taken.sum()) - needed  # an excess below the number of clients above `low`: give one back to each of the last
     taken[np.flatnonzero(taken)[len(np.flatnonzero(taken)) - surplus :]] -= 1
     return np.asarray(taken, dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""A text with many speakers as a data set of characters, one client a speaker."""
+"""A text with many speakers as a data set of characters, with one client per speaker."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from fedlight.data.arrays import Arrays, build_arrays
 from fedlight.data.sources import DataSource
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-"""The characters that have a class of their own: the end of a line and printable ASCII; all others share one more class."""
+"""The characters with their own class: end of line and printable ASCII; all others share one more class."""
 
 CLASSES = len(ALPHABET) + 1
 
 
 class SpeakerText(DataSource):
-    """A text file in which people speak in turn: every character is to be told from the ``length`` before it (McMahan et al. 2017).
+    """A text file of speeches: the task is to predict every character from the ``length`` before it (McMahan et al. 2017).
 
-    The file is UTF-8 and holds speeches with blank lines between them. The first line of a speech is its speaker's name and a colon,
-    which text may follow; the further lines are text::
+    The file is UTF-8, with blank lines between speeches. The first line of a speech is its speaker's name and a colon, which text may
+    follow; further lines are text::
 
         MENDER:
         The kettle leaks.
 
         TINKER: Then bring it here.
 
-    All that a speaker says is one client: its first part is for training, the last for testing. Inputs ``[samples, length]`` are numbers
-    of characters (see `encode`), labels the number of the next one; there are 97. Speakers who say too little for a sample are left out.
+    Each speaker is one client: the first part of their text is for training, the last for testing. Inputs ``[samples, length]`` are
+    character numbers (see `encode`), labels the number of the next character; there are 97. Speakers with too little text are left out.
 
     Args:
         path: The file, relative to the data root, or absolute.
-        length: Characters that the next one is told from.
-        stride: Characters from one sample's beginning to the next's.
-        test_fraction: Share of each speaker's text, the end of it, that is for testing.
+        length: Number of characters before the predicted one.
+        stride: Number of characters between the starts of samples.
+        test_fraction: Share of each speaker's text, at its end, for testing.
     """
 
     def __init__(self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2) -> None:
@@ -51,7 +51,7 @@ class SpeakerText(DataSource):
         return Path(self.path).name
 
     def load(self, root: Path) -> Arrays:
-        """Read the file; raises DataError if it is missing, not such a text, or nobody says enough."""
+        """Read the file; raises DataError if it is missing, not such a text, or no speaker has enough text."""
         path = root / Path(self.path).expanduser()
         try:
             said = read_speeches(path.read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ class SpeakerText(DataSource):
 
 
 def read_speeches(text: str) -> dict[str, str]:
-    r"""Return all that each speaker says, one speech a line or more, by name.
+    r"""Return the text of each speaker by name, one speech after another.
 
     Raises:
         ValueError: if a speech does not begin with a name and a colon, naming its line.
@@ -106,7 +106,7 @@ def read_speeches(text: str) -> dict[str, str]:
 
 
 def encode(text: str) -> np.ndarray:
-    r"""Return the number of every character ``[characters]``, int64: its place in `ALPHABET`, or 96 for any that is not there.
+    r"""Return the number of every character ``[characters]``, int64: its index in `ALPHABET`, or 96 if it is not there.
 
     >>> encode("\n ~é").tolist()
     [0, 1, 95, 96]
@@ -117,7 +117,7 @@ def encode(text: str) -> np.ndarray:
 
 
 def windows(codes: np.ndarray, length: int, stride: int) -> np.ndarray:
-    """Return samples ``[samples, length + 1]`` of a text: characters, and the one after them.
+    """Return samples ``[samples, length + 1]`` of a text: ``length`` characters and the next one.
 
     >>> windows(np.arange(6), 3, 2).tolist()
     [[0, 1, 2, 3], [2, 3, 4, 5]]

@@ -1,10 +1,18 @@
-"""What a run is measured by: bytes, reconstruction and the spread over clients."""
+"""What a run is measured by: bytes, reconstruction and the spread over clients.
 
+What needs TorchMetrics is imported when it is asked for: counting bytes needs none.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedlight.core.lazy import import_on_demand
 from fedlight.metrics.client_size import accuracy_by_size
-from fedlight.metrics.client_spread import ClientSpread
 from fedlight.metrics.functional import cosine, explained, relative_error, spread
-from fedlight.metrics.reconstruction import ReconstructionError
 from fedlight.metrics.traffic import TrafficCounter, format_bytes
+
+if TYPE_CHECKING:
+    from fedlight.metrics.client_spread import ClientSpread
+    from fedlight.metrics.reconstruction import ReconstructionError
 
 __all__ = [
     "ClientSpread",
@@ -17,3 +25,7 @@ __all__ = [
     "relative_error",
     "spread",
 ]
+
+__getattr__, __dir__ = import_on_demand(
+    __name__, {"ClientSpread": "fedlight.metrics.client_spread", "ReconstructionError": "fedlight.metrics.reconstruction"}
+)

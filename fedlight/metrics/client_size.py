@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def accuracy_by_size(correct: Tensor, total: Tensor, sizes: Tensor, groups: int = 4) -> dict[str, Tensor]:
-    """Return the mean accuracy over the smallest to the largest quarter of the clients, from counts and sizes ``[clients]``.
+    """Return the mean accuracy of each quarter of the clients by size, from counts and sizes ``[clients]``.
 
-    Clients count equally, those without evaluation samples not at all; the keys are ``size_1`` (the smallest clients) to ``size_4``, fewer
-    if there are fewer clients.
+    Clients count equally, except those without evaluation samples, which do not count; the keys are ``size_1`` (the smallest clients) to
+    ``size_4``, fewer if there are fewer clients.
 
     >>> accuracy_by_size(torch.tensor([1, 2]), torch.tensor([2, 2]), torch.tensor([50, 10]), groups=2)
     {'size_1': tensor(1.), 'size_2': tensor(0.5000)}

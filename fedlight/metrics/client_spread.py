@@ -13,13 +13,13 @@ from fedlight.metrics.functional import spread
 
 
 class ClientSpread(Metric):
-    """How accuracy is spread over clients: ``mean``, ``std`` and ``worst`` of `fedlight.metrics.spread`.
+    """The spread of accuracy over clients: ``mean``, ``std`` and ``worst`` of `fedlight.metrics.spread`.
 
     States: ``correct`` and ``total``, int64 ``[num_clients]``, summed over processes.
 
     Args:
         num_clients: clients in the federation.
-        worst: share of the clients, the least accurate, that ``worst`` is the mean of.
+        worst: share of clients, the least accurate ones, in the mean ``worst``.
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:

@@ -13,7 +13,7 @@ from fedlight.core.errors import ConfigurationError, require
 def relative_error(decoded: Tensor, true: Tensor) -> Tensor:
     """Return ``||decoded - true|| / ||true||`` ``[...]`` of updates ``[..., dim]``: 0 is perfect, 1 is no better than sending nothing.
 
-    Where both are zero the error is 0, where only ``true`` is zero it is inf.
+    If both are zero the error is 0; if only ``true`` is zero it is inf.
 
     Raises:
         ConfigurationError: if the shapes differ.
@@ -40,9 +40,9 @@ def cosine(decoded: Tensor, true: Tensor) -> Tensor:
 
 
 def explained(decoded: Tensor, true: Tensor) -> Tensor:
-    """Return the share of ``||true||^2`` that is explained, ``1 - relative_error^2`` of updates ``[..., dim]``, ``[...]``.
+    """Return the explained share of ``||true||^2``, ``1 - relative_error^2``, of updates ``[..., dim]``, as ``[...]``.
 
-    1 is perfect; worse than sending nothing is negative.
+    1 is perfect; a negative value is worse than sending nothing.
 
     Raises:
         ConfigurationError: if the shapes differ.
@@ -54,11 +54,11 @@ def explained(decoded: Tensor, true: Tensor) -> Tensor:
 
 
 def spread(correct: Tensor, total: Tensor, worst: float = 0.1) -> dict[str, Tensor]:
-    """Return how accuracy is spread over clients, from counts of correct and of all predictions ``[clients]``.
+    """Return the spread of accuracy over clients, from counts of correct and of all predictions ``[clients]``.
 
-    Clients count equally, those without samples not at all. The keys are ``mean``, ``std`` (of the population) and ``worst``, the mean
-    over the least accurate ``ceil(worst * clients)``; all are nan if no client has a sample (the statistics of Li et al. 2020,
-    arXiv 1905.10497).
+    Clients count equally, except those without samples, which do not count. The keys are ``mean``, ``std`` (of the population) and
+    ``worst``, the mean over the least accurate ``ceil(worst * clients)``; all are nan if no client has a sample (the statistics of Li et
+    al. 2020, arXiv 1905.10497).
 
     Raises:
         ConfigurationError: if the shapes differ or ``worst`` is not in (0, 1].

@@ -1,4 +1,4 @@
-"""How well aggregated updates survive their codec, over many rounds."""
+"""The error of decoded aggregated updates, over many rounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReconstructionError(Metric):
         self.add_state("squared_norm", default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, decoded: Tensor, true: Tensor) -> None:
-        """Add one update or several, ``[..., dim]``.
+        """Add one or several updates ``[..., dim]``.
 
         Raises:
             ConfigurationError: if the shapes differ.
@@ -51,5 +51,5 @@ class ReconstructionError(Metric):
         self.squared_norm += true.square().sum()
 
     def compute(self) -> Tensor:
-        """Return the relative error, float32 0-d: 0 if nothing was seen, inf if only the true updates are zero."""
+        """Return the relative error, float32 0-d: 0 before the first update, inf if only the true updates are zero."""
         return ratio_of_norms(self.squared_error, self.squared_norm).sqrt()

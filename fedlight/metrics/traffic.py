@@ -1,4 +1,4 @@
-"""Bytes in both directions, counted from what was sent (law 6) and exact at any size."""
+"""Bytes in both directions, counted from the messages sent (law 6) and exact at any size."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class TrafficCounter:
     What is counted must not be negative: each method raises ``ConfigurationError`` if it is.
 
     Args:
-        uplink: bytes that clients sent, the handshakes' included.
-        downlink: bytes that clients were sent, the encoders' and the handshakes' included.
+        uplink: bytes from clients, including handshakes.
+        downlink: bytes to clients, including encoders and handshakes.
         codec: the encoders' part of ``downlink``.
         messages: number of messages in ``uplink``.
-        handshake_up: the part of ``uplink`` that is keys, shares and signatures of secure aggregation.
-        handshake_down: their part of ``downlink``.
+        handshake_up: keys, shares and signatures of secure aggregation in ``uplink``.
+        handshake_down: those in ``downlink``.
 
     >>> traffic = TrafficCounter()
     >>> traffic.add_message(116)
@@ -39,12 +39,12 @@ class TrafficCounter:
     handshake_down: int = 0
 
     def add_message(self, n_bytes: int, messages: int = 1) -> None:
-        """Count one client's message of ``n_bytes``, or that many bytes of several messages together."""
+        """Count one client's message of ``n_bytes``, or several messages of ``n_bytes`` in total."""
         self.uplink += _count(n_bytes)
         self.messages += _count(messages)
 
     def add_download(self, n_bytes: int) -> None:
-        """Count ``n_bytes`` sent to a client, other than an encoder: the model, the masks, what the codec announces."""
+        """Count ``n_bytes`` sent to a client that are not an encoder: the model, the masks, the codec's broadcast."""
         self.downlink += _count(n_bytes)
 
     def add_codec(self, n_bytes: int) -> None:
@@ -53,7 +53,7 @@ class TrafficCounter:
         self.codec += _count(n_bytes)
 
     def add_handshake(self, up: int, down: int) -> None:
-        """Count what secure aggregation sends beside masked codes, in both directions."""
+        """Count what secure aggregation sends in addition to masked codes, in both directions."""
         up, down = _count(up), _count(down)
         self.uplink += up
         self.downlink += down
@@ -62,7 +62,7 @@ class TrafficCounter:
 
     @property
     def mean_message(self) -> float:
-        """Mean bytes of a message (of masked codes with their headroom, handshakes aside), 0 before the first."""
+        """Mean bytes of a message (masked codes with headroom, without handshakes), 0 before the first."""
         return (self.uplink - self.handshake_up) / self.messages if self.messages else 0.0
 
     def ratio(self, dim: int) -> float:
@@ -74,7 +74,7 @@ class TrafficCounter:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Set the counters to what ``state_dict`` returned.
+        """Restore the counters from ``state_dict``.
 
         Raises:
             ConfigurationError: if a counter is missing, unknown or negative.
@@ -86,7 +86,7 @@ class TrafficCounter:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes in decimal units, to three figures.
+    """Return a number of bytes in decimal units, with three digits.
 
     >>> format_bytes(512), format_bytes(1_500), format_bytes(12_340_000), format_bytes(7e14)
     ('512 B', '1.50 kB', '12.3 MB', '700 TB')

@@ -1,22 +1,9 @@
 """LightningModules: federated rounds and the pretraining of a codec; small networks to start with."""
 
-from fedlight.modules.downlink import CatchUp, Downlink, FullModel
 from fedlight.modules.federated import FederatedModule
 from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
 from fedlight.modules.pretraining import CodecPretrainingModule
 from fedlight.modules.recurrent import CharLSTM
 from fedlight.modules.resnet import ResNet18
 
-__all__ = [
-    "MLP",
-    "BenchmarkCNN",
-    "CatchUp",
-    "CharLSTM",
-    "CodecPretrainingModule",
-    "Downlink",
-    "FederatedModule",
-    "FullModel",
-    "LeNet5",
-    "ResNet18",
-    "SmallCNN",
-]
+__all__ = ["MLP", "BenchmarkCNN", "CharLSTM", "CodecPretrainingModule", "FederatedModule", "LeNet5", "ResNet18", "SmallCNN"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,12 +10,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import ClientSpread, accuracy_by_size
-from fedlight.modules.exchange import reduce_sum
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+from fedlight.rounds.reduce import reduce_sum
 
 
 class StageMetrics(nn.Module):
@@ -84,7 +81,7 @@ def one_number(name: str, metric: Metric) -> float:
     return float(value)
 
 
-def warn_of_unseen_models(module: FederatedModule) -> None:
+def warn_of_unseen_models(module: FederatedRun) -> None:
     """Warn, before training, of personal models that no held-out data of their clients will ever evaluate."""
     if module.algorithm.personal_models and not module.data.client_holdout:
         rank_zero_warn(

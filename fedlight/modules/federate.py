@@ -1,15 +1,47 @@
-"""Federating a module of one's own in one call."""
+"""Federated training of your own module in one call."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, TypedDict, Unpack
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
+from torchmetrics import Metric
 
+from fedlight.aggregation import Aggregator
+from fedlight.clients import Algorithm, Engine
+from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import IID, ClientSampler, FederatedDataModule, LightningData, Partitioner, Uniform
 from fedlight.modules.federated import FederatedModule
+from fedlight.privacy import PrivacyMechanism
+from fedlight.rounds import Availability, Clients, Downlink
+
+
+class ModuleSettings(TypedDict, total=False):
+    """The optional arguments of `FederatedModule`, which `federate` passes on."""
+
+    codec: Codec | None
+    codec_path: str | None
+    algorithm: Algorithm | None
+    engine: Engine | None
+    loss: nn.Module | None
+    server_optimizer: OptimizerCallable
+    server_scheduler: LRSchedulerCallable | None
+    privacy: PrivacyMechanism | None
+    downlink: Downlink | None
+    aggregator: Aggregator | None
+    clients: Clients | None
+    weighting: Literal["equal", "samples"]
+    availability: Availability | None
+    batch_norm: Literal["mean", "local"]
+    metrics: dict[str, Metric] | None
+    min_clients: int
+    max_attempts: int
+    client_memory_mb: float
+    sim_every: int
+    seed: int
 
 
 def federate(
@@ -20,18 +52,18 @@ def federate(
     partitioner: Partitioner | None = None,
     sampler: ClientSampler | None = None,
     proxy_samples: int | None = None,
-    **settings: Any,
+    **settings: Unpack[ModuleSettings],
 ) -> FederatedModule:
-    """Return a module for a Trainer, `Trainer(max_steps=rounds).fit(federate(mine, my_data))`, that trains a user's own by federation.
+    """Return a module that trains your network by federation: `Trainer(max_steps=rounds).fit(federate(mine, my_data))`.
 
     Args:
         network: A LightningModule, untouched (its `training_step`, optimizer and evaluation are used), or any network with `loss=`.
         data: A LightningDataModule, untouched; the module's own loaders if not given. A FederatedDataModule is used as it is.
-        num_clients: Number of clients that the training set is spread over.
-        cohort_size: Clients in a round (all of them, if there are fewer).
-        partitioner: How it is spread (evenly at random, IID, if not given).
+        num_clients: Number of clients that share the training set.
+        cohort_size: Number of clients in a round (all of them, if there are fewer).
+        partitioner: How to split the training set over clients (evenly at random, IID, if not given).
         sampler: Which clients take part in a round, instead of `cohort_size` random ones.
-        proxy_samples: Training samples kept from clients to pretrain the codec on (a twentieth of them if the codec needs any).
+        proxy_samples: Number of training samples set aside to pretrain the codec on (a twentieth of them if the codec needs any).
         **settings: Other arguments of FederatedModule, such as `codec`, `algorithm`, `loss` and `seed`.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -14,40 +14,48 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from fedlight.aggregation import AggregationSetting, Aggregator, PlainAggregator
-from fedlight.callbacks.base import FederatedCallback
+from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
-from fedlight.callbacks.sections import section
 from fedlight.clients.algorithms import Algorithm, FedAvg
-from fedlight.clients.availability import Availability, Full
 from fedlight.clients.engine import Engine, Sequential
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
-from fedlight.clients.personal import PersonalNorm, personal_forward
+from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, State
-from fedlight.core.errors import ConfigurationError, RoundFailedError
+from fedlight.core.codec import Codec
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
-from fedlight.core.layout import Layout, flatten, float_buffers
+from fedlight.core.layout import Layout, float_buffers
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.core.rounds import Round
-from fedlight.metrics import TrafficCounter
-from fedlight.modules.attempt import attempt_round, way_out
-from fedlight.modules.downlink import Downlink, FullModel
+from fedlight.modules.checks import aggregation_setting, check_algorithm, chosen_codec, start_privacy, upload_codec
 from fedlight.modules.evaluation import StageMetrics, warn_of_unseen_models
-from fedlight.modules.exchange import gather, gather_states, weighted_mean
 from fedlight.modules.forwarding import Forwarding
-from fedlight.modules.logs import log_comparison, log_round, round_figures
-from fedlight.modules.parts import check_algorithm, chosen_codec, upload_codec
+from fedlight.modules.global_model import LightningModel, trainable
+from fedlight.modules.logs import log_comparison, log_round, round_metrics
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
-from fedlight.modules.privacy import counted_clients, least_clients, start_privacy
-from fedlight.modules.runner import CohortRunner
-from fedlight.modules.state import check_trainer, local_settings, restore_run, run_state
+from fedlight.modules.state import check_trainer, restore_run, run_state
 from fedlight.modules.task import task_of
+from fedlight.modules.watch import CallbackWatch
 from fedlight.privacy import PrivacyMechanism
+from fedlight.rounds import (
+    Availability,
+    ClientHost,
+    Clients,
+    Downlink,
+    Full,
+    FullModel,
+    ReplyFormat,
+    Server,
+    ServerState,
+    Simulated,
+    run_round,
+)
+from fedlight.rounds.held import HeldModels
+
+C = TypeVar("C", bound=Callback)
 
 
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -77,9 +85,11 @@ class FederatedModule(Forwarding):
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
         privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
         downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
-        aggregator: How the server comes by the sum of codes (in the clear, PlainAggregator, if not given; SecureAggregator hides clients).
+        aggregator: How codes are summed (in the clear, PlainAggregator, if not given; SecureAggregator hides single clients).
+        clients: What carries requests to clients and replies back (clients simulated in this process if not given; ThroughBytes for the
+            same by way of the bytes that a network would carry).
         weighting: Whether clients count equally, or by their number of samples.
-        availability: Which of the invited clients answer (all of them, Full, if not given).
+        availability: Which of the invited simulated clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
         metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given).
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
@@ -106,6 +116,7 @@ class FederatedModule(Forwarding):
         privacy: PrivacyMechanism | None = None,
         downlink: Downlink | None = None,
         aggregator: Aggregator | None = None,
+        clients: Clients | None = None,
         weighting: Literal["equal", "samples"] = "equal",
         availability: Availability | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
@@ -126,14 +137,12 @@ class FederatedModule(Forwarding):
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
         self.privacy = privacy
-        self.codec = chosen_codec(codec, codec_path, privacy)
         self.codec_path = codec_path
         self.algorithm = algorithm or default_algorithm(network)
         self.engine = engine or Sequential()
         check_algorithm(self.algorithm, batch_norm, privacy)
-        self.codec = upload_codec(self.codec, self.algorithm)
-        self.server_state: State = {}  # what the algorithm's server remembers, such as a control variate
-        self.server_optimizer: Callable[..., torch.optim.Optimizer] = server_optimizer
+        self.codec = upload_codec(chosen_codec(codec, codec_path, privacy), self.algorithm)
+        self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
         self.weighting = weighting
         self.availability = availability or Full()
@@ -141,21 +150,24 @@ class FederatedModule(Forwarding):
         self.batch_norm = batch_norm
         self.min_clients = min_clients
         self.max_attempts = max_attempts
+        self.client_memory_mb = client_memory_mb
         self.sim_every = sim_every
         self.seed = seed
         self.store = ClientStore(client_memory_mb)
-        self.traffic = TrafficCounter()
+        self.held = HeldModels(self.codec)
+        self.server_state = ServerState()
         self.downlink = downlink or FullModel()
         self.aggregator = aggregator or PlainAggregator()
-        self.rounds = 0
+        self.clients = clients
         self.pretrain_seconds = 0.0
         self.train_seconds = 0.0
         self._started: float | None = None
-        self.pretrain_figures: dict[str, float] = {}
-        self.codec_error: float | None = None  # of the codec on held-out updates when it was fitted, if it was fitted here
+        self.pretrain_metrics: dict[str, float] = {}
+        self.codec_error = None
         self.stage_metrics: StageMetrics
         self.own_data = None
-        self.runner: CohortRunner
+        self.server: Server  # made when a fit starts, as is what carries its requests
+        self._connection: Clients
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -183,58 +195,108 @@ class FederatedModule(Forwarding):
 
     def configure_optimizers(self) -> Any:
         """Return the server optimizer, the only one that Lightning sees."""
-        optimizer = self.server_optimizer(self.trainable())
+        optimizer = self.server_optimizer(trainable(self.network))
         return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
 
     def setup(self, stage: str) -> None:
-        """Set up the data that no Trainer was given, and check that network, data and protection go together."""
+        """Set up the data that no Trainer was given, check that the parts go together, and begin a run with nothing remembered."""
         if self.own_data is not None:
             self.own_data.setup(stage)
         if stage == "fit":
             start_privacy(self)
         self.task = task_of(self)
         self.task.setup(stage)
-        if stage == "fit":
-            local = self.batch_norm == "local"
-            with self.trainer.precision_plugin.forward_context():
-                model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
-                self.engine.check(model, self.algorithm, self.data.client_data(0), local, device)
-            self.aggregator.check(self._setting())
-            warn_of_unseen_models(self)
-        if stage == "fit" and not self.rounds:
-            self.downlink.setup(self)
-
-    def _setting(self) -> AggregationSetting:
-        largest = int(self.data.client_sizes.max()) if self.weighting == "samples" else 1
-        buffers = self.batch_norm == "mean" and bool(float_buffers(self.network))
-        return AggregationSetting(
-            self.codec,
-            cohort=len(self.data.cohort(0, 0)),
-            largest_weight=largest,
-            buffers=buffers,
-            processes=self.trainer.world_size,
-            training=local_settings(self),
-            min_clients=least_clients(self),
-            algorithm=type(self.algorithm).__name__,
-            vectors=self.algorithm.vectors,
-            scalars=self.algorithm.scalars,
-        )
+        if stage != "fit":
+            return
+        with self.trainer.precision_plugin.forward_context():
+            model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
+            self.engine.check(model, self.algorithm, self.data.client_data(0), self.batch_norm == "local", device)
+        if self.clients is not None and self.trainer.world_size > 1:
+            raise ConfigurationError(
+                f"Expected one process with `clients` {type(self.clients).__name__} but got {self.trainer.world_size}: set "
+                "`trainer.devices` to 1, or leave `clients` out, whose simulated clients processes share"
+            )
+        self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
+        self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
+        warn_of_unseen_models(self)
+        self.downlink.reset(drawn=not self.server_state.rounds)  # a second fit goes on from weights that nobody can draw
+        self.server_state.reset()
+        self.store = ClientStore(self.client_memory_mb)
+        self.held = HeldModels(self.codec)
+        self.train_seconds = 0.0
 
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""
         return self.task.local_model(augment)
 
     def on_fit_start(self) -> None:
-        """Check what was restored, and make the local model on the device that rounds run on."""
+        """Check what was restored, and make both sides of the rounds on the device that they run on."""
         if self.device.type == "cpu":
             keep_freed_memory()
         self.data.to(self.device)
         self.codec.to(self.device)
+        watch = CallbackWatch(self)
+        simulated = Simulated(
+            self._host(watch),
+            self.availability,
+            lambda client: self.algorithm.work(self.data.client_size(client)),
+            self.aggregator.stages,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        shown = not self.aggregator.hides_messages
+        buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
+        format = ReplyFormat(buffers, self.weighting == "samples" and shown, self.privacy is not None and self.privacy.sends_bits)
+        self._connection = simulated if self.clients is None else self.clients.attach(simulated, format)
+        self.server = Server(
+            LightningModel(self, self.network),
+            self.codec,
+            self.algorithm,
+            self.aggregator,
+            self.downlink,
+            cohort=self.data.cohort,
+            population=self.data.num_population,
+            privacy=self.privacy,
+            state=self.server_state,
+            min_clients=self.min_clients,
+            max_attempts=self.max_attempts,
+            seed=self.seed,
+            decode=self._callback(GradientDecoder).decode,
+            watch=watch,
+            compares=self._compares,
+        )
+
+    def _host(self, watch: CallbackWatch) -> ClientHost:
+        """Return the clients' side of the rounds, for all clients that this process simulates."""
         model = self.local_model(self.data.augmentation)
         self.algorithm.check(model)
-        personal = PersonalNorm(self.network) if self.batch_norm == "local" else None
-        by_samples, silent = self.weighting == "samples", self.privacy is not None
-        self.runner = CohortRunner(model, self.algorithm, self.data, self.store, by_samples, personal, silent, self.engine)
+        if self.held.initial is None and self.clients is not None:
+            self.held.initial = LightningModel(self, self.network).read()
+        return ClientHost(
+            model,
+            self.algorithm,
+            self.data.client_data,
+            self.codec,
+            sealer=self.aggregator.sealer(),
+            hides_messages=self.aggregator.hides_messages,
+            store=self.store,
+            by_samples=self.weighting == "samples",
+            personal=PersonalNorm(self.network) if self.batch_norm == "local" else None,
+            privacy=self.privacy,
+            engine=self.engine,
+            held=self.held,
+            encode=self._callback(GradientEncoder).encode,
+            watch=watch,
+            compares=self._compares,
+        )
+
+    def _callback(self, kind: type[C]) -> C:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, kind))
+
+    def _compares(self, number: int) -> bool:
+        """Whether the simulation compares with the true aggregate in a round."""
+        return self.aggregator.sim_logs and bool(self.sim_every) and number % self.sim_every == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the global model's logits ``[n, classes]``."""
@@ -244,6 +306,8 @@ class FederatedModule(Forwarding):
         """Return the loss (0-d) that clients minimise on a batch."""
         return self.task.loss(network, x, y)
 
+    # -- the pretraining phase -------------------------------------------------------------------------------------
+
     def pretrain(
         self,
         proxy: ProxyFederation,
@@ -251,50 +315,51 @@ class FederatedModule(Forwarding):
         progress: bool | None = None,
         first_round: int = 0,
         growth: float | None = None,
-        server_state: State | None = None,
         history: Tensor | None = None,
     ) -> dict[str, float]:
         """Record updates on proxy data and fit the codec to them, on rank 0; every process ends with the same codec.
 
         ``first_round`` numbers the recorded rounds (it seeds them and places them in learning-rate schedules). With ``growth`` the
-        codec is fitted only if its error on what was recorded, decoded from ``server_state`` on, has grown by this factor since the
-        last fit. ``history`` ``[k, dim]`` are past aggregates, the last first, to fit to as well.
+        codec is fitted only if its error on what was recorded has grown by this factor since the last fit. ``history`` ``[k, dim]`` are
+        past aggregates, the last first, to fit to as well.
 
-        Returns the figures of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
+        Returns the metrics of the fit, such as the error on held-out updates beside PCA's (empty on other ranks and without a fit).
         """
         start = time.monotonic()
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         state: dict[str, Any] | None = None
         log_dir = self.trainer.log_dir  # asked of all processes together
         if self.trainer.is_global_zero:
             show = self.trainer.progress_bar_callback is not None if progress is None else progress
             bank = record_for(self, proxy, show, first_round=first_round, history=history)
-            # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
-            if growth is None or self._has_grown(bank, growth, server_state):
+            if growth is None or self._has_grown(bank, growth):
                 folder = Path(log_dir) if log_dir and self.loggers else None
-                figures = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
+                metrics = fit_codec(self.codec, bank, training, self.device, folder, show, self.seed)
                 state = codec_state(self.codec)
-            for logger in self.loggers if figures else ():
-                logger.log_metrics({f"pretrain/{name}": value for name, value in figures.items()}, step=first_round)
+            for logger in self.loggers if metrics else ():
+                logger.log_metrics({f"pretrain/{name}": value for name, value in metrics.items()}, step=first_round)
         if self.trainer.world_size > 1:
-            state, error = self.trainer.strategy.broadcast((state, figures.get("held_out_error", self.codec_error)))
+            state, error = self.trainer.strategy.broadcast((state, metrics.get("held_out_error", self.codec_error)))
             if state is not None:
                 restore_codec(self.codec, state)
             self.codec_error = error
-        self.codec_error = figures.get("held_out_error", self.codec_error)
+        self.codec_error = metrics.get("held_out_error", self.codec_error)
         self.codec.to(self.device)
         self.pretrain_seconds += time.monotonic() - start
         if self._started is not None:  # a refresh is no part of the rounds' time
             self._started += time.monotonic() - start
-        self.pretrain_figures = figures
-        return figures
+        self.pretrain_metrics = metrics
+        return metrics
 
-    def _has_grown(self, bank: UpdateBank, growth: float, server_state: State | None) -> bool:
+    def _has_grown(self, bank: UpdateBank, growth: float) -> bool:
         """Whether the codec's error has; of a codec that was fitted elsewhere the first error seen is the one to compare with."""
-        error = reconstruction_error(self.codec.to("cpu"), bank, None, server_state)
+        # With the server's own gain: that of round 0 would say that updates are small by now, not that their directions changed.
+        error = reconstruction_error(self.codec.to("cpu"), bank, None, self.server_state.decoder)
         if self.codec_error is None:
             self.codec_error = error
         return error > growth * self.codec_error
+
+    # -- a round ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -308,79 +373,17 @@ class FederatedModule(Forwarding):
         """Return the seconds spent in rounds and validation so far, those before a resume included."""
         return self.train_seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
-    # -- a round ---------------------------------------------------------------------------------------------------
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Run the round whose number is the Trainer's global step."""
-        number = self.trainer.global_step
-        weights = flatten(self.trainable())
-        buffers = flatten(float_buffers(self.network)).to(weights)
-        reasons: list[str] = []
-        unsummed = 0
-        for attempt in range(self.max_attempts):
-            if self.privacy is not None and not self.privacy.affordable():
-                break
-            round = attempt_round(self, number, attempt, weights, buffers)
-            if round.aggregate is not None:
-                self._finish(round)
-                return
-            refused = round.refused
-            reasons += [f"client {client}: {reason}" for client, reason in round.dropped]
-            reasons += [round.failed] if round.failed else []
-            unsummed += bool(round.failed)
-            reasons += [f"the decoded aggregate was refused, {refused}"] if refused else []
-            self.store.discard()
-        if self.privacy is not None and not self.privacy.affordable():
+        """Run the round whose number is the Trainer's global step; the run ends where the privacy budget allows no more."""
+        call = run_round(self.server, self._connection, self.trainer.global_step)
+        if not self.server.affordable:
             self.trainer.should_stop = True
+        if call is None:
             return
-        raise RoundFailedError(
-            f"Round {number} had no usable aggregate of at least {self.min_clients} clients in {self.max_attempts} attempts "
-            f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(refused, unsummed == self.max_attempts)}"
-        )
-
-    def trainable(self) -> list[nn.Parameter]:
-        """Return the global model's trainable parameters, in the layout's order."""
-        return [p for p in self.network.parameters() if p.requires_grad]
-
-    def _finish(self, round: Round) -> None:
-        assert round.aggregate is not None
-        states = self.store.take_draft()
-        if self.codec.client_state or self.batch_norm == "local" or self.algorithm.client_state:
-            states = gather_states(states)
-        self.store.commit(states)
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        with section(self.trainer, "server_step"):
-            update = self.algorithm.step(round.aggregate, counted_clients(self, round) / self.data.num_population, self.server_state)
-            for parameter, piece in zip(self.trainable(), self.layout.split(update), strict=True):
-                parameter.grad = piece.to(parameter)
-            optimizer.step()  # type: ignore[union-attr]
-        self.downlink.finished(self, round, optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.rounds = self.trainer.global_step
-        if self.privacy is not None and not self.privacy.affordable():
-            self.trainer.should_stop = True  # the budget is spent
-        if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr]
-        if self.batch_norm == "mean" and float_buffers(self.network):
-            self._set_buffers(weighted_mean(gather(round.buffers)).to(self.device))
-        self.dispatch("on_round_end", round)
-        with section(self.trainer, "log"):
-            log_round(self, round_figures(self, round), round.context.round)
-            log_comparison(self, round)
-
-    def _set_buffers(self, flat: Tensor) -> None:
-        own = float_buffers(self.network)
-        for buffer, piece in zip(own, torch.split(flat, [b.numel() for b in own]), strict=True):
-            buffer.copy_(piece.view(buffer.shape))
-
-    def dispatch(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of `FederatedCallback` on every callback of that class."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, FederatedCallback):
-                getattr(callback, hook)(self.trainer, self, *arguments)
-
-    def personal_logits(self, client: int, x: Tensor) -> Tensor:
-        """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
-        return personal_forward(self.network, PersonalNorm(self.network), self.store.peek(client).get("norm", {}), x)
+        with self.server.watch.section("log"):
+            dim = self.layout.dim
+            log_round(self, round_metrics(self.server, call, dim), call.context.round)
+            log_comparison(self, call, self.algorithm.vectors * dim)  # numbers beside the vectors would drown them
 
     # -- state -----------------------------------------------------------------------------------------------------
 

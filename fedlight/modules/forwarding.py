@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule
-
-from fedlight.callbacks.sections import section
+from fedlight.callbacks.base import FederatedRun, section
 from fedlight.core.errors import ConfigurationError
 from fedlight.data import FederatedDataModule
 from fedlight.modules.task import Task
 
 
-class Forwarding(LightningModule):
+class Forwarding(FederatedRun):
     """Loaders come from the data, evaluation and prediction from the task."""
 
     task: Task

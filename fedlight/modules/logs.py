@@ -2,82 +2,91 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
-from fedlight.core.rounds import Round
 from fedlight.metrics import cosine, relative_error
-from fedlight.modules.privacy import privacy_figures
+from fedlight.rounds.call import Call
+from fedlight.rounds.server import Server
 
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+SEEN_BY_SERVER_ALONE = ("round/clients", "round/absent", "round/dropped", "bytes/uplink_round", "bytes/handshake")
+"""Exact counts of who took part, which nothing that is published under differential privacy may hold."""
 
 
-def round_figures(module: FederatedModule, round: Round) -> dict[str, float]:
-    """Return a round's figures by log name; `sim/` marks what a simulation sees and a real server would not."""
-    assert round.aggregate is not None
-    traffic = module.traffic
-    figures = {"sim/loss": round.loss / max(round.trained, 1)} if module.aggregator.sim_logs else {}
-    figures |= {
-        "round/clients": float(round.codes.count),
-        "round/absent": float(round.absent),
-        "round/dropped": float(round.dropped_count),
-        "round/attempts": float(round.context.attempt + 1),
-        "round/aggregate_norm": float(round.aggregate[: module.layout.dim].norm()),
-        "bytes/uplink_round": float(round.uplink_passes),
+def round_metrics(server: Server, call: Call, dim: int) -> dict[str, float]:
+    """Return a round's metrics by log name, of a model of ``dim`` weights; `sim/` marks what only a simulation sees."""
+    assert call.aggregate is not None
+    traffic, seen = server.state.traffic, call.observed
+    metrics = {"sim/loss": seen.loss / seen.trained} if server.aggregator.sim_logs and seen.trained else {}
+    metrics |= {
+        "round/clients": float(call.codes.count),
+        "round/absent": float(call.absent),
+        "round/dropped": float(call.dropped_count),
+        "round/attempts": float(call.context.attempt + 1),
+        "round/aggregate_norm": float(call.aggregate[:dim].norm()),
+        "bytes/uplink_round": float(call.uplink),
         "bytes/uplink": float(traffic.uplink),
         "bytes/downlink": float(traffic.downlink),
         "bytes/codec": float(traffic.codec),
-        "bytes/ratio": traffic.ratio(module.layout.dim),
+        "bytes/ratio": traffic.ratio(dim),
     }
-    if module.aggregator.hides_messages:
-        figures["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
-    return privacy_figures(module, figures)
+    if server.aggregator.hides_messages:
+        metrics["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
+    if (privacy := server.privacy) is None:
+        return metrics
+    kept = {f"sim/{name.split('/')[1]}" if name in SEEN_BY_SERVER_ALONE else name: value for name, value in metrics.items()}
+    return kept | {
+        "privacy/epsilon": privacy.epsilon(),
+        "privacy/epsilon_unamplified": privacy.epsilon(amplified=False),
+        "privacy/delta": privacy.delta,
+        "privacy/noise_multiplier": privacy.multiplier,
+        "privacy/clip": privacy.norm,
+    }
 
 
-def log_round(module: FederatedModule, figures: dict[str, float], step: int) -> None:
-    """Give a round's figures to the loggers (every `trainer.log_every_n_steps` rounds) and to callbacks that watch metrics.
+def log_round(module: LightningModule, metrics: dict[str, float], step: int) -> None:
+    """Give a round's metrics to the loggers (every `trainer.log_every_n_steps` rounds) and to callbacks that watch metrics.
 
-    Not through `LightningModule.log`: it makes a metric of every figure, which takes as long as the messages of ten clients.
+    Not through `LightningModule.log`: it makes a Metric of every number, which takes as long as the messages of ten clients.
     """
     trainer = module.trainer
-    trainer.callback_metrics.update({name: torch.tensor(value, device=module.device) for name, value in figures.items()})
+    trainer.callback_metrics.update({name: torch.tensor(value, device=module.device) for name, value in metrics.items()})
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if every and (step + 1) % every == 0:
         for logger in module.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(metrics, step=step)
             logger.save()
 
 
-def log_comparison(module: FederatedModule, round: Round) -> None:
-    """Log how far the aggregate is from the true one, and a histogram of the mean code, in the rounds in which the simulation compares.
+def log_comparison(module: LightningModule, call: Call, length: int) -> None:
+    """Log how far the first ``length`` numbers of the aggregate are from the true ones, and a histogram of the mean code.
 
-    Straight to the loggers: `LightningModule.log` would repeat a figure in every round until there is a new one.
+    In the rounds in which the simulation compares. Straight to the loggers: `LightningModule.log` would repeat a number in every round
+    until there is a new one.
     """
-    if round.true is None or round.true.total is None or not module.trainer.is_global_zero:
+    seen = call.observed
+    if seen.true is None or seen.true.total is None or not module.trainer.is_global_zero:
         return
-    assert round.aggregate is not None
-    vectors = module.algorithm.vectors * module.layout.dim  # numbers beside them would drown them
-    decoded, true = round.aggregate[:vectors], round.true.mean().to(round.aggregate)[:vectors]
-    figures = {
+    assert call.aggregate is not None
+    decoded, true = call.aggregate[:length], seen.true.mean().to(call.aggregate)[:length]
+    metrics = {
         "sim/relative_error": float(relative_error(decoded, true)),
         "sim/cosine": float(cosine(decoded, true)),
     }
-    if round.saturation:
-        figures["sim/saturation"] = sum(round.saturation) / len(round.saturation)
+    if seen.saturation:
+        metrics["sim/saturation"] = sum(seen.saturation) / len(seen.saturation)
     for logger in module.loggers:
-        logger.log_metrics(figures, step=round.context.round)
+        logger.log_metrics(metrics, step=call.context.round)
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram("code/mean", round.codes.mean().cpu(), round.context.round)
-            if round.codes.total is not None and round.codes.total.dtype == torch.int64:
-                logger.experiment.add_histogram("code/sum", round.codes.total.cpu(), round.context.round)
+            logger.experiment.add_histogram("code/mean", call.codes.mean().cpu(), call.context.round)
+            if call.codes.total is not None and call.codes.total.dtype == torch.int64:
+                logger.experiment.add_histogram("code/sum", call.codes.total.cpu(), call.context.round)
 
 
-def log_clients(module: FederatedModule) -> None:
-    """Give the clients' accuracies, one a client, to TensorBoard as a histogram."""
-    accuracies = module.stage_metrics.histogram
+def log_clients(module: LightningModule, accuracies: Tensor) -> None:
+    """Give the clients' accuracies ``[clients]`` to TensorBoard as a histogram."""
     if not len(accuracies) or module.trainer.sanity_checking or not module.trainer.is_global_zero:
         return
     for logger in module.loggers:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.proxy import record_bank
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
@@ -27,9 +28,6 @@ from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.quiet import quiet
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
 
 
 class Cohorts:
@@ -183,7 +181,7 @@ class LightningCodecTrainer:
     def _trainer(self) -> Trainer:
         settings = self.training
         bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if self.progress else []
-        with quiet("lightning.pytorch.utilities.rank_zero", level=logging.WARNING):  # which devices there are it has told before
+        with quiet("lightning.pytorch.utilities.rank_zero", level=logging.WARNING):  # the list of devices was printed before
             return Trainer(
                 accelerator=self.device.type,
                 devices=1 if self.device.type == "cpu" else [self.device.index or 0],
@@ -236,7 +234,7 @@ def errors_by_cohort(codec: Codec, bank: UpdateBank, sizes: tuple[int, ...] = (1
 
 
 def record_for(
-    module: FederatedModule,
+    module: FederatedRun,
     proxy: ProxyFederation,
     progress: bool,
     seed: int | None = None,

@@ -6,18 +6,18 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
+from fedlight.modules.global_model import trainable
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -62,8 +62,12 @@ def _stops_otherwise(trainer: Trainer) -> bool:
     return timed or (trainer.limit_train_batches != 1.0 and (trainer.max_epochs or -1) > 0)
 
 
-def fingerprint(module: FederatedModule) -> dict[str, str]:
-    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show."""
+def fingerprint(module: FederatedRun) -> dict[str, str]:
+    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show.
+
+    What may change and is honoured from then on: how many rounds, `min_clients`, `max_attempts`, engine, threads, precision, callbacks such
+    as CodecRefresh, metrics and loggers.
+    """
     return {
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
@@ -74,6 +78,8 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "network": network_settings(module.network),
         "algorithm": settings_of(module.algorithm),
         "availability": settings_of(module.availability),
+        "server optimizer": optimizer_settings(module.server_optimizer(trainable(module.network))),
+        "server schedule": settings_of(module.server_scheduler),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
         "aggregator": module.aggregator.describe(),
@@ -87,7 +93,7 @@ LOCAL = ("network", "algorithm", "loss", "augmentation", "weighting", "batch_nor
 """What of a run's fingerprint a client's update and code go by, beside the model, the encoder and what is announced."""
 
 
-def local_settings(module: FederatedModule) -> str:
+def local_settings(module: FederatedRun) -> str:
     """Return the settings of local training and clipping as text, which clients under secure aggregation must agree on."""
     settings = fingerprint(module)
     return json.dumps({name: settings[name] for name in LOCAL})
@@ -112,6 +118,12 @@ def settings_of(part: object) -> str:
     return f"{type(part).__name__}({', '.join(f'{name}={settings_of(value)}' for name, value in vars(part).items())})"
 
 
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> str:
+    """Return class and settings of an optimizer as text, however it was made."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return f"{_name(type(optimizer))}({settings_of(groups)})"
+
+
 def network_settings(network: nn.Module) -> str:
     """Return a network as text, and the hyperparameters that it saved, such as its learning rate, which its layers do not show."""
     # Parts of the network that were saved along with them are in its text already, and have weights.
@@ -125,16 +137,15 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def run_state(module: FederatedModule) -> dict[str, Any]:
+def run_state(module: FederatedRun) -> dict[str, Any]:
     """Return the state of a run as plain data and tensors."""
     return {
         "fingerprint": fingerprint(module),
         "codec": codec_state(module.codec) if module.codec.bound else None,
-        "traffic": module.traffic.state_dict(),
+        "server": module.server_state.state_dict(),
         "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
-        "algorithm": module.server_state,
-        "rounds": module.rounds,
+        "held": module.held.state_dict(),
         "privacy": module.privacy.state_dict() if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
@@ -142,7 +153,7 @@ def run_state(module: FederatedModule) -> dict[str, Any]:
     }
 
 
-def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
+def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
     """Take over the state that ``run_state`` returned.
 
     Raises:
@@ -163,12 +174,11 @@ def restore_run(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
             )
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
-    module.traffic.load_state_dict(state["traffic"])
+    module.server_state.load_state_dict(state["server"])
     if fitting:
         module.downlink.load_state_dict(state["downlink"])
+        module.held.load_state_dict(state["held"])
     module.store.load_state_dict(state["clients"])
-    module.server_state = dict(state["algorithm"])
-    module.rounds = state["rounds"]
     if module.privacy and state.get("privacy"):
         module.privacy.load_state_dict(state["privacy"])
     module.codec_error = state["codec_error"]

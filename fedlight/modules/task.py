@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,15 +14,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.local_model import Augment, LocalModel
-from fedlight.clients.personal import forward_with
+from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
 from fedlight.core.errors import ConfigurationError
 from fedlight.data.samples import Collated
 from fedlight.modules.evaluation import StageMetrics
 from fedlight.modules.logs import log_clients
-
-if TYPE_CHECKING:
-    from fedlight.modules.federated import FederatedModule
 
 Stage = Literal["val", "test"]
 
@@ -34,7 +32,7 @@ class Task:
         module: the federated module whose network it is.
     """
 
-    def __init__(self, module: FederatedModule) -> None:
+    def __init__(self, module: FederatedRun) -> None:
         self.module = module
 
     def setup(self, stage: str) -> None:
@@ -72,10 +70,14 @@ class Task:
 class Classification(Task):
     """Logits of classes on a data set in memory: loss, accuracy and its spread over clients."""
 
+    metrics: StageMetrics
+
     def setup(self, stage: str) -> None:
         """Make the metrics, and run one sample through the network: a wrong shape is told before training and in its own words."""
         module = self.module
-        module.stage_metrics = StageMetrics(module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics)
+        self.metrics = module.stage_metrics = StageMetrics(
+            module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics
+        )
         x, classes = module.data.test[0][:1].cpu(), module.data.num_classes
         network = copy.deepcopy(module.network).cpu().eval()
         try:
@@ -102,15 +104,20 @@ class Classification(Task):
         x, y = batch[0], batch[1]
         if len(batch) == 2:
             logits = module(x)
-            module.stage_metrics.update(logits, y, module.loss(logits, y))
+            self.metrics.update(logits, y, module.loss(logits, y))
         elif module.batch_norm == "mean":
-            module.stage_metrics.update_clients(module(x), y, batch[2])
+            self.metrics.update_clients(module(x), y, batch[2])
         else:
             for client in torch.unique(batch[2]).tolist():
                 mine = batch[2] == client
-                module.stage_metrics.update_clients(module.personal_logits(client, x[mine]), y[mine], batch[2][mine])
+                self.metrics.update_clients(self._personal_logits(client, x[mine]), y[mine], batch[2][mine])
         if len(batch) == 3 and module.algorithm.client_state:
             self._evaluate_personal(x, y, batch[2])
+
+    def _personal_logits(self, client: int, x: Tensor) -> Tensor:
+        """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
+        network = self.module.network
+        return personal_forward(network, PersonalNorm(network), self.module.store.peek(client).get("norm", {}), x)
 
     def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
         """Evaluate the personal models of those clients that have trained one."""
@@ -121,14 +128,14 @@ class Classification(Task):
                 mine = clients == client
                 weights, buffers = (part.to(module.device) for part in model)
                 logits = forward_with(module.network, weights, buffers, x[mine])
-                module.stage_metrics.update_personal(logits, y[mine], clients[mine])
+                self.metrics.update_personal(logits, y[mine], clients[mine])
 
     def epoch_end(self, stage: Stage) -> None:
         """Log loss, accuracy and spread."""
         module = self.module
-        module.log_dict(module.stage_metrics.compute(stage), batch_size=1, sync_dist=True)
+        module.log_dict(self.metrics.compute(stage), batch_size=1, sync_dist=True)
         if stage == "val":
-            log_clients(module)
+            log_clients(module, self.metrics.histogram)
 
     def predict(self, batch: Any, batch_idx: int) -> Any:
         """Return the predicted labels ``[n]``."""
@@ -227,7 +234,7 @@ class OwnSteps(Task):
 class LocalSteps(LocalModel):
     """A client's copy of a user's LightningModule: every client starts with batch 0, silent, and with metrics that have seen nothing."""
 
-    def attach(self, module: FederatedModule) -> None:
+    def attach(self, module: FederatedRun) -> None:
         """Let the copy see the Trainer (which copies leave behind), and keep what it logs in a training step to itself."""
         own: Any = self.module
         own._trainer = module._trainer
@@ -271,14 +278,14 @@ def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def task_of(module: FederatedModule) -> Task:
+def task_of(module: FederatedRun) -> Task:
     """Return what suits the network and the data."""
     if isinstance(module.network, LightningModule):
         return OwnSteps(module)
     return Classification(module) if module.data.source.loaders("test") is None else Task(module)
 
 
-def _refuse_classification_only(module: FederatedModule) -> None:
+def _refuse_classification_only(module: FederatedRun) -> None:
     if module.own_metrics:
         raise ConfigurationError(
             f"Expected no `metrics` but got {', '.join(module.own_metrics)}: they take the logits and labels of a classifying network on a "

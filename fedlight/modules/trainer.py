@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,10 @@ class FederatedTrainer(Trainer):
                 + (" with `model.codec_path`" if model.codec_path else "")
                 + ": set `model.codec`, for example to fedlight.codecs.AutoencoderCodec"
             )
-        self.fit_loop.epoch_loop.max_steps = 0  # set-up and pretraining, no round
-        self.fit(model, datamodule=datamodule)
+        with self._no_round():
+            self.fit(model, datamodule=datamodule)
         folder = Path(output or self.log_dir or self.default_root_dir)
-        report: dict[str, Any] = dict(model.pretrain_figures)
+        report: dict[str, Any] = dict(model.pretrain_metrics)
         if self.is_global_zero:
             save_codec(model.codec.to("cpu"), folder)
             if cohort_rounds:
@@ -55,6 +57,18 @@ class FederatedTrainer(Trainer):
                 report["error_by_cohort"] = errors_by_cohort(model.codec, bank)
             show_report(report, folder)
         return report
+
+    @contextmanager
+    def _no_round(self) -> Iterator[None]:
+        """Let `fit` set up and pretrain but run no round; what it finds configured stays, such as the rounds to calibrate noise for."""
+        loop, batches = self.fit_loop.epoch_loop, self.limit_train_batches
+        steps = loop.max_steps
+        self.limit_train_batches = 0
+        loop.max_steps = max(steps, 0)  # nobody need say how many rounds there will be
+        try:
+            yield
+        finally:
+            self.limit_train_batches, loop.max_steps = batches, steps
 
     def _proxy(self) -> ProxyFederation:
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]

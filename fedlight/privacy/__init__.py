@@ -1,4 +1,4 @@
-"""Differential privacy on codes: clipping, noise, accounting, and the mechanisms that put them together."""
+"""Differential privacy on codes: clipping, noise, accounting, and the mechanisms that combine them."""
 
 from fedlight.privacy.central import AdaptiveClipping, CentralDP
 from fedlight.privacy.distributed import DistributedDP

@@ -1,7 +1,7 @@
-"""What releases of noisy sums cost: epsilon at a delta, by Google's ``dp-accounting``, and the noise that a target allows.
+"""The privacy cost of releasing noisy sums: epsilon at a delta, by Google's ``dp-accounting``, and the noise for a target epsilon.
 
 A release is (noise multiplier, sampling rate): a Gaussian sum of standard deviation ``multiplier * sensitivity`` over a cohort that every
-user joins with probability ``rate`` (1: nobody is left out, or the adversary sees who takes part).
+user joins with probability ``rate`` (1: everybody takes part, or the adversary sees who does).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from fedlight.core.quiet import quiet
 from fedlight.privacy.noise import import_extra
 
 Releases = tuple[tuple[float, float, int], ...]
-"""(noise multiplier, sampling rate, how many times)."""
+"""(noise multiplier, sampling rate, number of releases)."""
 
 Accountant = Callable[[Releases, float], float]
 """Maps releases and delta to epsilon."""
 
 INTERVAL = 5e-4
-"""Width of the privacy losses that are taken together, rounded up: 5 times the library's own, for a fifth of the time."""
+"""Bin width of privacy losses, rounded up: 5 times the library's default, in a fifth of the time."""
 
 INTEGER_ORDERS = (*range(2, 257), 512, 1024)
 
 LEAST_MULTIPLIER = 0.05
-"""No smaller multiplier is ever chosen: it protects nothing."""
+"""Smallest multiplier to calibrate to; a smaller one protects nothing."""
 
 
 def rdp_epsilon(releases: Releases, delta: float) -> float:
@@ -35,7 +35,7 @@ def rdp_epsilon(releases: Releases, delta: float) -> float:
 
 
 def rdp_integer_epsilon(releases: Releases, delta: float) -> float:
-    """Return epsilon by Renyi differential privacy of integer orders alone, which holds for discrete Gaussian noise as it stands.
+    """Return epsilon by Renyi differential privacy at integer orders only, which also holds for discrete Gaussian noise.
 
     At integer orders and integer shifts the moments of a discrete Gaussian's likelihood ratio are exactly those of the continuous one
     (Canonne et al. 2020, arXiv 2004.00010, Proposition 5), and so are those of a Poisson-sampled sum, which are sums of them.
@@ -44,7 +44,7 @@ def rdp_integer_epsilon(releases: Releases, delta: float) -> float:
 
 
 def pld_epsilon(releases: Releases, delta: float) -> float:
-    """Return epsilon by composing privacy loss distributions, the tightest there is for Gaussian noise (Koskela, arXiv 1906.03049)."""
+    """Return epsilon by composing privacy loss distributions, the tightest method for Gaussian noise (Koskela, arXiv 1906.03049)."""
     if not releases:
         return 0.0
     total = None
@@ -60,7 +60,7 @@ ACCOUNTANTS: dict[str, Accountant] = {"pld": pld_epsilon, "rdp": rdp_epsilon, "r
 
 @lru_cache(maxsize=4096)
 def epsilon(accountant: str, releases: Releases, delta: float) -> float:
-    """Return the epsilon that these releases cost at ``delta``, by the accountant of this name; inf without noise."""
+    """Return the epsilon of these releases at ``delta``, by the accountant with this name; inf without noise."""
     if any(multiplier <= 0 and times for multiplier, _, times in releases):
         return math.inf
     return ACCOUNTANTS[accountant](releases, delta)
@@ -85,10 +85,11 @@ def calibrate(accountant: str, target: float, delta: float, rate: float, rounds:
 
 
 def discrete_sum_multiplier(bound: float, deviation: float, shares: int, length: int) -> float:
-    """Return the noise multiplier that a sum of ``shares`` discrete Gaussians is worth on integers of norm at most ``bound``.
+    """Return the Gaussian noise multiplier equivalent to a sum of ``shares`` discrete Gaussians on integers of norm at most ``bound``.
 
-    A sum of discrete Gaussians is not one: it is so private as a Gaussian of multiplier ``1 / (bound / (sqrt(shares) deviation) +
-    tau sqrt(length))``, ``tau = 10 sum_k exp(-2 pi^2 deviation^2 k / (k+1))`` over k = 1 .. shares - 1 (Kairouz et al. 2021, arXiv
+    A sum of discrete Gaussians is not a discrete Gaussian: it is as private as a Gaussian of multiplier ``1 / (bound / (sqrt(shares)
+    deviation) + tau sqrt(length))``, ``tau = 10 sum_k exp(-2 pi^2 deviation^2 k / (k+1))`` over k = 1 .. shares - 1 (Kairouz et al. 2021,
+    arXiv
     2102.06387, Theorem 1, third bound; ``deviation`` >= 1/2, of each share).
     """
     tau = 10 * sum(math.exp(-2 * (math.pi * deviation) ** 2 * k / (k + 1)) for k in range(1, shares))
@@ -99,7 +100,7 @@ def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> fl
     if not releases:
         return 0.0
     rdp = import_extra("dp_accounting.rdp")
-    with quiet("absl"):  # it warns of fractional orders that it leaves out, which only makes epsilon larger
+    with quiet("absl"):  # its warnings about skipped fractional orders, which only make epsilon larger
         accountant = rdp.RdpAccountant(orders)
         for multiplier, rate, times in releases:
             accountant.compose(_event(multiplier, rate), times)

@@ -20,11 +20,11 @@ from fedlight.privacy.mechanism import PrivacyMechanism
 
 @dataclass
 class AdaptiveClipping:
-    """The norm follows a quantile of the clients' norms (Andrew et al. 2021, arXiv 1905.03871).
+    """A clipping norm that follows a quantile of the clients' norms (Andrew et al. 2021, arXiv 1905.03871).
 
     Args:
-        quantile: share of clients whose codes should be within the norm.
-        rate: how fast the norm moves (on a logarithmic scale).
+        quantile: target share of clients with codes within the norm.
+        rate: speed of the norm (on a logarithmic scale).
         bit_noise: standard deviation of the noise on the count of clients within the norm; a twentieth of the cohort if not given.
     """
 
@@ -39,13 +39,13 @@ class AdaptiveClipping:
 
 
 class CentralDP(PrivacyMechanism):
-    """Clients clip their codes; the server, which is trusted, adds Gaussian noise to their sum (discrete on integer codes).
+    """Clients clip their codes; the trusted server adds Gaussian noise to their sum (discrete on integer codes).
 
-    Protects against everybody who sees models and aggregates, not against the server. Needs cohorts that clients join on their own
-    (`Poisson`, or `Everyone`): what is known of amplification by fixed-size cohorts is for another neighbouring relation.
+    Protects against everybody who sees models and aggregates, not against the server. Needs cohorts that clients join independently
+    (`Poisson`, or `Everyone`): the results on amplification by fixed-size cohorts use another neighboring relation.
 
     Args:
-        adaptive: lets the norm follow a quantile of the clients' norms, beginning at ``clip`` (fixed if not given).
+        adaptive: makes the norm follow a quantile of the clients' norms, starting at ``clip`` (fixed if not given).
         terms: the other options of every mechanism, those of `PrivacyMechanism`.
 
     Raises:
@@ -64,7 +64,7 @@ class CentralDP(PrivacyMechanism):
         self.sends_bits = adaptive is not None
 
     def settings(self) -> dict[str, Any]:
-        """Return what was configured, as plain data."""
+        """Return the configuration as plain data."""
         return super().settings() | ({"adaptive": vars(self.adaptive)} if self.adaptive else {})
 
     @property
@@ -75,11 +75,11 @@ class CentralDP(PrivacyMechanism):
 
     @property
     def code_multiplier(self) -> float:
-        """The multiplier of the noise on the codes: a little more than ``multiplier`` where bits are released with them."""
+        """The noise multiplier on the codes: slightly more than ``multiplier`` if clipping bits are released too."""
         return split_noise(self.multiplier, self.bit_deviation) if self.adaptive else self.multiplier
 
     def check_noise(self) -> None:
-        """Refuse clipping bits that would spend the whole budget by themselves."""
+        """Refuse clipping bits that would spend the whole budget alone."""
         if self.adaptive and self.code_multiplier == float("inf"):
             raise ConfigurationError(
                 f"Expected `bit_noise` above half the noise multiplier ({self.multiplier:.4g}) but it is {self.bit_deviation:.4g}: "
@@ -87,7 +87,7 @@ class CentralDP(PrivacyMechanism):
             )
 
     def broadcast(self) -> dict[str, Any]:
-        """Return the norm of the coming round, if it adapts."""
+        """Return the next round's norm, if it is adaptive."""
         return {"clip": self.norm} if self.adaptive else {}
 
     def sum_noise(self, length: int, unit: float, context: Context) -> Tensor:
@@ -101,21 +101,21 @@ class CentralDP(PrivacyMechanism):
         return float(self.source(context, client=-2).gaussian(1, self.bit_deviation)[0]) if self.adaptive else 0.0
 
     def sum_deviation(self, unit: float, shares: int) -> float:
-        """Return the noise's standard deviation, however many clients there are."""
+        """Return the noise's standard deviation, which does not depend on the number of clients."""
         return self.code_multiplier * self.norm / unit
 
     def least_clients(self, asked: int) -> int:
-        """Return 0: whether a round takes place must not depend on who is in it."""
+        """Return 0: whether a round takes place must not depend on its clients."""
         return 0
 
     def record_release(self, bits: float) -> None:
-        """Enter the release, and move the norm."""
+        """Record the release, and move the norm."""
         super().record_release(bits)
         if self.adaptive:
             inside = bits / self.setting.cohort + 0.5
             self.norm = move_clip(self.norm, min(max(inside, 0.0), 1.0), self.adaptive.quantile, self.adaptive.rate)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore the state from ``state_dict``."""
         super().load_state_dict(state)
         self.norm = self.norm if self.adaptive else self.clip

@@ -1,7 +1,7 @@
-"""Bounding how much one client can add to a sum, in the units in which noise is added.
+"""Bounds on one client's contribution to a sum, in the units of the noise.
 
-Nothing here is random but the rounding of integers, which needs no secrecy. Law: whatever comes in, NaN and Inf included, the result's
-L2 norm is at most the bound, exactly; a code that is not finite contributes nothing.
+Only the rounding of integers is random, and it need not be secret. Law: for any input, including NaN and Inf, the result's L2 norm is
+at most the bound, exactly; a code that is not finite contributes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 def clip_norm(code: Tensor, bound: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return a float code ``[n]`` scaled down to L2 norm ``bound`` if it is longer, zeros if it is not finite, as ``dtype``.
 
-    The norm is checked once more in the type that the code is sent in: rounding to it may lengthen a code.
+    It checks the norm again in the type of the message, because rounding to it may make a code longer.
     """
     dtype = dtype or code.dtype
     if not torch.isfinite(code).all():
@@ -32,11 +32,11 @@ def clip_norm(code: Tensor, bound: float, dtype: torch.dtype | None = None) -> T
 
 
 def clip_integers(code: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    """Return integers ``[n]`` (int64) of L2 norm at most ``bound`` that are a code ``[n]`` in units of its steps, on average scaled down.
+    """Return integers ``[n]`` (int64) of L2 norm at most ``bound`` whose mean is a code ``[n]`` in units of its steps, scaled down.
 
-    What is longer, or no integer, is scaled so that stochastic rounding gives the bound's square on average, rounded, and measured
-    again: as many units as are too much are then taken from entries drawn at random (Kairouz et al. 2021, arXiv 2102.06387, section 4,
-    rounds again until the norm fits; taking units away always ends).
+    A code that is longer, or not integer, is scaled so that stochastic rounding gives the bound's square on average, and rounded; if its
+    norm is still too large, units are removed from random entries (Kairouz et al. 2021, arXiv 2102.06387, section 4, round again until
+    the norm fits; removing units always ends).
     """
     values = code.detach().double().cpu()
     if not torch.isfinite(values).all():
@@ -51,7 +51,7 @@ def clip_integers(code: Tensor, bound: float, generator: torch.Generator) -> Ten
 
 
 def shrink(code: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    """Return integers ``[n]`` with units taken from random entries until the L2 norm is at most ``bound``."""
+    """Return integers ``[n]`` after removing units from random entries until the L2 norm is at most ``bound``."""
     code = code.clone()
     while (excess := int(code.square().sum()) - bound**2) > 0:
         places = code.nonzero()[:, 0]
@@ -63,7 +63,7 @@ def shrink(code: Tensor, bound: float, generator: torch.Generator) -> Tensor:
 
 
 def _scale_to(values: Tensor, energy: float) -> float:
-    """Return the largest factor up to 1 at which rounding ``values`` stochastically gives at most this energy on average."""
+    """Return the largest factor up to 1 with which stochastic rounding of ``values`` has at most this energy on average."""
 
     def expected(scale: float) -> float:
         scaled = values * scale
@@ -82,17 +82,17 @@ def _scale_to(values: Tensor, energy: float) -> float:
 def move_clip(clip: float, inside: float, quantile: float, rate: float) -> float:
     """Return the next clipping norm: ``clip * exp(-rate * (inside - quantile))``, where ``inside`` is the share of codes within it.
 
-    Too many inside: the norm falls, too few: it rises, until ``quantile`` of the clients are inside (Andrew et al. 2021, arXiv 1905.03871,
-    Algorithm 1).
+    If too many codes are inside, the norm falls; if too few, it rises, until ``quantile`` of the clients are inside (Andrew et al. 2021,
+    arXiv 1905.03871, Algorithm 1).
     """
     return clip * math.exp(-rate * (inside - quantile))
 
 
 def split_noise(noise_multiplier: float, bit_noise: float) -> float:
-    """Return the multiplier for the codes that is left when the clipping bits get noise of std ``bit_noise``.
+    """Return the remaining multiplier for the codes if the clipping bits get noise of std ``bit_noise``.
 
-    Both together are as private as ``noise_multiplier`` on the codes alone: ``(z^-2 - (2 bit_noise)^-2)^(-1/2)``, bits centred around
-    one half (Andrew et al. 2021, Theorem 1). Inf where nothing is left.
+    Both together are as private as ``noise_multiplier`` on the codes alone: ``(z^-2 - (2 bit_noise)^-2)^(-1/2)``, with bits centered
+    around one half (Andrew et al. 2021, Theorem 1). Inf if nothing is left.
     """
     left = noise_multiplier**-2 - (2 * bit_noise) ** -2
     return left**-0.5 if left > 0 else math.inf

@@ -1,4 +1,4 @@
-"""Distributed differential privacy: every client adds a share of the noise, and only the sum is ever seen.
+"""Distributed differential privacy: every client adds a share of the noise, and the server sees only the sum.
 
 The distributed discrete Gaussian (Kairouz, Liu & Steinke 2021, arXiv 2102.06387, Algorithms 1 and 2), without the random rotation, on codes
 instead of updates.
@@ -18,23 +18,23 @@ from fedlight.privacy.mechanism import PrivacyMechanism
 from fedlight.privacy.noise import NoiseSource
 
 TAIL = 10.0
-"""Standard deviations of a share's noise that a code has room for: beyond them lies one draw in 10^23."""
+"""Room for a share's noise in a code, in standard deviations: one draw in 10^23 is larger."""
 
 
 class DistributedDP(PrivacyMechanism):
     """Every client clips its code, rounds it to a fine grid and adds its share of discrete Gaussian noise.
 
-    Protects against the server too, provided that it sees nothing but the sum (secure aggregation) and that of every cohort at
-    least ``threshold`` clients answer, of which at most ``colluding`` give their noise away. The server sees who takes part, so nothing is
-    claimed of sampling, and cohorts may be drawn in any way. The codec's float codes are rounded to integers of ``bits`` bits, whatever
-    their own quantisation would take: the ratio that a run reports is that of these.
+    Protects against the server too, if it sees only the sum (secure aggregation) and at least ``threshold`` clients of every cohort
+    answer, of which at most ``colluding`` reveal their noise. The server sees who takes part, so there is no amplification by sampling,
+    and any sampler works. The codec's float codes are rounded to integers of ``bits`` bits, which replaces its own quantization and
+    determines a run's reported ratio.
 
     Args:
-        threshold: least number of clients that must answer; with fewer a round is repeated before its sum is known.
-        colluding: how many of them may tell others their noise.
+        threshold: least number of clients that must answer; with fewer, the round is repeated before anybody learns its sum.
+        colluding: number of clients that may reveal their noise.
         noise_multiplier: standard deviation of the least noise in a sum, in units of ``clip``; calibrated if not given.
-        grid: how many steps of the integer grid lie within ``clip``.
-        bits: width of an entry of a client's message, the noise's tail included.
+        grid: number of steps of the integer grid within ``clip``.
+        bits: width of an entry of a client's message, including the noise's tail.
         terms: the other options of every mechanism, those of `PrivacyMechanism`; the accountant is ``auto``.
 
     Raises:
@@ -63,12 +63,12 @@ class DistributedDP(PrivacyMechanism):
         self.bits = bits
 
     def settings(self) -> dict[str, Any]:
-        """Return what was configured, as plain data."""
+        """Return the configuration as plain data."""
         return super().settings() | {name: getattr(self, name) for name in ("threshold", "colluding", "grid", "bits")}
 
     @property
     def shares(self) -> int:
-        """How many clients' noise is counted on."""
+        """Number of clients whose noise counts."""
         return self.threshold - self.colluding
 
     def share_deviation(self, multiplier: float, bound: float) -> float:
@@ -76,7 +76,7 @@ class DistributedDP(PrivacyMechanism):
         return multiplier * bound / math.sqrt(self.shares)
 
     def check_noise(self) -> None:
-        """Refuse codes without room for noise, a grid on which sums of shares are no Gaussian, and cohorts that are always too small."""
+        """Refuse codes without room for noise, grids on which sums of shares are not Gaussian, and cohorts that are always too small."""
         deviation = self.share_deviation(self.multiplier, self.grid)
         needed = math.ceil(math.log2(2 * (self.grid + TAIL * deviation) + 1))
         if self.setting.bits < needed:
@@ -96,7 +96,7 @@ class DistributedDP(PrivacyMechanism):
             )
 
     def accounted(self, multiplier: float) -> float:
-        """Return the multiplier of a Gaussian that is as private as the sum of the shares counted on."""
+        """Return the multiplier of a Gaussian that is as private as the sum of the shares that count."""
         return discrete_sum_multiplier(self.grid, self.share_deviation(multiplier, self.grid), self.shares, self.setting.length)
 
     def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
@@ -105,9 +105,9 @@ class DistributedDP(PrivacyMechanism):
         return (code + noise).clamp(-limit, limit)
 
     def sum_deviation(self, unit: float, shares: int) -> float:
-        """Return the standard deviation of a sum of so many shares."""
+        """Return the standard deviation of a sum of ``shares`` shares."""
         return math.sqrt(shares) * self.share_deviation(self.multiplier, self.clip / unit)
 
     def least_clients(self, asked: int) -> int:
-        """Return the threshold, or what the run asks for if that is more."""
+        """Return the threshold, or the run's own minimum if that is larger."""
         return max(asked, self.threshold)

@@ -1,4 +1,4 @@
-"""What has been released so far: the list that epsilon is computed from, and that a checkpoint carries."""
+"""All releases so far: the list behind epsilon, stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fedlight.privacy.accounting import Releases, epsilon
 
 
 class Ledger:
-    """Counts releases of noisy sums; equal ones that follow one another take one line.
+    """Counts releases of noisy sums; consecutive equal ones share a line.
 
-    Law: every sum that was made public is in it, also one that the server threw away afterwards.
+    Law: it contains every published sum, including those that the server discarded afterwards.
 
     Attributes:
-        lines: [noise multiplier, sampling rate, how many times].
+        lines: [noise multiplier, sampling rate, number of releases].
     """
 
     def __init__(self) -> None:
@@ -24,17 +24,17 @@ class Ledger:
         return sum(times for _, _, times in self.lines)
 
     def add(self, multiplier: float, rate: float) -> None:
-        """Enter one release."""
+        """Record one release."""
         self.lines = list(self.after(multiplier, rate))
 
     def after(self, multiplier: float, rate: float) -> Releases:
-        """Return the lines as they would be after one more release."""
+        """Return the lines after one more release."""
         if self.lines and self.lines[-1][:2] == (multiplier, rate):
             return (*self.lines[:-1], (multiplier, rate, self.lines[-1][2] + 1))
         return (*self.lines, (multiplier, rate, 1))
 
     def epsilon(self, accountant: str, delta: float, amplified: bool = True) -> float:
-        """Return what the releases cost; without amplification everybody counts as taking part in all of them."""
+        """Return the epsilon of the releases; without amplification everybody counts as taking part in all of them."""
         return epsilon(accountant, tuple(self.lines) if amplified else unamplified(self.lines), delta)
 
     def state_dict(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Ledger:
         return {"lines": [list(line) for line in self.lines]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore the lines from ``state_dict``."""
         self.lines = [(float(multiplier), float(rate), int(times)) for multiplier, rate, times in state["lines"]]
 
 

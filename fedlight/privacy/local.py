@@ -1,4 +1,4 @@
-"""Local differential privacy: every client adds all of the noise itself (Kasiviswanathan et al. 2011, arXiv 0803.0924)."""
+"""Local differential privacy: every client adds the full noise itself (Kasiviswanathan et al. 2011, arXiv 0803.0924)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedlight.privacy.noise import NoiseSource
 
 
 class LocalDP(PrivacyMechanism):
-    """Every client clips its code and adds Gaussian noise to it before it leaves; nobody has to be trusted.
+    """Every client clips its code and adds Gaussian noise to it before sending; nobody has to be trusted.
 
-    Any two values of a client's data may differ by twice the norm, so a multiplier counts half of what it does centrally, without
-    amplification; the run is accounted as if every client took part in every round. Strong noise: for very many clients only.
+    Codes of different data may differ by twice the norm, so a multiplier counts half as much as in central privacy, without
+    amplification; accounting assumes that every client takes part in every round. Strong noise: only for very many clients.
 
     Args:
         noise_multiplier: standard deviation of one code's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
@@ -28,22 +28,22 @@ class LocalDP(PrivacyMechanism):
     relation = "replace one user's data"
 
     def check_noise(self) -> None:
-        """Refuse integer codes, whose width is that of codes without noise."""
+        """Refuse integer codes, which have no room for noise."""
         if self.setting.integer:
             raise ConfigurationError(
                 "Expected a codec of float codes for LocalDP but its codes are integers, too narrow for a client's noise: leave the "
-                "quantisation out, or use CentralDP"
+                "quantization out, or use CentralDP"
             )
 
     def accounted(self, multiplier: float) -> float:
-        """Return half of it: replacing a client's data moves its code by up to twice the norm."""
+        """Return half of the multiplier: replacing a client's data moves its code by up to twice the norm."""
         return multiplier / 2
 
     def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
-        """Return the code with all of the noise, in its own float type."""
+        """Return the code with the full noise, in its own float type."""
         noise = torch.from_numpy(source.gaussian(code.numel(), self.multiplier * bound))
         return (code.cpu().double() + noise).to(code.dtype)
 
     def sum_deviation(self, unit: float, shares: int) -> float:
-        """Return the standard deviation of a sum of so many clients' noise."""
+        """Return the standard deviation of the sum of ``shares`` clients' noise."""
         return math.sqrt(shares) * self.multiplier * self.clip / unit

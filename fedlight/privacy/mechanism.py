@@ -1,15 +1,15 @@
 """The privacy mechanism of a run: who clips, who adds how much noise, and what it has cost.
 
-What all mechanisms have in common: clients' *codes* are clipped, so a client's share in the sum is bounded whatever the encoder is; the sum
-is divided by a fixed number of clients; decoding, the server's step and all later rounds are post-processing (Dwork & Roth 2014,
-Proposition 2.1). The guarantee is at the level of users: all that a client holds.
+All mechanisms clip clients' *codes*, which bounds a client's share in the sum for any encoder, and divide the sum by a fixed number of
+clients; decoding, the server's step and all later rounds are post-processing (Dwork & Roth 2014, Proposition 2.1). The guarantee is at
+the level of users: it covers all data of a client.
 
 Laws (``tests/privacy/test_contract.py``):
 
-1. A code that leaves ``Protection`` without noise has norm at most ``clip``, in the units in which noise is added; a client whose
+1. Without noise, the output of ``Protection`` has norm at most ``clip``, in the units of the noise; a client whose
    training failed sends a code of zeros.
-2. The noise of a round has the standard deviation that the ledger says.
-3. Without ``simulation_seed`` no noise is drawn from anything but the operating system's generator.
+2. The noise of a round has the standard deviation in the ledger.
+3. Without ``simulation_seed`` all noise comes from the operating system's generator.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from fedlight.privacy.protection import Protection
 
 @dataclass(frozen=True)
 class AccountingSetting:
-    """What the cost of a run depends on beside the mechanism, all of it public before the first round.
+    """What determines the cost of a run in addition to the mechanism, all of it public before the first round.
 
-    ``rate``: probability with which a client joins a round, on its own (None if cohorts are drawn otherwise); ``cohort``: the fixed
-    number that sums are divided by; ``rounds``: planned rounds (None if not known); ``length``: numbers in a code; ``integer``: whether
+    ``rate``: probability that a client joins a round, independently (None for other samplers); ``cohort``: the fixed divisor of
+    sums; ``rounds``: planned rounds (None if unknown); ``length``: numbers in a code; ``integer``: whether
     codes are integers; ``bits``: their width.
     """
 
@@ -47,34 +47,34 @@ class AccountingSetting:
 
 
 class PrivacyMechanism(ABC):
-    """Clips codes, adds noise and keeps the ledger.
+    """Clips codes, adds noise and maintains the ledger.
 
     Args:
-        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec those of the update).
+        clip: bound on the L2 norm of a client's code, in the units of the float code (for an orthonormal codec, those of the update).
         noise_multiplier: standard deviation of a sum's noise in units of ``clip``; calibrated to ``target_epsilon`` if not given.
-        target_epsilon: the run stops before epsilon exceeds this; with a given ``noise_multiplier`` and without it nothing stops the run.
-        delta: probability with which epsilon may not hold; below one over the number of clients.
+        target_epsilon: the run stops before epsilon exceeds this; with ``noise_multiplier`` and no target, it never stops for privacy.
+        delta: probability that epsilon does not hold; below one over the number of clients.
         accountant: ``pld`` (tightest, for continuous noise), ``rdp``, or ``auto``: ``pld`` for float codes, ``rdp`` for integers.
-        simulation_seed: seed of the noise, for simulations that must be repeatable: whoever knows it can take the noise away again. Not
-            given: noise from the operating system's generator.
+        simulation_seed: seed of the noise, for repeatable simulations: whoever knows it can remove the noise. If not given, noise comes
+            from the operating system's generator.
 
     Raises:
         ConfigurationError: if a number is out of range, or neither a multiplier nor a target is given.
     """
 
     relation: ClassVar[str]
-    """Which two runs are hard to tell apart."""
+    """The change of data that the guarantee hides."""
     needs_rate: ClassVar[bool] = False
-    """Whether clients have to be sampled independently of one another."""
+    """Whether clients have to be sampled independently."""
     amplified: ClassVar[bool] = False
-    """Whether the target is an epsilon against those who do not see who takes part."""
+    """Whether the target is an epsilon against adversaries who do not see who takes part."""
     grid: int = 0
-    """How many steps of an integer grid of its own lie within ``clip``, 0 without one."""
+    """Number of steps of the mechanism's integer grid within ``clip``, 0 without a grid."""
     bits: int = 0
     """Width of the integers on that grid."""
 
     sends_bits: bool = False
-    """Whether clients say, beside the code, whether it was within the norm."""
+    """Whether clients also send a bit that says whether their code was within the norm."""
 
     def __init__(
         self,
@@ -100,19 +100,19 @@ class PrivacyMechanism(ABC):
         self.accountant = accountant
         self.simulation_seed = simulation_seed
         self.ledger = Ledger()
-        self.multiplier = 0.0  # in use: as given, or calibrated
-        self.norm = clip  # in use: `clip`, unless it adapts
+        self.multiplier = 0.0  # as given, or calibrated
+        self.norm = clip  # `clip`, unless it is adaptive
         self.setting: AccountingSetting
 
     def settings(self) -> dict[str, Any]:
-        """Return what was configured, as plain data."""
+        """Return the configuration as plain data."""
         names = ("clip", "noise_multiplier", "target_epsilon", "delta", "accountant", "simulation_seed")
         return {"mechanism": type(self).__name__} | {name: getattr(self, name) for name in names}
 
     # -- before the first round ------------------------------------------------------------------------------------
 
     def calibrate(self, setting: AccountingSetting, population: int) -> None:
-        """Take note of the run and fix the noise multiplier.
+        """Set the properties of the run and calibrate the noise multiplier.
 
         Raises:
             ConfigurationError: if the mechanism cannot protect such a run, or its target does not allow one round.
@@ -124,13 +124,11 @@ class PrivacyMechanism(ABC):
             )
         if self.needs_rate and setting.rate is None:
             raise ConfigurationError(
-                f"Expected cohorts that every client joins on its own but got others, whose sampling {type(self).__name__} cannot "
+                f"Expected a sampler in which clients join independently but got another, which {type(self).__name__} cannot "
                 "account for: set `data.sampler` to Poisson or Everyone"
             )
         if self.accountant == "pld" and setting.integer:
-            raise ConfigurationError(
-                "Expected `accountant` rdp (or auto) for integer codes but got pld, whose figures are those of continuous noise"
-            )
+            raise ConfigurationError("Expected `accountant` rdp (or auto) for integer codes but got pld, which is for continuous noise")
         self.setting = setting
         self.multiplier = self.noise_multiplier or self._calibrated()
         self.check_noise()
@@ -141,29 +139,29 @@ class PrivacyMechanism(ABC):
             )
 
     def check_noise(self) -> None:  # noqa: B027  (most need no more than a multiplier)
-        """Raise ``ConfigurationError`` if noise of this multiplier cannot be added in this setting."""
+        """Raise ``ConfigurationError`` if the mechanism cannot add noise of this multiplier in this setting."""
 
     @property
     def accounts(self) -> str:
-        """Name of the accountant in use; what is known of discrete noise under sampling is known at integer orders."""
+        """Name of the accountant in use; for sampled discrete noise, results exist at integer orders only."""
         if self.setting.integer:
             return "rdp" if self.rate == 1 else "rdp of integer orders"
         return "pld" if self.accountant == "auto" else self.accountant
 
     @property
     def rate(self) -> float:
-        """Sampling rate that a release is entered with: 1 where no amplification is claimed."""
+        """Sampling rate of a release in the ledger: 1 without amplification."""
         return self.setting.rate if self.amplified and self.setting.rate is not None else 1.0
 
     def accounted(self, multiplier: float) -> float:
-        """Return the multiplier that the ledger enters for noise of ``multiplier * clip``: relative to what one user can change."""
+        """Return the multiplier in the ledger for noise of ``multiplier * clip``: relative to what one user can change."""
         return multiplier
 
     def _calibrated(self) -> float:
         assert self.target_epsilon is not None
         if self.setting.rounds is None:
             raise ConfigurationError(
-                "Expected `trainer.max_steps` to calibrate the noise for but the number of rounds is not set: set it, or `noise_multiplier`"
+                "Expected `trainer.max_steps` to calibrate the noise but the number of rounds is not set: set it, or `noise_multiplier`"
             )
         needed = calibrate(self.accounts, self.target_epsilon, self.delta, self.rate, self.setting.rounds)
         return needed * (needed / self.accounted(needed))
@@ -171,11 +169,11 @@ class PrivacyMechanism(ABC):
     # -- on the client ---------------------------------------------------------------------------------------------
 
     def broadcast(self) -> dict[str, Any]:
-        """Return what clients must know before a round beyond the configuration."""
+        """Return the broadcast: what clients must know before a round beyond the configuration."""
         return {}
 
     def protection(self, encoder: Encoder, context: Context, private: Private, client: int, silent: bool = False) -> Protection:
-        """Return what a client applies to its code before it is packed; ``silent`` if it has nothing usable to say."""
+        """Return the transformation that a client applies to its code before packing; ``silent`` if it has no usable update."""
         return Protection(self, encoder, context, private.generator, client, silent)
 
     def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
@@ -197,11 +195,11 @@ class PrivacyMechanism(ABC):
         """Return the standard deviation of the noise in a sum of ``shares`` codes, in units of the code."""
 
     def least_clients(self, asked: int) -> int:
-        """Return with how few clients a round goes on, ``asked`` being what the run wants."""
+        """Return the least number of clients for a round; ``asked`` is the run's own minimum."""
         return asked
 
     def record_release(self, bits: float) -> None:
-        """Enter one release in the ledger; ``bits``: the noisy sum of clipping bits, one half less each, where clients send them."""
+        """Record one release in the ledger; ``bits``: the noisy sum of clipping bits minus one half each, if clients send them."""
         self.ledger.add(self.accounted(self.multiplier), self.rate)
 
     # -- what it has cost ------------------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ class PrivacyMechanism(ABC):
         return self.ledger.epsilon(self.accounts, self.delta, amplified)
 
     def next_epsilon(self) -> float:
-        """Return what epsilon would be after one more release."""
+        """Return epsilon after one more release."""
         return epsilon(self.accounts, self.ledger.after(self.accounted(self.multiplier), self.rate), self.delta)
 
     def affordable(self) -> bool:
@@ -219,7 +217,7 @@ class PrivacyMechanism(ABC):
         return self.target_epsilon is None or self.next_epsilon() <= self.target_epsilon
 
     def report(self) -> dict[str, Any]:
-        """Return everything that a statement of differential privacy has to say, as plain data; nothing before ``calibrate``."""
+        """Return everything that belongs to a statement of differential privacy, as plain data; empty before ``calibrate``."""
         if not hasattr(self, "setting"):
             return {}
         return {
@@ -241,17 +239,17 @@ class PrivacyMechanism(ABC):
         }
 
     def source(self, context: Context, client: int = -1) -> NoiseSource:
-        """Return where the noise of a client (or, below 0, of the server) comes from."""
+        """Return the noise source of a client (or, below 0, of the server)."""
         if self.simulation_seed is None:
             return SystemNoise()
         return SeededNoise(self.simulation_seed, "privacy", context.round, context.attempt, client)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ledger and what was calibrated or adapted, for the checkpoint."""
+        """Return the ledger and the calibrated or adapted values, for the checkpoint."""
         return {"ledger": self.ledger.state_dict(), "multiplier": self.multiplier, "norm": self.norm}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; the multiplier stays what it was when the run began."""
+        """Restore the state from ``state_dict``; the multiplier stays that of the start of the run."""
         self.ledger.load_state_dict(state["ledger"])
         self.multiplier = float(state["multiplier"])
         self.norm = float(state["norm"])

@@ -1,7 +1,7 @@
-"""Where noise comes from: the operating system's random bytes, or a seed where a run is declared a simulation.
+"""Sources of noise: the operating system's random bytes, or a seed if a run is declared a simulation.
 
-Noise that protects somebody must not be predictable, so nothing here falls back to a seed. What a seed gives is for experiments that have
-to be repeatable: whoever knows it can take the noise away again.
+Noise that protects somebody must not be predictable, so nothing here falls back to a seed. Seeded noise is for repeatable experiments:
+whoever knows the seed can remove the noise.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class SystemNoise(NoiseSource):
 
 
 class SeededNoise(NoiseSource):
-    """Noise that a path of names and numbers determines: for simulations that must be repeatable, protecting nobody.
+    """Noise determined by a path of names and numbers: for repeatable simulations, it protects nobody.
 
-    Integers are drawn from the table of their probabilities, in double precision.
+    Integers come from a table of their probabilities, in double precision.
 
     Args:
-        path: names the stream, see ``fedlight.core.random.derive_seed``.
+        path: name of the stream, see ``fedlight.core.random.derive_seed``.
     """
 
     def __init__(self, *path: Part) -> None:
@@ -82,7 +82,7 @@ def _to_uniform(words: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _cumulative(deviation: float) -> tuple[np.ndarray, int]:
-    """Return the distribution function at ``-last .. last`` and ``last``, beyond which nothing is left in double precision."""
+    """Return the distribution function at ``-last .. last``, and ``last``, beyond which double precision has nothing left."""
     last = math.ceil(12 * deviation)
     weights = np.exp(-0.5 * (np.arange(-last, last + 1) / deviation) ** 2)
     table = weights.cumsum() / weights.sum()
@@ -105,7 +105,7 @@ def _opendp_sampler(deviation: float) -> Any:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the extra ``privacy``.
+    """Return a module of the optional dependencies ``privacy``.
 
     Raises:
         ConfigurationError: if it is not installed.

@@ -1,4 +1,4 @@
-"""The client's part of a privacy mechanism: what happens to one code between encoding and packing."""
+"""The client's part of a privacy mechanism, applied to one code between encoding and packing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Protection:
-    """What one client does to one code between encoding and packing: clip, and add its share of the noise.
+    """Clips one client's code between encoding and packing, and adds the client's share of the noise.
 
     Attributes:
         inside: whether the code was within the norm (known after the call).
@@ -36,7 +36,7 @@ class Protection:
         self.inside = True
 
     def __call__(self, code: Tensor) -> Tensor:
-        """Return the protected code ``[code_dim]``, of the same device: integers (int64) or floats of the format's type."""
+        """Return the protected code ``[code_dim]`` on the same device: integers (int64) or floats of the format's type."""
         device = code.device
         code = torch.zeros_like(code) if self.silent else code.detach()
         self.inside = bool(torch.isfinite(code).all()) and float(code.double().norm()) <= self.bound

@@ -14,7 +14,7 @@ from fedlight.core.errors import ConfigurationError
 
 
 class AdaptiveServer(torch.optim.Optimizer, ABC):
-    """Steps ``w -= lr * m / (sqrt(v) + tau)`` with a running mean ``m`` of the aggregates; subclasses say how ``v`` grows.
+    """Steps ``w -= lr * m / (sqrt(v) + tau)`` with a running mean ``m`` of the aggregates; subclasses define ``v``.
 
     Unlike torch's Adam there is no bias correction, and ``v`` starts at ``tau ** 2``.
     """
@@ -28,11 +28,11 @@ class AdaptiveServer(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
-        """Bring ``v`` up to date, in place, with the aggregate's square."""
+        """Update ``v`` in place with the aggregate's square."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step along the parameters' gradients (the aggregate)."""
+        """Take one step along the aggregate, which is the parameters' gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -84,13 +84,13 @@ class FedAdam(AdaptiveServer):
         super().__init__(params, lr, beta1, tau, beta2=beta2)
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
-        """Move towards the square by a share."""
+        """Move ``v`` toward the square by a share."""
         v.lerp_(square, 1 - group["beta2"])
 
 
 class FedYogi(FedAdam):
-    """``v`` moves towards the squares by ``1 - beta2`` of a square, whatever its own size (Zaheer et al. 2018, Yogi)."""
+    """``v`` moves toward the squares by ``1 - beta2`` of a square, whatever its own size (Zaheer et al. 2018, Yogi)."""
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
-        """Move towards the square by a share of the square."""
+        """Move ``v`` toward the square by a share of the square."""
         v.addcmul_(square, torch.sign(v - square), value=-(1 - group["beta2"]))

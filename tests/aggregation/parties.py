@@ -44,7 +44,7 @@ class Play:
         self.session = session_of(clients, threshold, number=seed, **changes)
         self.entropy = counting(seed)
         self.identities = Identities(counting(-1))
-        self.directory = self.identities.directory(range(clients))
+        self.directory = {i: self.identities[i] for i in range(clients)}
         self.clients = {i: self.client(i) for i in range(clients)}
         self.server = SecureServer(self.session, range(clients), self.directory)
         self.codes = random_codes(self.session, seed)
@@ -73,19 +73,19 @@ class Play:
         for i, inbox in self.inboxes().items():
             if i not in silent:
                 self.server.collect_masked(i, self.clients[i].masked_code(inbox, self.codes[i]))
-        return self.server.survivors()
+        return self.server.survivor_list()
 
     def request(self, silent: tuple[int, ...] = ()) -> bytes:
         survivors = self.survivors(silent)
-        for i in self.server.alive():
+        for i in self.server.survivors():
             self.server.collect_signature(i, self.clients[i].consistency(survivors))
         return self.server.request()
 
-    def told(self, silent: tuple[int, ...] = ()) -> dict[int, bytes]:
+    def revealed(self, silent: tuple[int, ...] = ()) -> dict[int, bytes]:
         request = self.request(silent)
-        return {i: self.clients[i].unmask(request) for i in self.server.alive()}
+        return {i: self.clients[i].unmask(request) for i in self.server.survivors()}
 
     def total(self, silent: tuple[int, ...] = ()) -> np.ndarray:
-        for i, message in self.told(silent).items():
-            self.server.collect_told(i, message)
+        for i, message in self.revealed(silent).items():
+            self.server.collect_unmasking(i, message)
         return self.server.total()[0]

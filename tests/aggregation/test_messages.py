@@ -38,13 +38,13 @@ def recorded(play: Play) -> list[bytes]:
     codes = {i: clients[i].masked_code(inbox, play.codes[i]) for i, inbox in inboxes.items() if i != 3}
     for i, message in codes.items():
         server.collect_masked(i, message)
-    survivors = server.survivors()
+    survivors = server.survivor_list()
     signatures = {i: clients[i].consistency(survivors) for i in codes}
     for i, message in signatures.items():
         server.collect_signature(i, message)
     request = server.request()
-    told = {i: clients[i].unmask(request) for i in codes}
-    return [keys[1], roster, shares[1], inboxes[1], codes[1], survivors, signatures[1], request, told[1]]
+    revealed = {i: clients[i].unmask(request) for i in codes}
+    return [keys[1], roster, shares[1], inboxes[1], codes[1], survivors, signatures[1], request, revealed[1]]
 
 
 def readers(session: Session) -> list[Reader]:
@@ -58,7 +58,7 @@ def readers(session: Session) -> list[Reader]:
         lambda m: wire.read_survivors(session, m),
         lambda m: wire.read_signature(session, m, 1),
         lambda m: wire.read_request(session, m),
-        lambda m: wire.read_told(session, m, 1),
+        lambda m: wire.read_unmasking(session, m, 1),
     ]
 
 
@@ -148,12 +148,12 @@ def test_junk_is_refused(stage, junk):
 
 
 def test_fields_are_named_in_the_error():
-    message, read = TRANSCRIPT[Stage.MASKED]
+    message, read = TRANSCRIPT[Stage.MASKED_INPUT]
     fields = {0: "magic", 2: "version", 3: "stage", 4: "kind", 5: "round", 9: "sender", 13: "codec fingerprint", 21: "session"}
     for at, name in fields.items():
         damaged = bytearray(message)
         damaged[at] ^= 1
-        with pytest.raises(MessageError, match=f"Expected {name} .* in the header of a masked message"):
+        with pytest.raises(MessageError, match=f"Expected {name} .* in the header of a masked_input message"):
             read(bytes(damaged))
     damaged = bytearray(message)
     damaged[-1] ^= 1
@@ -178,9 +178,9 @@ def test_a_recorded_masked_code_opens_with_struct_alone():
 def test_the_request_is_checked_for_lists_that_overlap():
     play = Play(5, 3)
     request = wire.read_request(play.session, play.request(silent=(4,)))
-    for alive, dead in (((0, 1, 2, 3), (3, 4)), ((0, 1, 1, 3), (4,))):
+    for survivors, dropped in (((0, 1, 2, 3), (3, 4)), ((0, 1, 1, 3), (4,))):
         with pytest.raises(ProtocolError, match="listed twice"):
-            wire.read_request(play.session, wire.write_request(play.session, replace(request, alive=alive, dead=dead)))
+            wire.read_request(play.session, wire.write_request(play.session, replace(request, survivors=survivors, dropped=dropped)))
 
 
 def test_golden_transcript(monkeypatch):

@@ -168,7 +168,7 @@ def test_secrets_come_from_the_operating_system_alone():
     files = sorted(Path(fedlight.aggregation.secure.__file__).parent.glob("*.py"))
     names = {file.name: names_in(file.read_text()) for file in files}
     assert len(files) >= 8 and not [name for name in names if other_generators(names[name])]
-    assert {name for name in names if "secrets" in names[name]} == {"client.py", "cohort.py"}
+    assert {name for name in names if "secrets" in names[name]} == {"client.py", "identities.py"}
 
 
 def test_without_the_packages_the_way_out_is_told():

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlight.aggregation.drop_outs import STAGES
-from fedlight.aggregation.secure import Identities, SecureClient, SecureCohort, SecureServer, Session, default_threshold
+from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, default_threshold
 from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request
 from fedlight.aggregation.secure.primitives import KeyPair, combine
@@ -19,6 +18,8 @@ from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.codec import Context
 from fedlight.core.digest import digest_context
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
+from fedlight.rounds.availability import STAGES
+from tests.aggregation.cohort import SecureCohort
 from tests.aggregation.parties import Play, counting, random_codes, session_of
 
 # -- exact sums --------------------------------------------------------------------------------------------------------------------
@@ -28,7 +29,7 @@ def outcome(session: Session, codes: np.ndarray, weights, silent: dict[int, str]
     """Return what a session ends with in which clients fall silent."""
     cohort = SecureCohort(session, range(len(codes)), Identities(counting(-1)), silent, counting(seed))
     for client in cohort.open():
-        if silent.get(client) == "masked":
+        if silent.get(client) == "train":
             with pytest.raises(MessageError, match="fell silent"):
                 cohort.send(client, codes[client], weights[client])
         else:
@@ -43,7 +44,7 @@ def expect(session: Session, codes: np.ndarray, weights, silent: dict[int, str])
             outcome(session, codes, weights, silent)
         return
     result = outcome(session, codes, weights, silent)
-    sent = [client for client in range(len(codes)) if silent.get(client) not in ("advertise", "share", "masked")]
+    sent = [client for client in range(len(codes)) if silent.get(client) not in ("advertise_keys", "share_keys", "train")]
     assert result[0].dtype == np.int64
     assert (result[0] == sum(weights[client] * codes[client].astype(np.int64) for client in sent)).all()
     assert result[1] == sum(weights[client] for client in sent)
@@ -323,28 +324,28 @@ def test_nobody_is_unmasked_both_ways():
     """With both masks off a client's code would lie open."""
     play = Play(5, 3)
     request = asked(play, silent=(4,))
-    refuses(play, 0, ask(play, replace(request, dead=(1, 4))), "one is listed twice")
+    refuses(play, 0, ask(play, replace(request, dropped=(1, 4))), "one is listed twice")
 
 
-def test_a_survivor_is_not_called_dead_after_it_was_signed_for():
+def test_a_survivor_is_not_called_dropped_after_it_was_signed_for():
     play = Play(5, 3)
     request = asked(play)
-    refuses(play, 0, ask(play, replace(request, alive=(0, 1, 2, 3), dead=(4,))), "signed for")
+    refuses(play, 0, ask(play, replace(request, survivors=(0, 1, 2, 3), dropped=(4,))), "signed for")
 
 
-def test_everybody_who_shared_is_alive_or_dead_and_nobody_else():
+def test_everybody_who_shared_is_a_survivor_or_dropped_and_nobody_else():
     play = Play(5, 3)
     request = asked(play, silent=(4,))
-    refuses(play, 0, ask(play, replace(request, dead=())), "as alive or as dead")
+    refuses(play, 0, ask(play, replace(request, dropped=())), "as survivors or as dropped")
     play = Play(5, 3)
     request = asked(play)
-    refuses(play, 0, ask(play, replace(request, dead=(9,))), "as alive or as dead")
+    refuses(play, 0, ask(play, replace(request, dropped=(9,))), "as survivors or as dropped")
 
 
-def test_a_request_with_fewer_living_than_the_threshold_is_refused():
+def test_a_request_with_fewer_survivors_than_the_threshold_is_refused():
     play = Play(5, 3)
     request = asked(play)
-    refuses(play, 0, ask(play, replace(request, alive=(0, 1), dead=(2, 3, 4))), "at least 3 clients that are said to be alive")
+    refuses(play, 0, ask(play, replace(request, survivors=(0, 1), dropped=(2, 3, 4))), "at least 3 clients that are said to be survivors")
 
 
 def test_fewer_signatures_than_the_threshold_or_forged_ones_are_refused():
@@ -360,7 +361,7 @@ def test_fewer_signatures_than_the_threshold_or_forged_ones_are_refused():
 
 
 def test_two_stories_of_who_survived_do_not_come_together():
-    """The server tells half of the cohort that client 4 is alive and the other half that it is dead: nobody tells a share."""
+    """The server tells half of the cohort that client 4 survived and the other half that it was dropped: nobody reveals a share."""
     play = Play(5, 3)
     truth = play.survivors()
     lie = wire.write_survivors(play.session, (0, 1, 2, 3))
@@ -372,15 +373,15 @@ def test_two_stories_of_who_survived_do_not_come_together():
     refuses(play, 2, ask(play, without, 2), "signature of client 0")
 
 
-def signed(play: Play, rosters: dict[int, bytes], sharers: dict[int, tuple[int, ...]], alive: tuple[int, ...]) -> dict[int, bytes]:
+def signed(play: Play, rosters: dict[int, bytes], sharers: dict[int, tuple[int, ...]], there: tuple[int, ...]) -> dict[int, bytes]:
     """Give every client a roster and an inbox of its own, and return the survivors' signatures."""
     session, clients = play.session, play.clients
     sealed = {i: wire.read_sealed(session, clients[i].share(roster), i) for i, roster in rosters.items()}
     for i in rosters:
         inbox = wire.write_sealed(session, SERVER, {other: sealed[other][i] for other in sharers[i] if other != i})
         clients[i].masked_code(inbox, play.codes[i])
-    survivors = wire.write_survivors(session, alive)
-    return {i: wire.read_signature(session, clients[i].consistency(survivors), i) for i in alive}
+    survivors = wire.write_survivors(session, there)
+    return {i: wire.read_signature(session, clients[i].consistency(survivors), i) for i in there}
 
 
 @pytest.mark.parametrize("lies", [False, True])
@@ -395,7 +396,7 @@ def test_two_rosters_do_not_come_together(lies):
         refuses(play, 0, ask(play, request), "signature of client 3")
         refuses(play, 3, ask(play, request, 3), "signature of client 0")
     else:
-        assert all(wire.read_told(play.session, ask(play, request, i)(), i).keys() == set(there) for i in there)
+        assert all(wire.read_unmasking(play.session, ask(play, request, i)(), i).keys() == set(there) for i in there)
 
 
 @pytest.mark.parametrize("lies", [False, True])
@@ -411,7 +412,7 @@ def test_two_lists_of_who_shared_do_not_come_together(lies):
         refuses(play, 0, ask(play, without), "signature of client 2")
         refuses(play, 2, ask(play, with_four, 2), "signature of client 0")
     else:
-        assert all(wire.read_told(play.session, ask(play, with_four, i)(), i).keys() == set(everybody) for i in there)
+        assert all(wire.read_unmasking(play.session, ask(play, with_four, i)(), i).keys() == set(everybody) for i in there)
 
 
 def test_a_session_that_is_used_twice_opens_nothing_with_keys_of_the_first_time():
@@ -460,7 +461,7 @@ def test_messages_of_an_earlier_session_are_refused_at_every_stage():
 
 def test_stages_out_of_order_are_refused():
     play = Play()
-    with pytest.raises(ProtocolError, match="Expected the keys stage but was asked for told"):
+    with pytest.raises(ProtocolError, match="Expected the advertise_keys stage but was asked for unmasking"):
         play.clients[0].unmask(b"")
     answers_nothing_more(play, 0)
 
@@ -522,36 +523,36 @@ def test_a_message_of_another_sender_is_refused_at_every_stage():
     with pytest.raises(MessageError, match="Expected sender 2"):
         play.server.collect_signature(2, signature)
     play = Play()
-    told = play.told()
+    revealed = play.revealed()
     with pytest.raises(MessageError, match="Expected sender 2"):
-        play.server.collect_told(2, told[1])
+        play.server.collect_unmasking(2, revealed[1])
 
 
 def test_the_server_counts_nobody_twice():
     play = Play()
     for i, message in play.keys().items():
         play.server.collect_keys(i, message)
-    with pytest.raises(ProtocolError, match="one keys message of client 3"):
+    with pytest.raises(ProtocolError, match="one advertise_keys message of client 3"):
         play.server.collect_keys(3, message)
     roster = play.server.roster()
     for i, client in play.clients.items():
         play.server.collect_shares(i, message := client.share(roster))
-    with pytest.raises(ProtocolError, match="one shares message of client 3"):
+    with pytest.raises(ProtocolError, match="one share_keys message of client 3"):
         play.server.collect_shares(3, message)
     for i in play.server.sharers():
         play.server.collect_masked(i, message := play.clients[i].masked_code(play.server.inbox(i), play.codes[i]))
-    with pytest.raises(ProtocolError, match="one masked message of client 3"):
+    with pytest.raises(ProtocolError, match="one masked_input message of client 3"):
         play.server.collect_masked(3, message)
-    survivors = play.server.survivors()
+    survivors = play.server.survivor_list()
     for i, client in play.clients.items():
         play.server.collect_signature(i, message := client.consistency(survivors))
-    with pytest.raises(ProtocolError, match="one signature message of client 3"):
+    with pytest.raises(ProtocolError, match="one consistency_check message of client 3"):
         play.server.collect_signature(3, message)
     request = play.server.request()
     for i, client in play.clients.items():
-        play.server.collect_told(i, message := client.unmask(request))
-    with pytest.raises(ProtocolError, match="one told message of client 3"):
-        play.server.collect_told(3, message)
+        play.server.collect_unmasking(i, message := client.unmask(request))
+    with pytest.raises(ProtocolError, match="one unmasking message of client 3"):
+        play.server.collect_unmasking(3, message)
     assert (play.server.total()[0] == play.codes.sum(0)).all()
     with pytest.raises(ProtocolError, match="to be open"):
         play.server.total()
@@ -580,24 +581,24 @@ def test_shares_for_another_list_are_refused():
         play.server.collect_shares(1, wire.write_sealed(play.session, 1, sealed))
 
 
-def test_told_shares_of_another_list_are_refused():
+def test_revealed_shares_of_another_list_are_refused():
     play = Play()
-    told = wire.read_told(play.session, play.told()[1], 1)
-    told.pop(0)
+    revealed = wire.read_unmasking(play.session, play.revealed()[1], 1)
+    revealed.pop(0)
     with pytest.raises(ProtocolError, match="client 1's shares of everybody"):
-        play.server.collect_told(1, wire.write_told(play.session, 1, told))
+        play.server.collect_unmasking(1, wire.write_unmasking(play.session, 1, revealed))
 
 
 @pytest.mark.parametrize(("silent", "whose", "said"), [((), 2, "committed to"), ((3,), 3, "the mask key of client 3")])
 def test_a_corrupt_share_ends_the_attempt(silent, whose, said):
     """Shamir's sharing would make another secret of it without a word, and the sum would be noise."""
     play = Play()
-    messages = play.told(silent)
-    told = wire.read_told(play.session, messages[1], 1)
-    told[whose] = bytes([told[whose][0] ^ 1]) + told[whose][1:]
-    messages[1] = wire.write_told(play.session, 1, told)
+    messages = play.revealed(silent)
+    revealed = wire.read_unmasking(play.session, messages[1], 1)
+    revealed[whose] = bytes([revealed[whose][0] ^ 1]) + revealed[whose][1:]
+    messages[1] = wire.write_unmasking(play.session, 1, revealed)
     for i, message in messages.items():
-        play.server.collect_told(i, message)
+        play.server.collect_unmasking(i, message)
     with pytest.raises(ProtocolError, match=f"{said}.*one is corrupt"):
         play.server.total()
 
@@ -613,9 +614,9 @@ def test_a_forged_signature_of_the_survivors_is_not_taken():
 def test_below_the_threshold_the_server_gets_nothing_at_any_stage(stage):
     play = Play(4, 3)
     server = play.server
-    close = [server.roster, server.sharers, server.survivors, server.request, server.total][stage]
-    said = [play.keys, play.shares, None, None, play.told][stage]
-    collect = [server.collect_keys, server.collect_shares, None, None, server.collect_told][stage]
+    close = [server.roster, server.sharers, server.survivor_list, server.request, server.total][stage]
+    said = [play.keys, play.shares, None, None, play.revealed][stage]
+    collect = [server.collect_keys, server.collect_shares, None, None, server.collect_unmasking][stage]
     if stage == 2:
         inboxes = play.inboxes()
         for i in (0, 1):
@@ -630,19 +631,19 @@ def test_below_the_threshold_the_server_gets_nothing_at_any_stage(stage):
             collect(i, messages[i])
     with pytest.raises(ProtocolError, match="at least 3 clients"):
         close()
-    for again in (server.roster, server.sharers, server.survivors, server.request, server.total):
+    for again in (server.roster, server.sharers, server.survivor_list, server.request, server.total):
         with pytest.raises(ProtocolError):
             again()
 
 
 def test_what_the_server_holds_opens_no_single_code():
-    """With every share that a whole protocol gives it, the server still lacks the pair masks of the living."""
+    """With every share that a whole protocol gives it, the server still lacks the pair masks of the survivors."""
     play = Play(4, 3, limits=((7, 200),))
-    messages = play.told()
+    messages = play.revealed()
     for i, message in messages.items():
-        play.server.collect_told(i, message)
+        play.server.collect_unmasking(i, message)
     assert (play.server.total()[0] == play.codes.sum(0)).all()
-    seeds = {i: combine(shares) for i, shares in play.server._shares_told().items()}
+    seeds = {i: combine(shares) for i, shares in play.server._revealed_shares().items()}
     again = Play(4, 3, limits=((7, 200),))
     words = masked(again)  # the same entropy: the same masks
     for i in range(4):

@@ -57,9 +57,9 @@ def test_a_bounded_code_is_no_longer_than_the_bound_and_points_the_same_way(valu
 class Attacks(FederatedCallback):
     """Client 0 sends the opposite of its update, a hundred times."""
 
-    def on_client_update(self, trainer, pl_module, round, upload):
-        if upload.client == 0:
-            upload.update.mul_(-100)
+    def on_client_update(self, trainer, pl_module, context, update):
+        if update.client == 0:
+            update.update.mul_(-100)
 
 
 CODECS = {"none": lambda: None, "linear": lambda: LinearCodec(2, block_size=16), "transform": lambda: TransformCodec(4, encoder_share=1.0)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import struct
 from dataclasses import replace
 
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedlight.aggregation import AggregationSetting, DropOuts, SecureAggregator
+from fedlight.aggregation import AggregationSetting, SecureAggregator
+from fedlight.aggregation.base import TRAIN, Held
 from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
@@ -35,7 +35,7 @@ from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
 from fedlight.modules import MLP
-from fedlight.modules.downlink import CatchUp, model_bytes
+from fedlight.rounds import CatchUp, Clients, StageDropOut
 from tests.federation import History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 CLIENTS = 8  # of tests.federation.federated_data, everybody in every round
@@ -55,12 +55,36 @@ class Arrived(FederatedCallback):
     """Remembers what the server's side is given."""
 
     def __init__(self) -> None:
-        self.uploads = []
-        self.bytes = []
+        self.replies = []
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        self.uploads.append(upload)
-        self.bytes.append(upload.update.untyped_storage().nbytes() + upload.buffers.untyped_storage().nbytes())
+    def on_client_message(self, trainer, pl_module, round, reply):
+        self.replies.append(reply)
+
+
+class Carried(Clients):
+    """Adds up what passes between the server and simulated clients, as bytes, by stage."""
+
+    def __init__(self) -> None:
+        self.up: dict[str, int] = {}
+        self.down: dict[str, int] = {}
+        self.payloads: dict[str, int] = {}
+        self.codecs = 0
+
+    def attach(self, simulated, format):
+        self.simulated = simulated
+        return self
+
+    def exchange(self, requests):
+        for request in requests:
+            self.down[request.stage] = self.down.get(request.stage, 0) + len(request.to_bytes())
+            self.payloads[request.stage] = self.payloads.get(request.stage, 0) + len(request.payload)
+            self.codecs += 0 if request.download is None else request.download.codec_bytes
+        for reply in self.simulated.exchange(requests):
+            self.up[reply.stage] = self.up.get(reply.stage, 0) + len(reply.to_bytes())
+            yield reply
+
+    def settle(self, key, counted):
+        self.simulated.settle(key, counted)
 
 
 def same_rounds(one: Spy, other: Spy) -> None:
@@ -112,31 +136,30 @@ def test_weights_travel_inside_the_sum():
     secure = run(module, 1, callbacks=[Weighs(), arrived])
     assert weights == [(sum(sizes.values()), CLIENTS)] * 2
     assert torch.equal(plain.totals[0], secure.totals[0]) and torch.equal(plain.weights[0], secure.weights[0])
-    assert {upload.weight for upload in arrived.uploads} == {1}
-    masked = sum(len(upload.message) for upload in arrived.uploads)
-    assert module.traffic.uplink == masked + module.traffic.handshake_up  # and no weight beside the masked codes
+    assert {reply.weight for reply in arrived.replies} == {None}
+    masked, traffic = sum(len(reply.payload) for reply in arrived.replies), module.server_state.traffic
+    assert traffic.uplink == masked + traffic.handshake_up  # and no weight beside the masked codes
 
 
 DROP_OUTS = [
-    DropOuts(clients=2),
-    DropOuts(advertise=0.1),
-    DropOuts(share=0.1),
-    DropOuts(masked=0.15),
-    DropOuts(consistency=0.15, unmask=0.1),
+    StageDropOut(clients=2),
+    StageDropOut(advertise_keys=0.1),
+    StageDropOut(share_keys=0.1),
+    StageDropOut(train=0.15),
+    StageDropOut(consistency_check=0.15, unmasking=0.1),
 ]
 
 
 @pytest.mark.parametrize("drop_outs", DROP_OUTS, ids=["two at any stage", "keys", "shares", "codes", "late"])
 def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
     """Whose attempts that failed are repeated: the later attempt's numbers are part of what clients draw."""
-    aggregator = SecureAggregator(CLIENTS, threshold=5, drop_outs=drop_outs)
-    history = History()
-    secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=10), 4, logger=history)
+    aggregator, history = SecureAggregator(CLIENTS, threshold=5), History()
+    secure = run(federated(codec=learned(), aggregator=aggregator, availability=drop_outs, max_attempts=10), 4, logger=history)
     attempts = {number: int(count) - 1 for number, count in history.rounds("round/attempts").items()}
-    survivors = {key: [] for key in secure.uploads}
-    for number, attempt, client in secure.uploads:
+    survivors = {key: [] for key in secure.replies}
+    for number, attempt, client in secure.replies:
         survivors.setdefault((number, attempt), []).append(client)
-    assert any(len(survivors[number, attempt]) < CLIENTS for number, attempt in attempts.items()) or drop_outs.unmask
+    assert any(len(survivors[number, attempt]) < CLIENTS for number, attempt in attempts.items()) or drop_outs.unmasking
 
     class Later(FederatedCallback):
         """Takes the aggregate away in attempts that the secure run had to repeat."""
@@ -155,6 +178,11 @@ def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
     same_rounds(secure, plain)
     assert plain_history.rounds("round/attempts") == history.rounds("round/attempts")
     assert plain_history.rounds("round/clients") == history.rounds("round/clients")
+    for number, attempt in attempts.items():
+        silent = list(drop_outs.draw(number, attempt, range(CLIENTS)).values())
+        # Whoever fell silent once its code had arrived is in the sum, and neither absent nor dropped.
+        assert history.rounds("round/absent")[number] == silent.count("advertise_keys")
+        assert history.rounds("round/dropped")[number] == silent.count("share_keys") + silent.count("train")
 
 
 def ordered(module, last: FederatedCallback) -> list[FederatedCallback]:
@@ -165,25 +193,25 @@ def ordered(module, last: FederatedCallback) -> list[FederatedCallback]:
 
 
 def test_a_cohort_below_the_threshold_fails_and_the_run_says_why(caplog):
-    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=1.0))
-    module = federated(codec=learned(), aggregator=aggregator)
+    module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS), availability=StageDropOut(train=1.0))
     start = weights_of(module)
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(RoundFailedError, match=r"in 3 attempts .*it fell silent before it had sent its code.*: declare cohorts"),
+        pytest.raises(RoundFailedError, match=r"in 3 attempts .*it fell silent at stage train.*: declare cohorts"),
     ):
         run(module, 1)
     assert "Round 0: attempt 2 ended without a sum. Expected at least 6 clients that sent a masked code but got 0" in caplog.text
     assert torch.equal(weights_of(module), start)
-    assert module.traffic.handshake_up > 0 and module.traffic.messages == 0 and module.traffic.ratio(10) == 0
+    traffic = module.server_state.traffic
+    assert traffic.handshake_up > 0 and traffic.messages == 0 and traffic.ratio(10) == 0
 
 
 def test_a_failed_attempt_is_repeated_with_new_keys_and_leaves_no_trace_in_the_codes():
     history = History()
-    aggregator = SecureAggregator(CLIENTS, drop_outs=DropOuts(masked=0.4, seed=1))
-    secure = run(federated(codec=learned(), aggregator=aggregator, max_attempts=50), 2, logger=history)
+    module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS), availability=StageDropOut(train=0.4, seed=1), max_attempts=50)
+    secure = run(module, 2, logger=history)
     assert max(history.rounds("round/attempts").values()) > 1
-    messages = [upload.message for upload in secure.uploads.values()]
+    messages = [reply.payload for reply in secure.replies.values()]
     assert len({message[21:37] for message in messages}) == sum(history.rounds("round/attempts").values())  # a session for each attempt
 
 
@@ -193,44 +221,59 @@ def test_the_server_side_is_given_masked_codes_alone():
     run(module, 2, callbacks=[arrived])
     plain = Arrived()
     run(federated(codec=learned()), 2, callbacks=[plain])
-    assert len(arrived.uploads) == len(plain.uploads) == 2 * CLIENTS
-    assert not any(arrived.bytes) and all(plain.bytes)  # an empty view would still hold the client's update
-    for masked, clear in zip(arrived.uploads, plain.uploads, strict=True):
-        assert masked.client == clear.client and len(masked.update) == 0 and math.isnan(masked.loss) and masked.weight == 1
-        assert masked.message[:2] == b"SA" and masked.message[3] == 4
+    assert len(arrived.replies) == len(plain.replies) == 2 * CLIENTS
+    for masked, clear in zip(arrived.replies, plain.replies, strict=True):
+        assert masked.client == clear.client and masked.simulation is None and masked.weight is None and masked.inside is None
+        assert masked.buffers.untyped_storage().nbytes() == 0  # an empty view would still hold what it is a view of
+        assert clear.simulation.update.norm() > 0
+        assert masked.payload[:2] == b"SA" and masked.payload[3] == 4
         format = module.codec.encoder.format
-        packed = masked.message[41:]
-        kind = masked.message[4]
+        packed = masked.payload[41:]
+        kind = masked.payload[4]
         words = np.array([(int.from_bytes(packed, "little") >> (kind * j)) % 2**kind for j in range(format.length)])
-        code = format.unpack(clear.message[16:]).numpy()
+        code = format.unpack(clear.payload[16:]).numpy()
         assert (words % 2**format.bits == code % 2**format.bits).mean() < 0.2
 
 
 def test_every_byte_of_every_stage_is_counted_in_both_directions():
-    n = CLIENTS
-    aggregator = SecureAggregator(n)
-    module = federated(codec=learned(), aggregator=aggregator)
-    history = History()
+    n, carried, history = CLIENTS, Carried(), History()
+    module = federated(codec=learned(), aggregator=SecureAggregator(n), clients=carried)
     spy = run(module, 2, logger=history)
-    masked = sum(len(upload.message) for upload in spy.uploads.values())
-    up = n * ((41 + 160) + (41 + 52 * (n - 1)) + (41 + 64) + (41 + 20 * n))
-    down = n * ((41 + 164 * n) + (41 + 52 * (n - 1)) + (41 + 4 * n) + (41 + 8 + 4 * n + 68 * n))
-    traffic = module.traffic
-    assert traffic.uplink == masked + 2 * up and traffic.handshake_up == 2 * up and traffic.messages == 2 * n
-    assert traffic.handshake_down == 2 * down
-    gains = sum(8 * len(broadcast) for broadcast in spy.broadcast.values())
-    encoders = traffic.codec
-    assert traffic.downlink == 2 * down + 2 * n * model_bytes(module) + encoders + n * gains
+    traffic, up, down = module.server_state.traffic, carried.up, carried.down
+    keys, shares, _, signatures, revealed = stages = SecureAggregator.stages
+    assert tuple(up) == tuple(down) == stages
+    masked = sum(len(reply.payload) for reply in spy.replies.values())
+    handshake = {keys: 41 + 160, shares: 41 + 52 * (n - 1), signatures: 41 + 64, revealed: 41 + 20 * n}
+    assert up == {stage: 2 * n * size for stage, size in handshake.items()} | {TRAIN: masked}
+    assert traffic.uplink == sum(up.values()) and traffic.handshake_up == sum(up.values()) - masked and traffic.messages == 2 * n
+    sizes = [16, 41 + 164 * n, 41 + 52 * (n - 1), 41 + 4 * n, 41 + 8 + 4 * n + 68 * n]  # a session, the roster, an inbox, two lists
+    assert carried.payloads == {stage: 2 * n * size for stage, size in zip(stages, sizes, strict=True)}
+    assert traffic.downlink == sum(down.values()) and traffic.codec == carried.codecs > 0
+    later = sum(down.values()) - down[keys]  # without secure aggregation there is the first request alone
+    assert traffic.handshake_down == later + carried.payloads[keys]
     assert traffic.mean_message == masked / (2 * n)
-    assert history.rounds("bytes/uplink_round") == {0: masked / 2 + up, 1: masked / 2 + up}
-    assert history.rounds("bytes/handshake") == {0: up + down, 1: 2 * (up + down)}
+    once = traffic.handshake_up / 2
+    assert history.rounds("bytes/uplink_round") == {0: masked / 2 + once, 1: masked / 2 + once}
+    assert history.rounds("bytes/handshake")[1] == traffic.handshake_up + traffic.handshake_down
+    assert history.rounds("bytes/handshake")[0] == pytest.approx(once + traffic.handshake_down / 2, rel=0.02)  # contexts are packed
+
+
+def test_the_download_is_that_of_a_run_without_it_but_for_the_name_of_its_stage():
+    found = []
+    for aggregator in (None, SecureAggregator(CLIENTS)):
+        module = federated(codec=learned(), aggregator=aggregator)
+        run(module, 3)
+        found.append(module.server_state.traffic)
+    plain, secure = found
+    named = len(SecureAggregator.stages[0]) - len(TRAIN)
+    assert secure.downlink - secure.handshake_down == plain.downlink + 3 * CLIENTS * named and plain.handshake_down == 0
 
 
 def test_the_ratio_is_that_of_masked_codes_with_their_headroom():
     def ratio(aggregator) -> float:
         module = federated(codec=QuantizeCodec(4), aggregator=aggregator)
         run(module, 1)
-        return module.traffic.ratio(module.layout.dim)
+        return module.server_state.traffic.ratio(module.layout.dim)
 
     dim = federated().layout.dim
     assert ratio(None) == 4 * dim / (16 + -(-dim * 4 // 8))
@@ -242,11 +285,11 @@ def test_nothing_under_sim_is_logged_unless_asked_for():
     for asked in (False, True):
         history = History()
         run(federated(codec=learned(), aggregator=SecureAggregator(CLIENTS, sim_logs=asked), sim_every=1), 2, logger=history)
-        logs.append({name for figures in history.steps.values() for name in figures if name.startswith("sim/")})
+        logs.append({name for metrics in history.steps.values() for name in metrics if name.startswith("sim/")})
     assert logs == [set(), {"sim/loss", "sim/relative_error", "sim/cosine", "sim/saturation"}]
 
 
-def test_figures_under_sim_are_those_of_a_run_without_it():
+def test_metrics_under_sim_are_those_of_a_run_without_it():
     histories = [History(), History()]
     for history, aggregator in zip(histories, (None, SecureAggregator(CLIENTS, sim_logs=True)), strict=True):
         run(federated(codec=learned(), aggregator=aggregator, sim_every=1), 2, logger=history)
@@ -257,9 +300,9 @@ def test_figures_under_sim_are_those_of_a_run_without_it():
 # -- resume ------------------------------------------------------------------------------------------------------------------------
 
 
-def secure_run(rounds: int, ckpt=None, **changes):
-    aggregator = SecureAggregator(4, **{"drop_outs": DropOuts(clients=1)} | changes)
-    module, history, spy = federated(codec=learned(), aggregator=aggregator), History(), Spy()
+def secure_run(rounds: int, ckpt=None, silent: int = 1, **changes):
+    parts = {"aggregator": SecureAggregator(4, **changes), "availability": StageDropOut(clients=silent)}
+    module, history, spy = federated(codec=learned(), **parts), History(), Spy()
     runner = trainer(rounds, logger=history, callbacks=[pretraining(), spy])
     runner.fit(module, datamodule=federated_data(sampler=Uniform(4)), ckpt_path=ckpt, weights_only=False)
     return module, runner, history, spy
@@ -271,11 +314,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_with_masks_of_its_ow
     runner.save_checkpoint(tmp_path / "three.ckpt")
     resumed, _, rest, again = secure_run(6, tmp_path / "three.ckpt")
     assert torch.equal(weights_of(straight), weights_of(resumed))
-    assert straight.traffic == resumed.traffic
+    assert straight.server_state.traffic == resumed.server_state.traffic
     for name in ("round/clients", "bytes/uplink", "bytes/handshake"):
         assert {k: v for k, v in whole.rounds(name).items() if k >= 3} == rest.rounds(name)
-    for key, upload in again.uploads.items():
-        assert upload.message != seen.uploads[key].message and torch.equal(again.totals[key[0]], seen.totals[key[0]])
+    for key, reply in again.replies.items():
+        assert reply.payload != seen.replies[key].payload and torch.equal(again.totals[key[0]], seen.totals[key[0]])
 
 
 def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
@@ -304,11 +347,13 @@ def test_no_key_or_seed_is_in_a_checkpoint(tmp_path, monkeypatch):
     assert not [secret for secret in kept if secret in content or secret.hex().encode() in content]
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 4}, {"max_weight": 3}, {"drop_outs": None}])
-def test_a_run_is_not_resumed_with_another_aggregator(changes, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"threshold": 4}, "aggregator"), ({"max_weight": 3}, "aggregator"), ({"silent": 0}, "availability")]
+)
+def test_a_run_is_not_resumed_with_another_aggregator_or_other_drop_outs(changes, name, tmp_path):
     _, runner, _, _ = secure_run(1)
     runner.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ConfigurationError, match="aggregator"):
+    with pytest.raises(ConfigurationError, match=name):
         secure_run(2, tmp_path / "one.ckpt", **changes)
 
 
@@ -378,12 +423,21 @@ def test_no_sum_is_opened_only_to_be_thrown_away():
     opened: list[int] = []
 
     class Opens(SecureAggregator):
-        def close(self, round, device):
-            super().close(round, device)
-            opened.append(round.codes.count)
+        def collector(self, *arguments):
+            collector = super().collector(*arguments)
+            finish = collector.finish
 
-    history, aggregator = History(), Opens(8, threshold=7, drop_outs=DropOuts(masked=0.2, seed=1))
-    run(federated(codec=learned(), min_clients=7, max_attempts=50, aggregator=aggregator), 3, logger=history)
+            def noted():
+                codes = finish()
+                opened.append(codes.count)
+                return codes
+
+            collector.finish = noted
+            return collector
+
+    history, silent = History(), StageDropOut(train=0.2, seed=1)
+    module = federated(codec=learned(), min_clients=7, max_attempts=50, aggregator=Opens(8, threshold=7), availability=silent)
+    run(module, 3, logger=history)
     assert max(history.rounds("round/attempts").values()) > 1 and len(opened) == 3 and min(opened) >= 7
 
 
@@ -392,7 +446,7 @@ def test_local_batch_norm_goes_with_it():
     same_rounds(plain, run(federated(mlp(norm=True), codec=learned(), batch_norm="local", aggregator=SecureAggregator(8))))
 
 
-def test_a_cohort_that_is_larger_than_declared_sends_nothing_and_is_drawn_anew():
+def test_a_cohort_that_is_larger_than_declared_sends_nothing_and_is_drawn_again():
     """Cohorts of Poisson sampling differ in size: one that might overflow is as good as one that is too small."""
     data = federated_data(sampler=Poisson(0.6), seed=6)
     data.setup()
@@ -428,8 +482,8 @@ def test_sums_of_too_many_bits_are_refused_when_the_codec_is_known():
 
 def test_a_message_of_a_run_opens_with_struct():
     module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
-    for (number, _, client), upload in run(module, 2).uploads.items():
-        fields = struct.unpack_from("<2sBBBIIII16sI", upload.message)
+    for (number, _, client), reply in run(module, 2).replies.items():
+        fields = struct.unpack_from("<2sBBBIIII16sI", reply.payload)
         assert fields[:3] == (b"SA", 1, 4)
         assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
 
@@ -437,48 +491,58 @@ def test_a_message_of_a_run_opens_with_struct():
 # -- what clients agree on ---------------------------------------------------------------------------------------------------------
 
 
-class Sessions(FederatedCallback):
-    """Remembers the session of every round, and what was announced in it."""
+class Sessions(SecureAggregator):
+    """Remembers every session that the server or a client made of what it holds, with the context."""
 
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[Session, Context]] = {}
+    def __init__(self, cohort: int = CLIENTS, max_weight: int = 1) -> None:
+        super().__init__(cohort, max_weight=max_weight)
+        self.made: list[tuple[Session, Context]] = []
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        self.seen[round.context.round] = pl_module.aggregator._running.server.session, round.context
+    def session(self, id: bytes, held: Held) -> Session:
+        self.made.append((super().session(id, held), held.context))
+        return self.made[-1][0]
 
 
 def sessions_of(**changes) -> dict[int, tuple[Session, Context]]:
-    sessions = Sessions()
-    run(federated(**{"codec": learned(), "aggregator": SecureAggregator(CLIENTS)} | changes), 2, callbacks=[sessions])
-    return sessions.seen
+    """Return the session of every round and the context in it, after both sides have been found to agree."""
+    aggregator = changes.pop("aggregator", None) or Sessions()
+    run(federated(**{"codec": learned(), "aggregator": aggregator} | changes), 2)
+    by_round = {context.round: (session, context) for session, context in aggregator.made}
+    assert len(by_round) == 2 and len(aggregator.made) > 2  # the server's, and one that all clients of this process share
+    assert all(session == by_round[context.round][0] for session, context in aggregator.made)
+    return by_round
 
 
-def test_every_session_is_bound_to_what_was_announced():
+def test_every_session_is_bound_to_what_was_broadcast():
     """A gain that differed between clients would leave one client's code alone in the sum."""
-    seen = sessions_of()
-    for session, context in seen.values():
+    for session, context in sessions_of().values():
         assert "gain" in str(context.broadcast)
-        told = replace(context, broadcast={**context.broadcast, "server": {}})
-        assert session.broadcast == digest_context(told) != digest_context(replace(told, broadcast={"1": {"gain": 1e30}, "server": {}}))
+        other = replace(context, broadcast={"1": {"gain": 1e30}})
+        assert session.broadcast == digest_context(context) != digest_context(other)
 
 
 class Announces(FedAvg):
-    """An algorithm whose server tells clients a number before every round."""
+    """An algorithm whose server broadcasts a number before every round."""
 
-    def __init__(self, told: float) -> None:
+    def __init__(self, level: float) -> None:
         super().__init__(lr=0.1, steps=3, batch_size=8)
-        self._told = told
+        self._level = level
 
     def broadcast(self, state):
-        return {"level": torch.tensor(self._told)}
+        return {"level": torch.tensor(self._level)}
 
 
-def test_every_session_is_bound_to_what_the_algorithms_server_announced():
+def test_every_session_is_bound_to_what_the_algorithms_server_broadcasts():
     for session, context in sessions_of(algorithm=Announces(2.0)).values():
         digests = [
-            digest_context(replace(context, broadcast={**context.broadcast, "server": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)
+            digest_context(replace(context, broadcast={**context.broadcast, "algorithm": {"level": torch.tensor(x)}})) for x in (2.0, 3.0)
         ]
         assert session.broadcast == digests[0] != digests[1]
+
+
+def test_every_session_is_bound_to_the_model():
+    (first, _), (second, _) = sessions_of().values()
+    assert len(first.model) == 32 and first.model != second.model and first.encoder == second.encoder
 
 
 def test_every_session_is_bound_to_how_clients_train():
@@ -488,6 +552,6 @@ def test_every_session_is_bound_to_how_clients_train():
         {"algorithm": FedAvg(lr=1e-9, steps=2, batch_size=8)},
         {"algorithm": FedAvg(lr=1e-9, steps=3, batch_size=8)},
         {"network": mlp(dropout=0.5)},
-        {"weighting": "samples", "aggregator": SecureAggregator(CLIENTS, max_weight=1000)},
+        {"weighting": "samples", "aggregator": Sessions(max_weight=1000)},
     ]
     assert len({sessions_of(**changes)[0][0].training for changes in settings}) == len(settings)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedlight.audit.victim import Pixels, Victim
-from fedlight.audit.views import CodeView, NoisyView, Sight, View
+from fedlight.audit.views import CodeView, NoisyView, Observation, View
 from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
@@ -96,7 +96,7 @@ def test_noise_has_the_deviation_that_it_says_and_messages_are_clipped():
 @pytest.mark.parametrize("options", [{"clients": 0}, {"batch_size": 0}, {"local_steps": 0}, {"noise": -1.0}, {"clip": 0.0}])
 def test_a_sight_out_of_range_is_refused(options):
     with pytest.raises(ConfigurationError, match="Expected `"):
-        Sight(**options)
+        Observation(**options)
 
 
 def test_a_victims_update_is_what_sgd_does():

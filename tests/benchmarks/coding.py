@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from fedlight.clients import FedAvg, LocalModel, record_bank
-from fedlight.codecs import ChainCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import ChainCodec, EntropyCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.two_sided import TwoSidedEncoder
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, ServerContext
-from fedlight.core.export import encoder_bytes
+from fedlight.core.export import encoder_file
 from fedlight.core.random import torch_generator
 from fedlight.core.running_sum import RunningSum
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Torchvision
@@ -31,9 +31,10 @@ ROUNDS, CLIENTS = 20, 2
 
 CODECS: dict[str, Callable[[], Codec]] = {
     "TransformCodec(128)": lambda: TransformCodec(128),
+    "TwoSidedCodec(6.4), EntropyCodec(20)": lambda: ChainCodec([TwoSidedCodec(6.4, factor_bits=6, encoder_share=0.22), EntropyCodec(20)]),
     "TwoSidedCodec(16), QuantizeCodec(4)": lambda: ChainCodec([TwoSidedCodec(16), QuantizeCodec(4)]),
 }
-"""Both at 128 times or more, beside 32-bit updates."""
+"""All at 128 times or more, beside 32-bit updates."""
 
 
 def group_norm(channels: int) -> nn.Module:
@@ -200,7 +201,7 @@ def row(bench: Bench, name: str, fits: list[float], rounds: list[dict[str, Any]]
         "coefficients": codec.encoder.code_dim,
         "ranks_left": sorted(left for left, *_ in factored),
         "ranks_right": sorted(rank for _, *right in factored for rank in right),
-        "encoder_bytes": encoder_bytes(codec),
+        "encoder_bytes": len(encoder_file(codec)),
         "runs": shares,
     }
 

@@ -21,14 +21,16 @@ from throughput import BATCH, COHORT, LR, STEPS, linear, load_data
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fedlight.aggregation.base import TRAIN, Held, Sealer
 from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Threaded, Vectorized
-from fedlight.clients.store import ClientStore
+from fedlight.codecs import IdentityCodec
 from fedlight.core.codec import Context
 from fedlight.core.cores import usable_cores
-from fedlight.core.rounds import Round
+from fedlight.core.layout import Layout
+from fedlight.core.model import Model
 from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
-from fedlight.modules.runner import CohortRunner
+from fedlight.rounds import ClientHost, Download, Request
 
 TOLERANCE = 1e-4  # median relative distance of the engines' updates: cuDNN may choose other kernels for one client and for many
 FARTHEST = 1e-2  # of any client's: where two numbers are nearly equal, rounding decides which one max pooling takes
@@ -43,6 +45,14 @@ def cnn() -> nn.Module:
     return network
 
 
+class Nothing(Sealer):
+    """Sends nothing of a code but that there is one."""
+
+    def seal(self, client: int, code: torch.Tensor, weight: int, payload: bytes, held: Held) -> bytes:
+        """Return one byte."""
+        return b"-"
+
+
 WORKLOADS = {"b1": ("B1 linear(3072, 10)", linear), "b2": ("B2 BenchmarkCNN without dropout", cnn)}
 
 
@@ -53,7 +63,9 @@ class Contest:
         self.model = LocalModel(network, lambda net, x, y: cross_entropy(net(x), y), device)
         self.data = data.to(device)
         self.device = device
-        self.start = self.model.weights.clone()
+        self.start = Model(self.model.weights.clone(), self.model.buffers.clone())
+        self.codec = IdentityCodec()
+        self.codec.bind(Layout.of(network))
         self.algorithm = FedAvg(lr=LR, batch_size=BATCH, epochs=1)
         self.engines: dict[str, Engine] = {"sequential": Sequential(), f"vectorized({clients})": Vectorized(clients)}
         if device.type == "cpu":
@@ -61,10 +73,11 @@ class Contest:
 
     def run(self, name: str, number: int) -> list[torch.Tensor]:
         """Return the updates of one round's clients."""
-        cohort = self.data.cohort(number)
-        runner = CohortRunner(self.model, self.algorithm, self.data, ClientStore(), False, None, engine=self.engines[name])
-        uploads = runner.run(Round(Context(round=number), cohort, cohort), self.start, self.model.buffers.clone())
-        return [upload.update for upload in uploads]
+        host = ClientHost(self.model, self.algorithm, self.data.client_data, self.codec, Nothing(), engine=self.engines[name])
+        context, download = Context(round=number), Download(number, model=self.start, result=self.start)
+        requests = [Request(client, TRAIN, context, download) for client in self.data.cohort(number).tolist()]
+        updates = [reply.simulation.update for reply in host.answers(requests) if reply.simulation is not None]
+        return [update for update in updates if update is not None]
 
     def seconds(self, name: str, rounds: int) -> float:
         """Return the seconds of so many rounds, the device's queue emptied at both ends."""

@@ -54,7 +54,7 @@ def session(vector: Vector, cohort: int) -> dict[str, Any]:
     settings = Session(bytes(16), 0, format, default_threshold(cohort), 0, *4 * [bytes(32)])
     codes = np.random.default_rng(0).integers(-limit, limit + 1, (cohort, vector.length))
     identities, spent = Identities(), Spent()
-    directory = identities.directory(range(cohort))
+    directory = {i: identities[i] for i in range(cohort)}
     clients = {i: SecureClient(settings, i, identities.of(i), directory) for i in range(cohort)}
     server = SecureServer(settings, range(cohort), directory)
     up = dict.fromkeys(clients, 0)
@@ -74,12 +74,12 @@ def session(vector: Vector, cohort: int) -> dict[str, Any]:
         message = spent.on(i, lambda i=i: clients[i].masked_code(inboxes[i], codes[i]))
         up[i] -= len(message)  # counted by itself
         said(i, message, server.collect_masked)
-    survivors = spent.on("server", server.survivors)
+    survivors = spent.on("server", server.survivor_list)
     for i in there:
         said(i, spent.on(i, lambda i=i: clients[i].consistency(survivors)), server.collect_signature)
     request = spent.on("server", server.request)
     for i in there:
-        said(i, spent.on(i, lambda i=i: clients[i].unmask(request)), server.collect_told)
+        said(i, spent.on(i, lambda i=i: clients[i].unmask(request)), server.collect_unmasking)
     total, _ = spent.on("server", server.total)
     assert (total == codes[there].sum(0)).all()
     down = len(roster) + len(inboxes[there[0]]) + len(survivors) + len(request)
@@ -115,7 +115,7 @@ def measure(repeats: int) -> tuple[list[dict[str, Any]], str]:
         results = {vector: [session(vector, cohort) for _ in range(times)] for vector in VECTORS}
         found = {vector: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for vector, runs in results.items()}
         raw = found[VECTORS[-1]]
-        for vector, figures in found.items():
+        for vector, measured in found.items():
             rows.append(
                 {
                     "benchmark": "B6",
@@ -123,10 +123,10 @@ def measure(repeats: int) -> tuple[list[dict[str, Any]], str]:
                     "cohort": cohort,
                     "threshold": default_threshold(cohort),
                     "code_dim": vector.length,
-                    "raw_over_this": raw["vector_seconds"] / figures["vector_seconds"],
+                    "raw_over_this": raw["vector_seconds"] / measured["vector_seconds"],
                     "dim_over_code_dim": DIM / vector.length,
                     "runs": [run["client_seconds"] for run in results[vector]],
-                    **figures,
+                    **measured,
                 }
             )
     return rows, "B6: every tenth client sends keys and shares and no code; thresholds are the default"

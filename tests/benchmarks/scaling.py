@@ -108,7 +108,7 @@ def run(width: int, codec: str, cohort: int, processes: int, rounds: int) -> dic
         "seconds": statistics.median(clock.seconds[1:]),
         "runs": clock.seconds[1:],
         "bytes_all_reduced": round(statistics.mean(clock.reduced[1:])),  # sums of integers travel as narrow as they fit, round by round
-        "message_bytes": module.traffic.mean_message,
+        "message_bytes": module.server_state.traffic.mean_message,
     }
 
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from fedlight.callbacks import FederatedCallback
 from fedlight.cli import fit
-from fedlight.core.rounds import Round, Upload
 from fedlight.data import ClientSampler
+from fedlight.rounds import Call, Reply
 
 
 class Record(FederatedCallback):
@@ -36,10 +36,24 @@ class Record(FederatedCallback):
         self.sums: dict[int, torch.Tensor] = {}
         self.seconds = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put a clock on the aggregator."""
-        for name in ("open", "leave", "arrive", "close"):
-            setattr(pl_module.aggregator, name, self._timed(getattr(pl_module.aggregator, name)))
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Put a clock on both halves of the aggregation, before the run makes them."""
+        aggregator = pl_module.aggregator
+        if stage == "fit":
+            aggregator.sealer = self._clock(aggregator.sealer, ("answer", "seal"))
+            aggregator.collector = self._clock(aggregator.collector, ("requests", "receive", "finish"))
+
+    def _clock(self, make: Any, names: tuple[str, ...]) -> Any:
+        """Return what makes the same half with a clock on it."""
+
+        @wraps(make)
+        def made(*arguments: Any) -> Any:
+            half = make(*arguments)
+            for name in names:
+                setattr(half, name, self._timed(getattr(half, name)))
+            return half
+
+        return made
 
     def _timed(self, call: Any) -> Any:
         @wraps(call)
@@ -51,13 +65,13 @@ class Record(FederatedCallback):
 
         return timed
 
-    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Round, upload: Upload) -> None:
+    def on_client_message(self, trainer: Trainer, pl_module: LightningModule, round: Call, reply: Reply) -> None:
         """Note whose code arrived."""
-        self.survivors.setdefault(round.context.round, []).append(upload.client)
+        self.survivors.setdefault(round.context.round, []).append(reply.client)
 
-    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Round) -> None:
+    def on_round_end(self, trainer: Trainer, pl_module: LightningModule, round: Call) -> None:
         """Note the sum."""
-        assert round.codes.total is not None and round.public.attempt == 0, "an attempt failed: lower `drop_outs`"
+        assert round.codes.total is not None and round.context.attempt == 0, "an attempt failed: lower `model.availability`"
         self.sums[round.context.round] = round.codes.total.clone()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +108,7 @@ def main() -> None:
         secure, plain = Path(scratch) / "secure", Path(scratch) / "plain"
         one, with_it = run(options, secure)
         sampler = ["--data.sampler", "survivors.Survivors", "--data.sampler.folder", str(secure)]
-        other, without = run([*options, "--model.aggregator", "null", *sampler], plain)
+        other, without = run([*options, "--model.aggregator", "null", "--model.availability", "null", *sampler], plain)
         sums = [torch.load(folder / "sums.pt") for folder in (secure, plain)]
         counted, seconds = (json.loads((secure / "rounds.json").read_text())[name] for name in ("survivors", "seconds"))
     models = [load_file(folder / "model.safetensors") for folder in (one, other)]

@@ -6,7 +6,9 @@ import torch
 from fedlight.callbacks import UpdateRecorder
 from fedlight.clients import Scaffold
 from fedlight.core.bank import UpdateBank
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError
+from fedlight.rounds import ClientUpdate
 from tests.federation import federated, run
 
 
@@ -18,7 +20,7 @@ def test_the_bank_holds_the_updates_of_the_first_clients(tmp_path):
     assert bank.layout == module.layout
     for row, number in enumerate((0, 2, 4)):
         for client in range(3):
-            assert torch.equal(bank.updates[row, client], spy.uploads[number, 0, client].update)
+            assert torch.equal(bank.updates[row, client], spy.replies[number, 0, client].simulation.update)
     assert torch.equal(recorder.bank(module.layout).updates, bank.updates)
 
 
@@ -35,6 +37,17 @@ def test_rounds_with_too_few_clients_are_left_out(tmp_path):
         recorder.bank(module.layout)
 
 
+def test_a_client_whose_training_failed_is_not_recorded():
+    """Under a privacy mechanism it sends zeros, which are no update."""
+    module, recorder = federated(), UpdateRecorder(clients=1)
+    recorder.on_round_start(None, module, None)
+    failed = ClientUpdate(0, torch.full((module.layout.dim,), float("nan")), torch.empty(0), 1, 0.0, usable=False)
+    recorder.on_client_update(None, module, Context(), failed)
+    recorder.on_round_end(None, module, None)
+    with pytest.raises(ConfigurationError, match="no round had 1 usable clients"):
+        recorder.bank(module.layout)
+
+
 def test_recording_changes_nothing(tmp_path):
     plain, recorded = federated(), federated()
     run(plain, 2)
@@ -44,12 +57,13 @@ def test_recording_changes_nothing(tmp_path):
 
 def test_uploads_of_several_vectors_are_written_whole(tmp_path):
     module, recorder = federated(algorithm=Scaffold()), UpdateRecorder(clients=1, path=str(tmp_path / "bank.safetensors"))
-    upload = SimpleNamespace(update=torch.arange(float(2 * module.layout.dim + 1)))
-    for hook in (recorder.on_round_start, lambda *given: recorder.on_client_update(*given, upload), recorder.on_round_end):
-        hook(None, module, SimpleNamespace(context=SimpleNamespace(round=0)))
+    update = ClientUpdate(0, torch.arange(float(2 * module.layout.dim + 1)), torch.empty(0), 1, 0.0)
+    recorder.on_round_start(None, module, None)
+    recorder.on_client_update(None, module, Context(), update)
+    recorder.on_round_end(None, module, None)
     recorder.on_train_end(SimpleNamespace(), module)
     bank = UpdateBank.load(tmp_path / "bank.safetensors")
-    assert torch.equal(bank.updates[0, 0], upload.update) and bank.layout == module.upload_layout
+    assert torch.equal(bank.updates[0, 0], update.update) and bank.layout == module.upload_layout
 
 
 def test_several_processes_are_refused():

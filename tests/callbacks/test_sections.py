@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 
 from fedlight.callbacks import CodecRefresh
-from fedlight.callbacks.sections import each_in_section
 from fedlight.clients import FedAvg
 from fedlight.codecs import PowerSGDCodec
 from fedlight.core.pretraining import ProxyFederation
+from fedlight.modules.watch import CallbackWatch
 from tests.federation import federated, learned, run, trainer
 
 CLIENTS, ROUNDS = 8, 2
@@ -32,7 +33,7 @@ def test_the_steps_of_a_round_are_listed():
     expected = {
         "train_client": cohorts + ROUNDS,  # and the end of each cohort
         "encode": cohorts,
-        "sum": cohorts + 2 * ROUNDS,  # opened and closed
+        "sum": cohorts + ROUNDS,  # and what comes out
         **dict.fromkeys(("downlink", "all_reduce", "decode", "server_step", "log"), ROUNDS),
     }
     assert sections() == expected
@@ -65,7 +66,8 @@ def test_an_iterable_that_fails_leaves_no_section_open():
         raise ValueError("the second")
 
     profiler = SimpleProfiler()
-    items = each_in_section(trainer(profiler=profiler), "work", work())
+    watch = CallbackWatch(SimpleNamespace(trainer=trainer(profiler=profiler)))
+    items = watch.each_in_section("work", work())
     assert next(items) == 1
     with pytest.raises(ValueError, match="the second"):
         next(items)

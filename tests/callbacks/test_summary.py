@@ -52,7 +52,7 @@ def test_every_promised_figure_is_there_and_right(finished):
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) >= KEYS
     assert (summary["rounds"], summary["clients"], summary["seed"]) == (4, 8, 3)
-    traffic = module.traffic
+    traffic = module.server_state.traffic
     assert (summary["uplink_bytes"], summary["downlink_bytes"]) == (traffic.uplink, traffic.downlink)
     assert summary["codec_bytes"] == traffic.codec > 0
     assert summary["encoder_bytes"] == len((folder / "encoder.safetensors").read_bytes())

@@ -3,12 +3,15 @@ of a convex problem, and does what its paper says of it."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedlight.clients import Ditto, FedAvg, FedDyn, FedNova, FedProx, LocalModel, Memory, QFedAvg, Scaffold
+from fedlight.clients import ClientOptimizer, Ditto, FedAvg, FedDyn, FedNova, FedProx, LocalModel, Memory, QFedAvg, Scaffold
 from fedlight.clients.fednova import effective_steps
+from tests.clients.test_algorithms import ALGORITHMS
 
 
 class Point(nn.Module):
@@ -43,6 +46,28 @@ def federation(algorithm, rounds: int, start: Tensor | None = None, clients=CLIE
             uploads.append(algorithm.run(model, x, torch.zeros(1), number, generator, memory).upload())
         weights = weights - algorithm.step(torch.stack(uploads).mean(0), 1.0, state)
     return weights
+
+
+@pytest.mark.parametrize("samples", [1, 3, 4, 10])
+@pytest.mark.parametrize("name", [*ALGORITHMS, "own optimizer, epochs", "own optimizer, steps"])
+def test_its_work_is_the_samples_that_it_goes_through(name: str, samples: int) -> None:
+    """In every round: as a new client and as one that remembers."""
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    own = {"epochs": ClientOptimizer(sgd, batch_size=4, epochs=2), "steps": ClientOptimizer(sgd, batch_size=4, steps=5)}
+    algorithm = ALGORITHMS[name]() if name in ALGORITHMS else own[name.rpartition(" ")[2]]
+    gone_through = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        gone_through.append(len(y))
+        return nn.functional.cross_entropy(model(x), y)
+
+    model, memory = LocalModel(nn.Linear(4, 3), objective), Memory()
+    for number in range(2):
+        gone_through.clear()
+        model.load(torch.zeros_like(model.weights), model.buffers.clone())
+        memory.server = algorithm.broadcast({})
+        algorithm.run(model, torch.ones(samples, 4), torch.arange(samples) % 3, number, torch.Generator(), memory)
+        assert sum(gone_through) == algorithm.work(samples)
 
 
 @pytest.mark.parametrize(

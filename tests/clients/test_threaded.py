@@ -277,8 +277,9 @@ def test_augmentations_and_algorithms_that_draw_from_it_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_is_taken_and_leaves_the_global_generator_alone(name: str) -> None:
-    before = torch.get_rng_state()
-    check(local_model(), algorithm=ALGORITHMS[name]())
+    model = local_model()
+    before = torch.get_rng_state()  # of after the seed that the model was made from
+    check(model, algorithm=ALGORITHMS[name]())
     assert torch.equal(torch.get_rng_state(), before)
 
 

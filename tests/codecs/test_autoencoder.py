@@ -16,14 +16,14 @@ def untrained(codec: Codec, bank: UpdateBank) -> dict[str, float]:
 
 
 def lbfgs(codec: Codec, bank: UpdateBank) -> dict[str, float]:
-    """Full-batch L-BFGS in float64 on the recorded cohorts, until nothing moves."""
+    """Full-batch L-BFGS in float64 on the recorded cohorts, until next to nothing moves."""
     codec.encoder.double()
     codec.decoder.double()
     updates = bank.updates.double()
     target = updates.mean(1)
     parameters = [*codec.encoder.parameters(), *codec.decoder.parameters()]
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=1500, max_eval=3000, history_size=20, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        parameters, max_iter=300, max_eval=600, history_size=20, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:

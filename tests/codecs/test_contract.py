@@ -1,7 +1,7 @@
 """Every law of fedlight/core/codec.py, on every codec. A new codec is one more row in ``CODECS``.
 
-Which laws a codec has to keep follows from what it declares: ``additive``, ``linear``, ``unbiased``, ``integer``, ``passes``,
-``client_state``, ``needs_fit``. What is said of a message is said of every pass's.
+Which laws a codec has to keep follows from what it declares: ``additive``, ``linear``, ``unbiased``, ``integer``, ``fixed_width``,
+``passes``, ``client_state``, ``needs_fit``. What is said of a message is said of every pass's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedlight.codecs import (
     AutoencoderCodec,
     ChainCodec,
     CountSketchCodec,
+    EntropyCodec,
     GridCodec,
     HalfCodec,
     IdentityCodec,
@@ -30,18 +31,19 @@ from fedlight.codecs import (
     PowerSGDCodec,
     QSGDCodec,
     QuantizeCodec,
+    StackedCodec,
     TopKCodec,
     TransformCodec,
     TwoSidedCodec,
 )
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Private, ServerContext, State, TrainCodec, require_additive
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State, TrainCodec, require_additive, require_fixed_width
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.export import (
     codec_from_config,
     codec_state,
-    encoder_bytes,
+    encoder_file,
     load_codec,
     load_decoder,
     load_encoder,
@@ -50,7 +52,7 @@ from fedlight.core.export import (
 )
 from fedlight.core.layout import Layout
 from fedlight.core.simulate import simulate_round
-from fedlight.core.wire import HEADER, CodeFormat
+from fedlight.core.wire import HEADER, CodeFormat, Format
 
 CODECS: dict[str, Callable[[], Codec]] = {
     "identity": IdentityCodec,
@@ -73,6 +75,9 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "quantize 4": lambda: QuantizeCodec(4),
     "quantize 9": lambda: QuantizeCodec(9),
     "grid 12": lambda: GridCodec(1e-2, 12),
+    "entropy": lambda: EntropyCodec(4),
+    "two-sided and entropy": lambda: ChainCodec([TwoSidedCodec(1.5), EntropyCodec(5)]),
+    "autoencoder and entropy": lambda: ChainCodec([AutoencoderCodec(2, block_size=16, width=8), EntropyCodec(5)]),
     "qsgd 8": lambda: QSGDCodec(8),
     "qsgd 4, small buckets, max": lambda: QSGDCodec(4, 16, "max"),
     "top-k": lambda: TopKCodec(4),
@@ -102,16 +107,17 @@ def stages_of(codec: Codec) -> list[Codec]:
 
 
 def draws(codec: Codec) -> bool:
-    """Whether encoding draws random numbers: nothing else makes integers, or loses precision without bias."""
+    """Whether encoding draws random numbers: else integers are rounded to nearest, and precision is not lost without bias."""
     last = stages_of(codec)[-1]
-    return last.integer or (last.unbiased and not last.linear)
+    return (last.integer and last.fixed_width) or (last.unbiased and not last.linear)
 
 
 def rows(wanted: Callable[[Codec], bool]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [name for name, make in CODECS.items() if wanted(make())], indirect=True)
 
 
-rounding = rows(lambda codec: codec.integer)
+integer = rows(lambda codec: codec.integer)
+rounding = rows(lambda codec: codec.integer and draws(codec))
 adaptive = rows(lambda codec: codec.integer and not isinstance(stages_of(codec)[-1], GridCodec))
 exact = rows(lambda codec: not draws(codec))
 linear = rows(lambda codec: codec.linear)
@@ -219,7 +225,9 @@ def test_a_code_is_no_longer_than_the_budget(case: Case) -> None:
         in_bytes = not stage.additive or (stage.integer and hasattr(stage, "ratio"))
         for step in range(stage.passes):
             format = stage.encoder.format_at(step)
-            assert format.length >= 1 and (format.payload_bytes <= 4 * budget if in_bytes else format.length <= budget)
+            assert format.length >= 1
+            if format.fixed_width:
+                assert format.payload_bytes <= 4 * budget if in_bytes else format.length <= budget
         numbers = budget
 
 
@@ -274,7 +282,7 @@ def test_finite_stays_finite(case: Case, scale: float, seed: int, sparse: bool) 
         code = case.encode(updates[0], 0, step)
         assert torch.isfinite(code).all() and torch.isfinite(case.open(code)).all()
         assert torch.isfinite(case.decode(case.open(code), step)).all()
-        assert len(case.message(updates[0], 0, step)) == HEADER.size + case.codec.encoder.format_at(step).payload_bytes
+        assert has_its_length(case.message(updates[0], 0, step), case.codec.encoder.format_at(step))
     server: State = {}
     clients: list[State] = [{} for _ in updates]
     for aggregate in run(case.codec, [updates, updates], server, clients):
@@ -337,7 +345,9 @@ def test_reconstruct_is_encode_mean_decode(case: Case) -> None:
     private, reply = Private(torch.Generator().manual_seed(4)), {}
     for step in case.passes:
         context = Context(step=step, broadcast={**case.codec.decoder.broadcast(state), **reply})
-        codes = case.open(case.codec.encoder.encode(case.held.updates[0], context, private))
+        codes = case.codec.encoder.encode(case.held.updates[0], context, private)
+        case.codec.decoder.record_lengths(case.codec.mean_bytes(codes, step), state)
+        codes = case.open(codes)
         expected = case.codec.decoder.decode(codes.float().mean(0), ServerContext.of(context, case.held.clients), state)
         reply = {"reply": expected}
     carried: State = {}
@@ -353,10 +363,30 @@ def test_a_simulated_round_is_what_reconstruct_computes(case: Case) -> None:
         torch.testing.assert_close(simulate_round(case.codec, updates), together, rtol=1e-3, atol=1e-6)
 
 
-def test_a_message_has_exactly_the_predicted_length(case: Case) -> None:
+def has_its_length(message: bytes, format: Format) -> bool:
+    """Whether a message has the predicted length, or at most that if lengths differ."""
+    predicted = HEADER.size + format.payload_bytes
+    return len(message) == predicted if format.fixed_width else len(message) <= predicted
+
+
+def test_a_message_has_the_predicted_length(case: Case) -> None:
     for step in case.passes:
-        format = case.codec.encoder.format_at(step)
-        assert len(case.message(case.held.updates[0, 0], 0, step)) == HEADER.size + format.payload_bytes
+        message = case.message(case.held.updates[0, 0], 0, step)
+        assert has_its_length(message, case.codec.encoder.format_at(step))
+        assert case.codec.mean_bytes(case.encode(case.held.updates[0, 0], 0, step), step) == len(message)
+
+
+def test_a_codec_says_whether_masks_can_hide_its_messages(case: Case) -> None:
+    """Those of one length: the others are refused where they must be."""
+    assert all(case.codec.encoder.format_at(step).fixed_width == case.codec.fixed_width for step in case.passes)
+    if case.codec.fixed_width:
+        require_fixed_width(case.codec, "this test")
+        return
+    assert case.codec.integer and case.codec.additive
+    with pytest.raises(ConfigurationError, match="messages have one length, which secure aggregation needs.*choose TransformCodec"):
+        require_fixed_width(case.codec, "secure aggregation")
+    with pytest.raises(ConfigurationError, match="messages have one length, which an algorithm whose clients upload several"):
+        StackedCodec(case.codec)
 
 
 def test_a_message_carries_the_code_exactly(case: Case) -> None:
@@ -549,16 +579,16 @@ def test_any_layout_works_or_is_refused_with_a_way_out(make: Callable[[], Codec]
         with pytest.raises(ConfigurationError, match="choose a smaller `ratio`"):
             codec.fit(bank, untrained)
         return
-    lengths: list[tuple[int, int]] = []
+    sent: list[tuple[int, bytes]] = []
     server: State = {}
     clients: list[State] = [{} for _ in range(3)]
     for number in range(2):
         aggregate = simulate_round(
-            codec, updates[number], [1, 3, 2], Context(round=number), server, clients, lambda step, _, m: lengths.append((step, len(m)))
+            codec, updates[number], [1, 3, 2], Context(round=number), server, clients, lambda step, _, m: sent.append((step, bytes(m)))
         )
         assert aggregate.shape == (layout.dim,) and torch.isfinite(aggregate).all()
-    assert all(length == HEADER.size + codec.encoder.format_at(step).payload_bytes for step, length in lengths)
-    assert len(lengths) == 2 * 3 * codec.passes
+    assert all(has_its_length(message, codec.encoder.format_at(step)) for step, message in sent)
+    assert len(sent) == 2 * 3 * codec.passes
 
 
 # Descriptions and files
@@ -589,7 +619,7 @@ def test_an_exported_codec_is_the_same_codec(case: Case, tmp_path: Path) -> None
 
 def test_each_half_works_alone_from_its_own_file(case: Case, tmp_path: Path) -> None:
     save_codec(case.codec, tmp_path)
-    assert encoder_bytes(case.codec) == (tmp_path / "encoder.safetensors").stat().st_size
+    assert len(encoder_file(case.codec)) == (tmp_path / "encoder.safetensors").stat().st_size
     (tmp_path / "decoder.safetensors").rename(tmp_path / "elsewhere.safetensors")
     encoder = load_encoder(tmp_path / "encoder.safetensors")
     (tmp_path / "encoder.safetensors").unlink()
@@ -677,7 +707,7 @@ def test_values_beyond_the_range_saturate(case: Case, sign: int) -> None:
     assert code.abs().max() == quantizer.limit.max()
 
 
-@rounding
+@integer
 def test_integer_sums_are_exact(case: Case) -> None:
     weights = [10**9 + i for i in range(5)]
     codes = [case.encode(update, i) for i, update in enumerate(case.held.updates[0])]
@@ -690,7 +720,9 @@ def test_a_gain_is_announced_before_the_round_and_decoding_does_not_change_it(ca
     decoder = case.codec.decoder
     state: State = {}
     context = ServerContext.of(replace(case.context, broadcast=decoder.broadcast(state)), 5)
-    mean = torch.stack([case.open(case.encode(10 * update, i)) for i, update in enumerate(case.held.updates[0])]).float().mean(0)
+    codes = torch.stack([case.encode(10 * update, i) for i, update in enumerate(case.held.updates[0])])
+    mean = case.open(codes).float().mean(0)
+    decoder.record_lengths(case.codec.mean_bytes(codes), state)
     before = copy.deepcopy(state)
     first = decoder.decode(mean, context, state)
     assert torch.equal(decoder.decode(mean, context, before), first)
@@ -801,9 +833,9 @@ def test_halves_that_disagree_are_refused(layout: Layout) -> None:
 def test_a_code_shorter_than_one_number_a_block_is_refused(
     codec: Codec, layout: Layout, banks: tuple[UpdateBank, UpdateBank], adam: TrainCodec
 ) -> None:
-    with pytest.raises(ConfigurationError, match="one a block.*smaller `ratio` or a larger `block_size`"):
+    with pytest.raises(ConfigurationError, match="one per block.*smaller `ratio` or a larger `block_size`"):
         codec.bind(layout)
-    with pytest.raises(ConfigurationError, match="one a block"):
+    with pytest.raises(ConfigurationError, match="one per block"):
         codec.fit(banks[0], adam)
 
 

@@ -89,7 +89,9 @@ def test_failures_are_outcomes_and_the_rest_goes_on(tmp_path):
     outcomes = run([job(tmp_path, seed, do) for seed, do in enumerate(kinds)])
     assert [outcome.ok for outcome in outcomes] == [True, False, False, False, False, True]
     assert outcomes[1].error == "ValueError: learning rate too high"
-    assert "SystemExit" in outcomes[2].error and "ended without a word" in outcomes[3].error and "test accuracy" in outcomes[4].error
+    assert (
+        "SystemExit" in outcomes[2].error and "died without an error message" in outcomes[3].error and "test accuracy" in outcomes[4].error
+    )
     assert "too high" in (tmp_path / "1" / OUTPUT_FILE).read_text()
     assert f"hello from {tmp_path / '0'}" in (tmp_path / "0" / OUTPUT_FILE).read_text()
 

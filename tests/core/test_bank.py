@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fedlight.core.bank import UpdateBank
+from fedlight.core.bank import UpdateBank, write_bank
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 
@@ -150,3 +151,32 @@ def test_a_file_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     save_file({"updates": updates}, tmp_path / "file.safetensors", {"layout": LAYOUT.to_json()})
     with pytest.raises(ConfigurationError, match="finite"):
         UpdateBank.load(tmp_path / "file.safetensors")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="absent"):
+        UpdateBank.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("place", [-1, -50, 100])
+def test_a_flipped_bit_is_found(place: int, tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    bank_of(4).save(path)
+    whole = bytearray(path.read_bytes())
+    whole[place] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ConfigurationError, match=r"bank.safetensors"):
+        UpdateBank.load(path)
+
+
+def test_an_error_while_a_bank_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    bank_of(4).save(path)
+
+    def rounds() -> Iterator[torch.Tensor]:
+        yield torch.zeros(3, 8)
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        write_bank(path, LAYOUT, 2, 3, rounds())
+    assert torch.equal(UpdateBank.load(path).updates, bank_of(4).updates) and list(tmp_path.iterdir()) == [path]

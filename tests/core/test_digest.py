@@ -50,7 +50,7 @@ def test_neighbours_are_told_apart():
 
 
 def test_what_has_no_bytes_of_its_own_is_refused():
-    with pytest.raises(ConfigurationError, match="but got object: announce those"):
+    with pytest.raises(ConfigurationError, match="but got object: broadcast those"):
         digest_context(Context(broadcast={"gain": object()}))
 
 

@@ -167,7 +167,7 @@ def test_no_proxy_at_all():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"proxy_samples": 1500}, "proxy_samples: expected the hold-outs to leave clients some of the 1438"),
+        ({"proxy_samples": 1500}, "proxy_samples: expected samples for clients among the 1438"),
         ({"proxy_samples": -1}, "proxy_samples: expected 0 or more"),
         ({"proxy_fraction": 1.0}, "proxy_fraction: expected a share"),
         ({"val_fraction": -0.1}, "val_fraction: expected a share"),

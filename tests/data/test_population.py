@@ -81,4 +81,4 @@ def test_a_run_makes_objects_for_its_cohorts_only():
     run = trainer(2, limit_val_batches=1.0, val_check_interval=1)
     run.fit(federated(), datamodule=data)  # what Lightning keeps of a first run
     assert objects_made(lambda: trainer(2, limit_val_batches=1.0, val_check_interval=1).fit(module, datamodule=data)) < CLIENTS // 4
-    assert module.traffic.messages == 8
+    assert module.server_state.traffic.messages == 8

@@ -168,7 +168,7 @@ def test_standardize_centres_each_channel_of_images_only(tmp_path):
         (Torchvision("FakeData"), "cannot be split into train and test"),
         (Torchvision("MNIST", options={"fold": 1}), "options: MNIST does not take fold here"),
         (Torchvision("MNIST", options={"train": False}), "does not take train"),
-        (Torchvision("EMNIST"), "options: EMNIST cannot be made with options {}.*'split'"),
+        (Torchvision("EMNIST"), "options: EMNIST cannot be created with options {}.*'split'"),
     ],
 )
 def test_torchvision_refuses_wrong_names_and_options(source, message, tmp_path):

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlight.cli import main
-from tests.federation import CODEC, TINY
+from tests.federation import CODEC, invoke
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +20,6 @@ def leave_nothing_behind() -> Iterator[None]:
     torch.set_rng_state(state)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").filters.clear()
-
-
-def invoke(command: str, folder: Path, *options: str) -> None:
-    """Run the command line in this process; warnings about that are Lightning's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        main([command, *TINY, "--trainer.default_root_dir", str(folder), *options])
 
 
 Fedlight = Callable[..., None]

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.aggregation import DropOuts, Median, SecureAggregator
+from fedlight.aggregation import Median, SecureAggregator
 from fedlight.callbacks import CodecRefresh
-from fedlight.clients import Ditto, DropOut, FedAvg, FedDyn, FirstToAnswer, QFedAvg, Scaffold, Several, Threaded
+from fedlight.clients import Ditto, FedAvg, FedDyn, QFedAvg, Scaffold, Threaded
 from fedlight.codecs import ChainCodec, CountSketchCodec, LinearCodec, PowerSGDCodec, QSGDCodec, QuantizeCodec, TopKCodec, TransformCodec
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import Digits, Dirichlet, FederatedDataModule, Poisson, Torchvision, Uniform
-from fedlight.modules import MLP, CatchUp, FederatedModule, LeNet5
+from fedlight.modules import MLP, FederatedModule, LeNet5
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP
+from fedlight.rounds import CatchUp, DropOut, FirstToAnswer, Several, StageDropOut
 from tests.federation import federated, federated_data, learned, mlp, pretraining, trainer, weights_of
 
 FILE = Path(__file__).with_name("frozen.json")
@@ -91,7 +92,7 @@ RUNS: dict[str, Run] = {
     "no codec, samples": lambda: fit(federated(weighting="samples")),
     "drop-outs": lambda: fit(federated(codec=learned(), availability=Several([DropOut(0.2), FirstToAnswer(4)]))),
     "secure, drop-outs": lambda: fit(
-        federated(codec=learned(), aggregator=SecureAggregator(8, threshold=5, drop_outs=DropOuts(clients=2)), max_attempts=10)
+        federated(codec=learned(), aggregator=SecureAggregator(8, threshold=5), availability=StageDropOut(clients=2), max_attempts=10)
     ),
     "DistributedDP": lambda: fit(
         federated(
@@ -132,7 +133,7 @@ def sha256(weights: Tensor) -> str:
 
 def observe(module: FederatedModule) -> dict[str, Any]:
     """Return what is recorded of a finished run."""
-    weights, traffic = weights_of(module).detach(), module.traffic
+    weights, traffic = weights_of(module).detach(), module.server_state.traffic
     return {
         "sha256": sha256(weights),
         "norm": float(weights.double().norm()),

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fedlight.callbacks import FederatedCallback
-from fedlight.clients import Ditto, DropOut, FedAvg, FedDyn, FedNova, QFedAvg, Scaffold
+from fedlight.clients import Ditto, FedAvg, FedDyn, FedNova, QFedAvg, Scaffold
 from fedlight.codecs import IdentityCodec, PowerSGDCodec, StackedCodec, TopKCodec
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.core.wire import HEADER
 from fedlight.data import Uniform
-from fedlight.modules.downlink import CatchUp
 from fedlight.privacy import CentralDP
+from fedlight.rounds import CatchUp, DropOut
 from tests.federation import History, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 ALGORITHMS = {
@@ -51,7 +51,7 @@ def test_ten_rounds_are_five_and_five_more(algorithm, tmp_path):
     fit(5)[0].save_checkpoint(tmp_path / "five.ckpt")
     resumed = fit(10, tmp_path / "five.ckpt", memory=0.0)[1]  # what clients keep lies in files from here on
     assert torch.equal(weights_of(resumed), weights_of(straight))
-    assert resumed.traffic.state_dict() == straight.traffic.state_dict()
+    assert resumed.server_state.traffic == straight.server_state.traffic
     for client in range(8):
         mine, theirs = (module.store.peek(client).get("algorithm", {}) for module in (resumed, straight))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -62,18 +62,19 @@ def test_all_that_scaffold_sends_is_counted_both_ways():
     run(plain, 3)
     spy = run(scaffold, 3)
     dim, clients = plain.layout.dim, 8
-    assert {len(upload.message) for upload in spy.uploads.values()} == {HEADER.size + 2 * 4 * dim + 4}
-    assert scaffold.traffic.uplink == 3 * clients * (HEADER.size + 2 * 4 * dim + 4)
+    assert {len(reply.payload) for reply in spy.replies.values()} == {HEADER.size + 2 * 4 * dim + 4}
+    assert scaffold.server_state.traffic.uplink == 3 * clients * (HEADER.size + 2 * 4 * dim + 4)
     # `c` is sent to every client once there is one: in the second and the third round.
-    assert scaffold.traffic.downlink - plain.traffic.downlink == 2 * clients * 4 * dim
+    more = scaffold.server_state.traffic.downlink - plain.server_state.traffic.downlink
+    assert 2 * clients * 4 * dim < more < 2 * clients * (4 * dim + 50)
 
 
 def test_both_vectors_of_scaffold_go_through_the_codec():
     module, plain = federated(algorithm=Scaffold(0.1, 8, 3), codec=learned()), federated(codec=learned())
     spy, single = run(module, 2), run(plain, 2)
     assert isinstance(module.codec, StackedCodec)
-    payload = len(single.uploads[0, 0, 0].message) - HEADER.size
-    assert len(spy.uploads[0, 0, 0].message) == HEADER.size + 2 * payload + 4
+    payload = len(single.replies[0, 0, 0].payload) - HEADER.size
+    assert len(spy.replies[0, 0, 0].payload) == HEADER.size + 2 * payload + 4
     assert spy.totals[0].dtype == torch.int64
 
 
@@ -109,10 +110,10 @@ def test_the_aggregate_is_the_mean_of_those_that_answered():
     absent = history.rounds("round/absent")
     assert sum(absent.values()) > 0
     for number in range(10):
-        uploads = [upload for (n, _, _), upload in spy.uploads.items() if n == number]
-        assert len(uploads) == 8 - absent[number] == history.rounds("round/clients")[number]
-        weights = torch.tensor([float(upload.weight) for upload in uploads])
-        mean = (torch.stack([upload.update for upload in uploads]) * weights[:, None]).sum(0) / weights.sum()
+        replies = [reply for (n, _, _), reply in spy.replies.items() if n == number]
+        assert len(replies) == 8 - absent[number] == history.rounds("round/clients")[number]
+        weights = torch.tensor([float(reply.weight) for reply in replies])
+        mean = (torch.stack([reply.simulation.update for reply in replies]) * weights[:, None]).sum(0) / weights.sum()
         torch.testing.assert_close(spy.aggregates[number], mean)
     losses = list(history.rounds("sim/loss").values())
     assert losses[-1] < losses[0]
@@ -142,7 +143,7 @@ class Census(FederatedCallback):
         if round.context.round in self.rounds:
             gc.collect()
             self.objects.append(len(gc.get_objects()))
-            kept = [*pl_module.store.state_dict().values(), pl_module.server_state]
+            kept = [*pl_module.store.state_dict().values(), pl_module.server_state.state_dict()]
             self.bytes.append(sum(t.numel() * t.element_size() for t in tensors(kept)))
 
 

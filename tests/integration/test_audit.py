@@ -27,7 +27,7 @@ def settings(folder: Path, **changes) -> list[str]:
         "base": str(CONFIGS / "digits.yaml"),
         "overrides": {"model": {"network": LENET}, "data": {"proxy_samples": 200}},
         "codecs": {"linear": LINEAR, "top-k": {"class_path": "TopKCodec"}},
-        "sights": [{}, {"codec": "linear"}, {"codec": "top-k"}, {"codec": "linear", "clients": 2, "noise": 0.1}],
+        "observations": [{}, {"codec": "linear"}, {"codec": "top-k"}, {"codec": "linear", "clients": 2, "noise": 0.1}],
         "attacks": [
             {"class_path": f"{ATTACKS}.DLG", "init_args": {"steps": 120, "restarts": 1}},
             {"class_path": f"{ATTACKS}.BiasTrick"},
@@ -50,6 +50,7 @@ def rows(folder: Path) -> list[dict]:
     return json.loads((folder / "out" / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_fast_audit_of_digits(tmp_path, capsys):
     main([*settings(tmp_path), "--fast", "true"])
     captured = capsys.readouterr()
@@ -93,13 +94,15 @@ def test_a_trained_model_is_audited_beside_the_initial_one(tmp_path):
         tmp_path,
         overrides={"data": {"proxy_samples": 200}},
         attacks=[{"class_path": f"{ATTACKS}.BiasTrick"}],
-        sights=[{"batch_size": 2, "local_steps": 2}],
+        observations=[{"batch_size": 2, "local_steps": 2}],
         membership={"trials": 0},
         canaries={"count": 0},
     )
     main([*arguments, "--ckpt_path", str(version / "checkpoints" / "last.ckpt")])
     assert [row["model"] for row in rows(tmp_path)] == ["initial", "trained"]
-    main(settings(tmp_path, attacks=[{"class_path": f"{ATTACKS}.BiasTrick"}], overrides={"data": {"proxy_samples": 200}}, sights=[{}]))
+    main(
+        settings(tmp_path, attacks=[{"class_path": f"{ATTACKS}.BiasTrick"}], overrides={"data": {"proxy_samples": 200}}, observations=[{}])
+    )
     assert rows(tmp_path)[0]["psnr_median"] > 60
     with pytest.raises(SystemExit):
         main([*settings(tmp_path), "--ckpt_path", str(version / "checkpoints" / "last.ckpt")])  # of another network
@@ -107,20 +110,20 @@ def test_a_trained_model_is_audited_beside_the_initial_one(tmp_path):
 
 def test_what_does_not_fit_into_memory_is_a_row_that_says_so(tmp_path):
     small = [{"class_path": f"{ATTACKS}.DLG", "init_args": {"steps": 3}}]
-    sights = [{"batch_size": 8}, {"clients": 50}]
-    main(settings(tmp_path, attacks=small, sights=sights, membership={"trials": 0}, canaries={"count": 0}, memory_mb=0.1))
+    observations = [{"batch_size": 8}, {"clients": 50}]
+    main(settings(tmp_path, attacks=small, observations=observations, membership={"trials": 0}, canaries={"count": 0}, memory_mb=0.1))
     first, second = rows(tmp_path)
     assert "memory_mb" in first["conclusion"] and first["psnr_median"] is None
-    assert second["conclusion"].startswith("skipped: 50 clients with 1 images each were asked for and the data has 20")
+    assert second["conclusion"].startswith("skipped: Expected 50 clients with at least 1 images each but the data has 20")
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"sights": [{"codec": "nowhere"}]}, "nowhere"),
-        ({"sights": []}, "sights"),
+        ({"observations": [{"codec": "nowhere"}]}, "nowhere"),
+        ({"observations": []}, "observations"),
         ({"trials": 0}, "trials"),
-        ({"sights": [{"clients": 0}]}, "clients"),
+        ({"observations": [{"clients": 0}]}, "clients"),
         ({"ckpt_path": "missing.ckpt"}, "missing.ckpt"),
         ({"overrides": {"data": {"proxy_samples": 0}}}, "proxy"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml"),

@@ -12,10 +12,11 @@ import torch
 from fedlight.callbacks import FederatedCallback
 from fedlight.codecs import ChainCodec, CountSketchCodec, HalfCodec, LinearCodec, PowerSGDCodec, QSGDCodec, TopKCodec
 from fedlight.core.codec import Codec, Context, State
+from fedlight.core.packing import pack
 from fedlight.core.simulate import simulate_round
 from fedlight.data import Uniform
-from fedlight.modules.downlink import broadcast_bytes
 from tests.federation import History, federated, federated_data, pretraining, run, trainer, weights_of
+from tests.integration.carried import Carried
 
 BASELINES: dict[str, Callable[[], Codec]] = {
     "half": HalfCodec,
@@ -36,9 +37,9 @@ class Wire(FederatedCallback):
         self.messages: dict[tuple[int, int], list[int]] = {}
         self.broadcast: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def on_client_message(self, trainer, pl_module, round, upload):
+    def on_client_message(self, trainer, pl_module, round, reply):
         key = round.context.round, round.context.step
-        self.messages.setdefault(key, []).append(len(upload.message))
+        self.messages.setdefault(key, []).append(len(reply.payload))
         self.broadcast[key] = dict(round.context.broadcast)
 
 
@@ -49,33 +50,43 @@ def test_a_run_sends_and_decodes_what_a_simulated_round_does(make):
     server: State = {}
     clients: list[State] = [{} for _ in range(8)]
     for number in range(3):
-        updates = torch.stack([spy.uploads[number, 0, client].update for client in range(8)])
+        updates = torch.stack([spy.replies[number, 0, client].simulation.update for client in range(8)])
         context = Context(module.seed, number)
         assert torch.equal(simulate_round(module.codec, updates, None, context, server, clients), spy.aggregates[number])
 
 
 @baselines
 def test_bytes_of_every_pass_and_every_announcement_are_counted(make):
-    module, wire = federated(codec=make()), Wire()
-    history = History()
+    carried, wire, history = Carried(), Wire(), History()
+    module = federated(codec=make(), clients=carried)
     run(module, 3, callbacks=[wire], logger=history)
-    model = 4 * module.layout.dim
-    assert module.traffic.uplink == sum(sum(lengths) for lengths in wire.messages.values())
-    assert module.traffic.downlink == 3 * 8 * model + sum(8 * broadcast_bytes(broadcast) for broadcast in wire.broadcast.values())
-    assert module.traffic.messages == 24 and module.traffic.codec == 0
+    model, traffic = 4 * module.layout.dim, module.server_state.traffic
+    assert traffic.uplink == sum(sum(lengths) for lengths in wire.messages.values()) == sum(carried.up.values())
+    assert traffic.downlink == sum(carried.down.values())
+    assert traffic.messages == 24 and traffic.codec == 0
+    for (number, step), lengths in wire.messages.items():
+        assert set(lengths) == {16 + module.codec.encoder.format_at(step).payload_bytes}
+        # Each client is sent what the pass announces, and with the first pass the model; headers are what is left.
+        told = len(pack(wire.broadcast[number, step])) + (0 if step else model)
+        sizes = carried.of_pass(number, step)
+        assert len(sizes) == 8 and all(told < size < told + 100 for size in sizes)
     for number in range(3):
-        lengths = [wire.messages[number, step] for step in range(module.codec.passes)]
-        assert history.rounds("bytes/uplink_round")[number] == sum(map(sum, lengths))
-        for step, sent in enumerate(lengths):
-            assert set(sent) == {16 + module.codec.encoder.format_at(step).payload_bytes}
+        sent = [wire.messages[number, step] for step in range(module.codec.passes)]
+        assert history.rounds("bytes/uplink_round")[number] == sum(map(sum, sent))
 
 
 def test_power_sgd_broadcasts_q_before_and_p_between_the_passes():
-    module, wire = federated(codec=PowerSGDCodec(1)), Wire()
+    carried, wire = Carried(), Wire()
+    module = federated(codec=PowerSGDCodec(1), clients=carried)
     run(module, 2, callbacks=[wire])
     assert [sorted(wire.broadcast[key]) for key in ((0, 0), (0, 1), (1, 0), (1, 1))] == [[], ["reply"], ["right"], ["reply"]]
     view = module.codec.encoder.view
-    assert module.traffic.downlink == 16 * 4 * module.layout.dim + 8 * 4 * (2 * view.left_length + view.right_length)
+    assert {len(wire.broadcast[number, 1]["reply"]) for number in range(2)} == {view.left_length}
+    (first,), (later,) = (set(carried.of_pass(number, 0)) for number in range(2))  # the model, then the model and Q
+    assert 4 * view.right_length < later - first < 4 * view.right_length + 50
+    replies = [*carried.of_pass(0, 1), *carried.of_pass(1, 1)]
+    assert all(4 * view.left_length < size < 4 * view.left_length + 100 for size in replies)
+    assert module.server_state.traffic.downlink == 8 * (first + later) + sum(replies)
 
 
 def fit(module, rounds, ckpt_path=None):
@@ -92,7 +103,7 @@ def test_six_rounds_are_three_and_three_more(make, tmp_path):
     resumed = federated(codec=make())
     fit(resumed, 6, tmp_path / "three.ckpt")
     assert torch.equal(weights_of(resumed), weights_of(straight))
-    assert resumed.traffic.state_dict() == straight.traffic.state_dict()
+    assert resumed.server_state.traffic == straight.server_state.traffic
     kept = [len(str(module.store.state_dict())) for module in (resumed, straight)]
     assert kept[0] == kept[1]
 
@@ -101,16 +112,16 @@ def test_a_client_dropped_between_the_passes_keeps_its_old_residual():
     """It sent P, and its second message is lost: what it remembers is what it remembered before the round."""
 
     class LosesSecond(FederatedCallback):
-        def on_client_update(self, trainer, pl_module, round, upload):
-            if (round.context.round, round.context.step, upload.client) == (1, 1, 3):
-                upload.update.fill_(float("nan"))
+        def on_client_update(self, trainer, pl_module, context, update):
+            if (context.round, context.step, update.client) == (1, 1, 3):
+                update.update.fill_(float("nan"))
 
     module = federated(codec=PowerSGDCodec(1))
     kept = {}
 
     class Keeps(FederatedCallback):
-        def on_round_end(self, trainer, pl_module, round):
-            kept[round.context.round] = pl_module.store.peek(3)["codec"]["error"].clone(), pl_module.store.peek(2)["codec"]["error"].clone()
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # clients hear that a round counted after its end
+            kept[trainer.global_step - 1] = [pl_module.store.peek(client)["codec"]["error"].clone() for client in (3, 2)]
 
     run(module, 2, callbacks=[LosesSecond(), Keeps()])
     assert torch.equal(kept[0][0], kept[1][0]) and not torch.equal(kept[0][1], kept[1][1])

@@ -179,7 +179,7 @@ def test_an_engine_by_options(engine, option, fedlight, tmp_path):
     fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--model.engine", engine, f"--model.engine.{option}", "2")
     assert summary(tmp_path)["rounds"] == 2
     kept = yaml.safe_load((last_run(tmp_path) / "config.yaml").read_text())["model"]["engine"]
-    assert kept == {"class_path": f"fedlight.clients.{engine}", "init_args": {option: 2}}
+    assert kept == {"class_path": f"fedlight.{engine}", "init_args": {option: 2}}
 
 
 def test_callbacks_by_yaml(fedlight, tmp_path):

@@ -4,59 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from fedlight.cli import main, rehearse
+from fedlight.cli import dry_run, main
 from fedlight.compare.command import check_codecs, compare_parser, read_settings
 from fedlight.compare.plan import read_base
-from tests.federation import environment, write_npz
+from tests.integration.comparisons import CONFIGS, settings, status
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted(CONFIGS.glob("compare_*.yaml"))
 
-SMALL = {
-    "trainer": {"max_steps": 3, "val_check_interval": 1, "accelerator": "cpu", "enable_checkpointing": False},
-    "data": {"num_clients": 6, "proxy_samples": 60, "sampler": {"init_args": {"cohort_size": 3}}},
-    "model": {"algorithm": {"init_args": {"steps": 1}}},
-    "pretraining": {"proxy": {"rounds": 10, "clients": 3, "samples": 12}, "training": {"steps": 4, "check_every": 2}},
-}
-LINEAR = {"model": {"codec": {"class_path": "LinearCodec", "init_args": {"ratio": 4, "block_size": 32}}}}
 
-
-def settings(folder: Path, **changes) -> list[str]:
-    """Write a small comparison to a file and return the arguments that run it."""
-    overrides = {**SMALL, "trainer": {**SMALL["trainer"], "callbacks": [{"class_path": "tests.federation.TrueDump"}]}}
-    given = {
-        "base": str(CONFIGS / "digits.yaml"),
-        "overrides": overrides,
-        "codecs": {"none": None, "linear": LINEAR},
-        "seeds": [0, 1],
-        "server_lrs": [1.0, 1.5],
-        "tune_seeds": [0],
-        "target": 0.01,
-        "output": str(folder / "out"),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mine.yaml").write_text(yaml.safe_dump(given | changes, sort_keys=False))
-    return ["compare", "--config", str(folder / "mine.yaml")]
-
-
-def status(args: list[str]) -> int:
-    try:
-        main(args)
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+def long(path: Path) -> bool:
+    """Whether building every entry takes more than a few seconds."""
+    return len(yaml.safe_load(path.read_text())["codecs"]) > 5
 
 
 # -- configurations ----------------------------------------------------------------------------------------------------
@@ -66,10 +31,12 @@ def test_there_are_comparisons():
     assert {path.stem for path in COMPARISONS} >= {"compare_digits", "compare_mnist"}
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * long(path)) for path in COMPARISONS], ids=[path.stem for path in COMPARISONS]
+)
 def test_every_codec_of_a_comparison_can_be_built(path):
     comparison, beside, _ = read_settings(["--config", str(path)])
-    parsed = check_codecs(comparison, read_base(comparison.base, beside), rehearse)
+    parsed = check_codecs(comparison, read_base(comparison.base, beside), dry_run)
     assert set(parsed) == set(comparison.codecs)
     assert parsed[comparison.reference]["model"]["codec"] is None
     parts = ("codec", "algorithm", "server_optimizer", "availability", "privacy")
@@ -77,18 +44,6 @@ def test_every_codec_of_a_comparison_can_be_built(path):
     different = {json.dumps(what(one)) for one in parsed.values()}
     assert len(different) == len(parsed), "no two entries are the same"
     assert all(one["threads"] == 1 and one["trainer"]["logger"] is True for one in parsed.values())
-
-
-@pytest.mark.slow
-def test_every_codec_of_the_mnist_comparison_runs_on_a_file_of_the_same_shape(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_npz(tmp_path / "images.npz", (28, 28), samples=300)
-    source = {"class_path": "ArrayFile", "init_args": {"path": str(tmp_path / "images.npz")}}
-    overrides = {**SMALL, "data": {**SMALL["data"], "source": source}}
-    few = ["--seeds", "[0]", "--server_lrs", "[1.0]", "--overrides", json.dumps(overrides), "--output", "out"]
-    assert status(["compare", "--config", str(CONFIGS / "compare_mnist.yaml"), *few]) == 0
-    rows = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert len(rows) == len(yaml.safe_load((CONFIGS / "compare_mnist.yaml").read_text())["codecs"])
 
 
 # -- a comparison ------------------------------------------------------------------------------------------------------
@@ -153,67 +108,8 @@ def test_a_comparison_that_is_done_is_read_and_not_run(compared, capsys):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()} == before
     assert (folder / "compare.json").read_text() == rows
     captured = capsys.readouterr()
-    assert "Run 6/6" in captured.err and captured.err.count("done before") == 6
+    assert "Run 6/6" in captured.err and captured.err.count("finished before") == 6
     assert "linear" in captured.out and "compare.png" in captured.out
-
-
-@pytest.mark.slow
-def test_a_failed_run_is_named_and_the_rest_goes_on(tmp_path, capsys):
-    broken = {"model": {"codec": None, "algorithm": {"init_args": {"lr": 1e38, "steps": 3}}}}
-    args = settings(tmp_path, codecs={"none": None, "broken": broken}, seeds=[0], server_lrs=[1.0])
-    assert status(args) == 1
-    captured = capsys.readouterr()
-    assert "failed: broken, seed 0, rate 1: RoundFailedError" in captured.err and "broken: no results" in captured.err
-    assert [row["codec"] for row in json.loads((tmp_path / "out" / "compare.json").read_text())] == ["none"]
-
-
-@pytest.mark.slow
-def test_runs_that_differ_in_more_than_codecs_are_pointed_out(tmp_path, capsys):
-    other = {"data": {"num_clients": 5}}
-    args = settings(tmp_path, codecs={"none": None, "other": other}, seeds=[0], server_lrs=[1.0])
-    assert status(args) == 0
-    assert re.search(
-        "seed 0: the first round's loss should be the same .* none: .*; other: .* differ in more than codecs", capsys.readouterr().err
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
-def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path, capsys):
-    marker = tmp_path / "rounds"
-    slow = {"class_path": "tests.federation.Slow", "init_args": {"marker": str(marker), "seconds": 60.0, "after": 2}}
-    codecs = {"none": None, "slow": {"model": {"codec": None}, "trainer": {"callbacks": [slow]}}}
-    short = {"seeds": [0], "server_lrs": [1.0]}
-    command = [sys.executable, "-m", "fedlight.cli", *settings(tmp_path, codecs=codecs, **short)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        wait_until(lambda: marker.is_file() and marker.read_text() == "2")
-        process.send_signal(stop)
-        assert process.wait(180) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
-        told = process.stderr.read()
-        assert "Traceback" not in told and ("the same command goes on" in told) == (stop is not signal.SIGKILL), told
-        wait_until(lambda: not group_lives(process.pid))
-    finally:
-        if group_lives(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert [path.parts[-3] for path in (tmp_path / "out").rglob("done.json")] == ["none"]
-    assert status(settings(tmp_path, codecs={"none": None}, **short)) == 0
-    assert "done before" in capsys.readouterr().err
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_pretrain_runs_both_ways(tmp_path):
 
 
 PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706, "mnist_silos": 61_706, "mnist_shards": 61_706}
-PARAMETERS |= {"mnist_fedlab": 199_210, "cifar10": 122_570}
+PARAMETERS |= {"mnist_entropy": 61_706, "mnist_fedlab": 199_210, "cifar10": 122_570}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -99,6 +99,7 @@ def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     assert ("handshake_uplink_bytes" in figures) == (name == "mnist_secure")
 
 
+@pytest.mark.slow
 def test_the_resnet_configuration_runs_on_smaller_images(tmp_path):
     write_npz(tmp_path / "images.npz", (3, 16, 16), samples=60)
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "10"]

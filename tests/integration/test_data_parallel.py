@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data_parallel import in_two_processes
+from tests.data_parallel import conformance, resume
 from tests.own import LitClassifier
-
-pytestmark = pytest.mark.slow
+from tests.processes import in_two_processes
 
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory: pytest.TempPathFactory):
-    ranks = in_two_processes("conformance", tmp_path_factory.mktemp("conformance"))
+    ranks = in_two_processes(conformance, tmp_path_factory.mktemp("conformance"))
     for name, result in ranks[0].items():
         assert torch.equal(result["weights"], ranks[1][name]["weights"]), f"{name}: processes drifted apart"
     return ranks[0]
@@ -55,8 +54,7 @@ def test_bytes_are_those_of_the_codes(fits):
 
 def test_a_resumed_run_ends_with_the_same_weights_on_both(tmp_path):
     """What each process had left out, fitted codecs and counters are in the checkpoint."""
-    ranks = in_two_processes("resume", tmp_path)
-    for result in ranks.values():
+    for result in in_two_processes(lambda: resume(tmp_path), tmp_path):
         for kind in ("fitted", "bytes"):
             whole, resumed = result[f"whole, {kind}"], result[f"resumed, {kind}"]
             assert torch.equal(whole["weights"], resumed["weights"]), kind

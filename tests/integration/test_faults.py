@@ -22,6 +22,7 @@ from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataErr
 from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 from fedlight.data import Everyone, Explicit
+from fedlight.rounds import Clients
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
 
 BAD, COHORT = 3, [0, 1, 2, 3, 4]
@@ -38,14 +39,14 @@ class Fault(FederatedCallback):
         self.update, self.message = update, message
         self.earlier: list[bytes] = []
 
-    def on_client_update(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.update and round.context.attempt == 0:
-            upload.update.copy_(self.update(upload.update))
+    def on_client_update(self, trainer, pl_module, context, update):
+        if update.client == BAD and self.update and context.attempt == 0:
+            update.update.copy_(self.update(update.update))
 
-    def on_client_message(self, trainer, pl_module, round, upload):
-        if upload.client == BAD and self.message and round.context.attempt == 0:
-            honest = upload.message
-            upload.message = self.message(honest, self.earlier or [honest])
+    def on_client_message(self, trainer, pl_module, round, reply):
+        if reply.client == BAD and self.message and round.context.attempt == 0:
+            honest = reply.payload
+            reply.payload = self.message(honest, self.earlier or [honest])
             self.earlier.append(honest)
 
 
@@ -56,15 +57,16 @@ class Trained(FederatedCallback):
         self.value = value
 
     def on_train_start(self, trainer, pl_module):
-        made = pl_module.runner._upload
+        host = pl_module._connection.host
+        made = host._update
 
         def tampered(task, result, model):
-            upload = made(task, result, model)
+            update = made(task, result, model)
             if task.client == BAD:
-                upload.update.fill_(self.value)
-            return upload
+                update.update.fill_(self.value)
+            return update
 
-        pl_module.runner._upload = tampered
+        host._update = tampered
 
 
 def header(**changes: int) -> Forge:
@@ -140,7 +142,7 @@ def test_every_fault_has_its_outcome(name, caplog):
     module, _, history = fit([row.make()])
     without, _, _ = fit([], [client for client in COHORT if client != BAD])
     honest, _, _ = fit([])
-    assert torch.isfinite(weights_of(module)).all() and module.rounds == 1
+    assert torch.isfinite(weights_of(module)).all() and module.server_state.rounds == 1
     dropped = [record.message for record in caplog.records if "was dropped" in record.message]
     if row.outcome == "ignored":
         assert torch.equal(weights_of(module), weights_of(without)), "the round is not that of the other clients"
@@ -162,11 +164,37 @@ def test_a_message_of_the_round_before_is_ignored():
     assert history.rounds("round/dropped") == {0: 0.0, 1: 1.0}
 
 
+class Repeats(Clients):
+    """A wire on which the answer of client 3 arrives twice."""
+
+    def attach(self, simulated, format):
+        self.simulated = simulated
+        return self
+
+    def exchange(self, requests):
+        for reply in self.simulated.exchange(requests):
+            yield reply
+            if reply.client == BAD:
+                yield reply
+
+    def settle(self, key, counted):
+        self.simulated.settle(key, counted)
+
+
 def test_a_client_that_answers_twice_counts_once(caplog):
+    module, _, history = fit([], clients=Repeats())
+    honest, _, _ = fit([])
+    assert torch.equal(weights_of(module), weights_of(honest))
+    assert history.rounds("round/clients") == {0: 5.0} and history.rounds("round/dropped") == {0: 1.0}
+    assert f"client {BAD} was dropped: it has answered already" in caplog.text
+
+
+def test_a_client_invited_twice_counts_once():
+    """As a sampler with replacement would have it."""
     module, _, history = fit([], [*COHORT, BAD])
     honest, _, _ = fit([])
     assert torch.equal(weights_of(module), weights_of(honest))
-    assert history.rounds("round/clients") == {0: 5.0} and "it has answered already" in caplog.text
+    assert history.rounds("round/clients") == {0: 5.0}
 
 
 LOUD = {
@@ -197,7 +225,7 @@ def test_robust_rules_bound_what_a_loud_client_does(name, rule):
 @pytest.mark.parametrize("make", [lambda: None, lambda: TransformCodec(4, encoder_share=1.0)], ids=["floats", "integers"])
 def test_cohorts_of_one_and_two_are_rounds_like_others(make, clients):
     module, _, history = fit([], clients, codec=make())
-    assert module.rounds == 1 and history.rounds("round/clients") == {0: float(len(clients))}
+    assert module.server_state.rounds == 1 and history.rounds("round/clients") == {0: float(len(clients))}
 
 
 def test_a_cohort_in_which_nobody_is_left_stops_the_run():
@@ -210,7 +238,7 @@ def test_a_cohort_in_which_nobody_is_left_stops_the_run():
 
 
 class Always(FederatedCallback):
-    def on_client_message(self, trainer, pl_module, round, upload):
+    def on_client_message(self, trainer, pl_module, round, reply):
         raise MessageError("the connection was lost")
 
 

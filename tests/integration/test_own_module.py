@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,17 +10,17 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import fedlight
+from fedlight.aggregation.base import TRAIN
 from fedlight.callbacks import CodecRefresh
 from fedlight.clients import ClientOptimizer, FedAvg, FedSGD
 from fedlight.codecs import TwoSidedCodec
 from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError, DataError
 from fedlight.core.export import save_codec
-from fedlight.core.layout import flatten
 from fedlight.core.pretraining import ProxyFederation
-from fedlight.core.rounds import Round
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
+from fedlight.rounds import Download, Request
 from tests.federation import federated_data, weights_of
 from tests.own import Line, LitClassifier, LitLanguageModel, Points, Text
 
@@ -78,7 +77,7 @@ def test_a_codec_is_pretrained_on_samples_kept_from_the_clients():
     trainer = fit(module, rounds=15)
     assert trainer.callback_metrics["val_accuracy"] > 0.85
     assert module.data.partition.sizes.sum() == 200
-    assert module.traffic.mean_message < 4 * module.layout.dim / 3
+    assert module.server_state.traffic.mean_message < 4 * module.layout.dim / 3
 
 
 def test_its_codec_is_refreshed_and_without_proxy_samples_that_is_refused_before_training(tmp_path):
@@ -127,7 +126,7 @@ def test_one_client_with_the_whole_set_trains_as_the_trainer_does():
     module = fedlight.federate(own, Whole(), num_clients=1, algorithm=ClientOptimizer(steps=7, batch_size=160))
     fit(module, rounds=1)
     torch.testing.assert_close(weights_of(own), weights_of(plain), rtol=1e-4, atol=1e-5)
-    assert list(module.runner.model.module.seen) == list(range(7))
+    assert list(module._connection.host.model.module.seen) == list(range(7))
 
 
 def test_a_clients_result_does_not_depend_on_who_came_before():
@@ -136,13 +135,9 @@ def test_a_clients_result_does_not_depend_on_who_came_before():
         torch.manual_seed(0)
         module = fedlight.federate(LitClassifier(), Points(), num_clients=3, sampler=Everyone())
         fit(module, rounds=1)
-        weights = flatten(module.trainable())
-        buffers = module.runner.model.buffers.clone()
-        updates = {}
-        cohort = np.array(clients)
-        for upload in module.runner.run(Round(Context(round=1), cohort, cohort), weights, buffers):
-            updates[upload.client] = upload.update
-        results.append(updates)
+        model, host = module.server.model.read(), module._connection.host
+        requests = [Request(client, TRAIN, Context(round=1), Download(1, model=model, result=model)) for client in clients]
+        results.append({reply.client: reply.simulation.update.clone() for reply in host.answers(requests)})
     for client in range(3):
         assert torch.equal(results[0][client], results[1][client])
 

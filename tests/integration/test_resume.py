@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from fedlight.callbacks import CodecPretraining
-from fedlight.callbacks.codec import GradientDecoder
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.export import codec_state
 from fedlight.data import Dirichlet, Everyone, Uniform
-from tests.federation import CODEC, TINY, History, environment, federated, federated_data, learned, mlp, pretraining, trainer, weights_of
+from tests.federation import CODEC, History, federated, federated_data, invoke, learned, mlp, pretraining, trainer, weights_of
+from tests.processes import fork, wait_until
 
 RUNS: dict[str, dict[str, Any]] = {
     "identity": {},
@@ -70,8 +67,9 @@ def test_ten_rounds_are_five_and_five_more(kind, norm, tmp_path):
 
     assert runner.global_step == whole.global_step == 10
     assert torch.equal(weights_of(resumed), weights_of(straight))
-    assert resumed.traffic.state_dict() == straight.traffic.state_dict()
-    assert (resumed.downlink.versions == straight.downlink.versions).all()
+    assert resumed.server_state.traffic == straight.server_state.traffic
+    assert resumed.server_state.settled == straight.server_state.settled
+    assert resumed.downlink.versions == straight.downlink.versions
     for client in range(8):
         mine, theirs = (m.store.peek(client).get("norm", {}) for m in (resumed, straight))
         assert mine.keys() == theirs.keys()
@@ -80,9 +78,8 @@ def test_ten_rounds_are_five_and_five_more(kind, norm, tmp_path):
         one, two = codec_state(resumed.codec), codec_state(straight.codec)
         assert one["description"] == two["description"]
         assert all(torch.equal(one[half][k], two[half][k]) for half in ("encoder", "decoder") for k in one[half])
-    states = [next(c.server_state for c in r.callbacks if isinstance(c, GradientDecoder)) for r in (runner, whole)]
-    assert states[0] == states[1]
-    assert bool(states[0]) == (kind == "learned")
+    assert resumed.server_state.decoder == straight.server_state.decoder
+    assert bool(straight.server_state.decoder) == (kind == "learned")
     assert min(rest.steps) == 5
     for name in ("sim/loss", "round/aggregate_norm", "bytes/uplink"):
         assert rest.rounds(name) == {step: value for step, value in history.rounds(name).items() if step >= 5}
@@ -138,16 +135,9 @@ def test_a_checkpoint_without_federated_state_is_refused(tmp_path):
 ROUNDS = 8
 
 
-def command(folder: Path, *more: str, rounds: int = ROUNDS) -> list[str]:
-    options = ["--trainer.max_steps", str(rounds), "--trainer.default_root_dir", str(folder), "--checkpoint.every_n_rounds", "3"]
-    options += ["--model.codec", CODEC, "--trainer.val_check_interval", "4", *more]
-    return [sys.executable, "-m", "fedlight.cli", "fit", *TINY, *options]
-
-
-def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=360)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def fit_command(folder: Path, *more: str) -> None:
+    options = ["--trainer.max_steps", str(ROUNDS), "--checkpoint.every_n_rounds", "3", "--model.codec", CODEC]
+    invoke("fit", folder, *options, "--trainer.val_check_interval", "4", *more)
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -157,23 +147,19 @@ def run_folders(folder: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(command(folder))
+    fit_command(folder)
     return run_folders(folder)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path):
     """SIGTERM leaves a checkpoint of the round it struck after; SIGKILL the last regular one, whole."""
     marker = tmp_path / "rounds"
     slow = ["--trainer.callbacks", "tests.federation.Slow", "--trainer.callbacks.marker", str(marker), "--trainer.callbacks.seconds", "1.5"]
-    with subprocess.Popen(command(tmp_path, *slow), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        limit = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < limit and not (marker.exists() and marker.read_text() >= "5"):
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=180)
-    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), errors
+    process = fork(lambda: fit_command(tmp_path, *slow), tmp_path / "output.txt")
+    wait_until(lambda: process.poll() is not None or (marker.exists() and marker.read_text() >= "5"), [process])
+    process.send(number)
+    assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL), process.last_words()
     done = int(marker.read_text())
     assert 5 <= done < ROUNDS
     (folder,) = run_folders(tmp_path)
@@ -183,7 +169,7 @@ def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path)
     assert not (folder / "model.safetensors").exists()
     before = last.read_bytes()
 
-    finish(command(tmp_path, "--ckpt_path", str(last)))
+    fit_command(tmp_path, "--ckpt_path", str(last))
     first, second = run_folders(tmp_path)
     assert first == folder and last.read_bytes() == before, "the interrupted run was not left alone"
     for name in ("model", "encoder", "decoder"):

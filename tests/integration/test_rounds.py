@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from fedlight.callbacks import FederatedCallback
 from fedlight.clients import FedAvg
 from fedlight.core.errors import RoundFailedError
-from fedlight.core.export import encoder_bytes
+from fedlight.core.export import encoder_file
 from fedlight.core.layout import float_buffers
+from fedlight.core.packing import pack
 from fedlight.data import Uniform
 from tests.federation import Blobs, Fixed, History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
+from tests.integration.carried import Carried
 
 
 def logged(module: Any, rounds: int = 3, **changes: Any) -> tuple[History, Spy]:
@@ -34,42 +37,82 @@ def test_uplink_is_the_length_of_what_was_sent(make, norm, weighting):
     assert history.rounds("bytes/uplink_round") == spy.sizes
     running = [sum(spy.sizes[number] for number in range(last + 1)) for last in range(3)]
     assert list(history.rounds("bytes/uplink").values()) == running
-    assert module.traffic.uplink == running[-1]
-    assert module.traffic.messages == 24
-    assert module.traffic.ratio(module.layout.dim) == 4 * module.layout.dim / (running[-1] / 24)
-    (size,) = {len(upload.message) for upload in spy.uploads.values()}
+    traffic = module.server_state.traffic
+    assert traffic.uplink == running[-1]
+    assert traffic.messages == 24
+    assert traffic.ratio(module.layout.dim) == 4 * module.layout.dim / (running[-1] / 24)
+    (size,) = {len(reply.payload) for reply in spy.replies.values()}
     assert size > module.codec.encoder.format.length * (module.codec.encoder.format.bits or 32) / 8, "a message without a header"
+
+
+@pytest.mark.parametrize("weighting", ["equal", "samples"])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
+@pytest.mark.parametrize("make", [lambda: None, learned], ids=["identity", "learned"])
+def test_what_is_counted_is_what_a_wire_carries(make, norm, weighting):
+    """The same run by way of bytes ends with the same model and the same counts, and the counts are what passed."""
+    wire, plain = Carried(), federated(mlp(norm=norm), codec=make(), weighting=weighting)
+    carried = federated(mlp(norm=norm), codec=make(), weighting=weighting, clients=wire)
+    run(plain, 3)
+    run(carried, 3)
+    assert torch.equal(weights_of(plain), weights_of(carried))
+    traffic = carried.server_state.traffic
+    assert traffic == plain.server_state.traffic
+    assert traffic.uplink == sum(wire.up.values()) and traffic.downlink == sum(wire.down.values())
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 def test_downlink_is_the_model_and_the_announcements_and_each_encoder_once(norm):
-    module = federated(mlp(norm=norm), codec=learned())
+    wire = Carried()
+    module = federated(mlp(norm=norm), codec=learned(), clients=wire)
     spy = run(module, 5, data=federated_data(sampler=Uniform(3)))
-    assert all(set(broadcast) == {"0", "1"} or "gain" in str(broadcast) for broadcast in spy.broadcast.values())
+    assert all("gain" in str(broadcast) for broadcast in spy.broadcast.values())
     model = 4 * (module.layout.dim + sum(b.numel() for b in float_buffers(module.network)))
-    gain = 8
     met = {client for clients in spy.clients.values() for client in clients}
-    assert 3 < len(met) <= 8
-    assert module.traffic.codec == len(met) * encoder_bytes(module.codec)
-    assert module.traffic.downlink == 15 * (model + gain) + module.traffic.codec
-    assert {client for client in range(8) if module.downlink.versions[client]} == met
+    assert 3 < len(met) <= 8 and len(wire.down) == 15
+    encoder, traffic = len(encoder_file(module.codec)), module.server_state.traffic
+    assert traffic.codec == len(met) * encoder
+    assert traffic.downlink == sum(wire.down.values())
+    holding: set[int] = set()
+    for (number, *_, client), size in wire.down.items():
+        rest = size - model - (0 if client in holding else encoder)
+        told = len(pack(spy.broadcast[number]))
+        assert told < rest < told + 100, "the broadcast and two headers are left"
+        holding.add(client)
+    assert {client for client in range(8) if module.downlink.versions.get(client)} == met
 
 
 def test_a_codec_without_tensors_is_not_downloaded():
-    module = federated()
+    wire = Carried()
+    module = federated(clients=wire)
     run(module, 2)
-    assert module.traffic.codec == 0
-    assert module.traffic.downlink == 16 * 4 * module.layout.dim
+    assert module.server_state.traffic.codec == 0
+    assert module.server_state.traffic.downlink == sum(wire.down.values())
+    assert all(0 < size - 4 * module.layout.dim < 100 for size in wire.down.values())
+
+
+class NextVersion(FederatedCallback):
+    """Gives the codec another version after the first round."""
+
+    def on_round_end(self, trainer, pl_module, round):
+        if round.context.round == 0:
+            pl_module.codec.version += 1
+            pl_module.codec.update_digest()
 
 
 def test_a_new_encoder_version_is_downloaded_again():
     module = federated(codec=learned())
-    run(module, 1)
-    once = module.traffic.codec
-    module.codec.version += 1
-    module.codec.update_digest()
-    run(module, 1)
-    assert module.traffic.codec == pytest.approx(2 * once, rel=0.01)
+    run(module, 3, callbacks=[NextVersion()])
+    assert module.server_state.traffic.codec == pytest.approx(2 * 8 * len(encoder_file(module.codec)), rel=0.01)
+
+
+def test_a_second_fit_begins_a_run_of_its_own():
+    """Nobody has downloaded anything, and nothing of the first run is counted."""
+    module = federated(codec=learned())
+    run(module, 2)
+    once = module.server_state.traffic.codec, module.server_state.traffic.messages
+    run(module, 2)
+    assert (module.server_state.traffic.codec, module.server_state.traffic.messages) == once
+    assert module.server_state.rounds == 2
 
 
 # -- law 7 -------------------------------------------------------------------------------------------------------------
@@ -95,7 +138,7 @@ def test_a_client_with_bad_data_is_dropped_named_and_counted(make, value, caplog
     assert any("client 3 was dropped" in message for message in messages)
     assert any("client 6 was dropped" in message for message in messages)
     assert torch.isfinite(weights_of(module)).all()
-    assert module.traffic.messages == 12
+    assert module.server_state.traffic.messages == 12
 
 
 def test_a_dropped_client_changes_nothing_for_the_others():

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedlight.core.export import load_codec
-from tests.federation import CODEC, TINY, environment
+from tests.federation import CODEC, TINY, environment, invoke
+from tests.processes import in_two_processes
 
-pytestmark = pytest.mark.slow
 ROUNDS = 3
 
 
@@ -33,22 +33,34 @@ REFRESH = ["--trainer.callbacks+", "fedlight.callbacks.CodecRefresh", "--trainer
 REFRESH += ["--trainer.callbacks.proxy.rounds", "8", "--trainer.callbacks.proxy.clients", "3", "--model.downlink", "CatchUp"]
 
 
-def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Path:
-    """Run `fedlight fit` and return the run's folder, with the sums of codes in ``codes``."""
-    options = [*TINY, "--trainer.max_steps", str(ROUNDS), "--trainer.default_root_dir", str(folder), "--trainer.val_check_interval", "1"]
+def arguments(folder: Path, processes: int, codec: str | None, more: list[str]) -> list[str]:
+    """Return the options of a run over so many processes, which leaves the sums of codes in ``codes``."""
+    options = ["--trainer.max_steps", str(ROUNDS), "--trainer.val_check_interval", "1"]
     options += ["--data.client_holdout", "0.2", "--data.eval_batch_size", "37", "--data.sampler.cohort_size", "5"]
     options += ["--trainer.callbacks", "tests.federation.CodeDump", "--trainer.callbacks.folder", str(folder / "codes")]
     options += [*more, *(["--model.codec", codec] if codec else [])]
-    options += ["--trainer.devices", str(processes)] + (["--trainer.strategy", "ddp"] if processes > 1 else [])
-    done = subprocess.run(
-        [sys.executable, "-m", "fedlight.cli", "fit", *options], env=environment(), capture_output=True, text=True, timeout=360
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    return [*options, "--trainer.devices", str(processes), *(["--trainer.strategy", "ddp"] if processes > 1 else [])]
+
+
+def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Path:
+    """Run `fedlight fit`, in this process or in two forked ones, and return the run's folder."""
+    options = arguments(folder, processes, codec, more)
+    if processes == 1:
+        invoke("fit", folder, *options)
+    else:
+        in_two_processes(lambda: invoke("fit", folder, *options), folder)
+    return run_of(folder)
+
+
+def run_of(folder: Path) -> Path:
+    """Return the folder of the only run."""
     (run,) = (folder / "federated").iterdir()
     return run
 
 
-@pytest.fixture(scope="module", params=CODECS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("threads" in name or "refreshed" in name)) for name in CODECS]
+)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
     """One process's run and two processes' run, these with two threads each that train, where threads are asked for."""
     folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]
@@ -105,3 +117,18 @@ def test_one_file_of_metrics_with_the_same_rounds(runs):
     assert len(figures[0]) == ROUNDS
     for mine, theirs in zip(*figures, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_the_second_process_itself(tmp_path):
+    """Without a launcher of one's own: Lightning's runs the same command again, and the sums are those of one process."""
+    invoke("fit", tmp_path / "one", *arguments(tmp_path / "one", 1, CODEC, []))
+    command = [sys.executable, "-m", "fedlight.cli", "fit", *TINY, "--trainer.default_root_dir", str(tmp_path / "two")]
+    command += arguments(tmp_path / "two", 2, CODEC, [])
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=360)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stderr
+    for number in range(ROUNDS):
+        a, b = (torch.load(tmp_path / name / "codes" / f"round_{number}.pt") for name in ("one", "two"))
+        assert torch.equal(a, b)
+    assert (run_of(tmp_path / "two") / "model.safetensors").read_bytes() == (run_of(tmp_path / "one") / "model.safetensors").read_bytes()

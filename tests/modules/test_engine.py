@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from fedlight.callbacks import FederatedCallback, GradientDecoder, GradientEncoder
+from fedlight.callbacks import FederatedCallback
 from fedlight.clients import FedAvg, Scaffold, Sequential, Threaded, Vectorized
 from fedlight.codecs import PowerSGDCodec, TopKCodec
 from fedlight.core.errors import ConfigurationError, MessageError
@@ -29,7 +29,7 @@ def test_rounds_are_the_same_by_either_engine(weighting: str) -> None:
         spy = run(module, data=data)
         ends.append(weights_of(module))
         orders.append(spy.clients)
-        losses.append([upload.loss for upload in spy.uploads.values()])
+        losses.append([reply.simulation.loss for reply in spy.replies.values()])
     way = float((ends[0] - weights_of(mlp())).norm())
     assert float((ends[0] - ends[1]).norm()) <= 1e-5 * way
     assert orders[0] == orders[1] and all(order == sorted(order) for order in orders[1].values())
@@ -43,6 +43,7 @@ RUNS: dict[str, Any] = {
     "control variates": lambda: {"algorithm": Scaffold(lr=0.1, steps=3, batch_size=8)},
     "learned code": lambda: {"codec": learned()},
     "two passes": lambda: {"codec": PowerSGDCodec(1)},
+    "clients remember": lambda: {"codec": TopKCodec(4)},
     "states in files": lambda: {"codec": TopKCodec(4), "client_memory_mb": 0.0},
 }
 
@@ -70,8 +71,8 @@ def same(first: Any, second: Any) -> bool:
 class Spoils(FederatedCallback):
     """Makes every client's first attempt unusable, in some rounds."""
 
-    def on_client_update(self, trainer: Any, pl_module: Any, round: Any, upload: Any) -> None:
-        if round.context.attempt == 0 and round.context.round == 1:
+    def on_client_update(self, trainer: Any, pl_module: Any, context: Any, update: Any) -> None:
+        if context.attempt == 0 and context.round == 1:
             raise MessageError("not this time")
 
 
@@ -84,21 +85,10 @@ def test_attempts_that_fail_in_threads_leave_nothing_of_clients_behind() -> None
     assert torch.equal(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_threads_that_train_and_one_that_encodes_go_together(beside: bool) -> None:
-    ends = []
-    for engine in (Sequential(), Threaded(3)):
-        module = federated(engine=engine, codec=TopKCodec(4))
-        callbacks = [GradientEncoder(module.codec, beside), GradientDecoder(module.codec)]
-        trainer(3, callbacks=callbacks).fit(module, datamodule=federated_data())
-        ends.append((weights_of(module), module.store.state_dict()))
-    assert torch.equal(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
-
-
 class Breaks(FederatedCallback):
     """Fails between two clients, as a callback with a mistake does."""
 
-    def on_client_message(self, trainer: Any, pl_module: Any, round: Any, upload: Any) -> None:
+    def on_client_message(self, trainer: Any, pl_module: Any, round: Any, reply: Any) -> None:
         raise ZeroDivisionError("in a callback")
 
 

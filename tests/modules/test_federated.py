@@ -9,6 +9,7 @@ from torch import nn
 
 from fedlight.callbacks import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.clients import FedAvg, FedSGD
+from fedlight.clients.personal import PersonalNorm, personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.codecs import IdentityCodec
 from fedlight.core.errors import ConfigurationError
@@ -146,10 +147,10 @@ def test_a_client_does_not_depend_on_who_else_takes_part_nor_in_which_order():
     for clients in ([7, 5, 3, 1], [3], [3, 7]):
         spy, other = uploads_of(clients, seed_before=len(clients))
         for client in clients:
-            mine, same = spy.uploads[0, 0, client], reference.uploads[0, 0, client]
-            assert torch.equal(mine.update, same.update)
-            assert mine.message == same.message
-            assert mine.loss == same.loss
+            mine, same = spy.replies[0, 0, client], reference.replies[0, 0, client]
+            assert torch.equal(mine.simulation.update, same.simulation.update)
+            assert mine.payload == same.payload
+            assert mine.simulation.loss == same.simulation.loss
         if len(clients) == 4:
             assert torch.equal(weights_of(module), weights_of(other))
 
@@ -169,11 +170,11 @@ def test_dropout_differs_between_clients_rounds_and_seeds():
     data.train_partition = type(data.train_partition)(np.tile(np.arange(20), 8), np.arange(9) * 20)
     module = federated(network, algorithm=FedSGD(), server_optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     spy = run(module, rounds=2, data=data)
-    updates = [upload.update for upload in spy.uploads.values()]
+    updates = [reply.simulation.update for reply in spy.replies.values()]
     assert len(updates) == 16
     assert not any(torch.equal(updates[0], other) for other in updates[1:])
     again = run(federated(copy.deepcopy(network), algorithm=FedSGD(), seed=4), rounds=1, data=data)
-    assert not torch.equal(again.uploads[0, 0, 0].update, updates[0])
+    assert not torch.equal(again.replies[0, 0, 0].simulation.update, updates[0])
 
 
 def test_rounds_and_pretraining_leave_the_global_generators_alone():
@@ -202,12 +203,18 @@ def test_a_run_does_not_depend_on_the_global_generator():
 def test_batch_norm_statistics_are_averaged_over_the_cohort(weighting):
     module = federated(mlp(norm=True), weighting=weighting)
     spy = run(module, rounds=1)
-    uploads = [spy.uploads[0, 0, client] for client in range(8)]
-    weights = torch.tensor([float(upload.weight) for upload in uploads])
+    replies = [spy.replies[0, 0, client] for client in range(8)]
+    assert {reply.weight is None for reply in replies} == {weighting == "equal"}, "a weight that all have is not sent"
+    weights = torch.tensor([float(reply.weight or 1) for reply in replies])
     assert (weights.unique().numel() > 1) == (weighting == "samples")
-    expected = (torch.stack([u.buffers for u in uploads]) * weights[:, None]).sum(0) / weights.sum()
+    expected = (torch.stack([reply.buffers for reply in replies]) * weights[:, None]).sum(0) / weights.sum()
     torch.testing.assert_close(flatten(float_buffers(module.network)), expected)
     assert not torch.allclose(expected[:8], torch.zeros(8), atol=1e-3)
+
+
+def personal_logits(module, client: int, x: torch.Tensor) -> torch.Tensor:
+    """Return logits of the global model with the layers that a client kept, as evaluation does."""
+    return personal_forward(module.network, PersonalNorm(module.network), module.store.peek(client)["norm"], x)
 
 
 def test_local_batch_norm_stays_with_the_client():
@@ -221,7 +228,7 @@ def test_local_batch_norm_stays_with_the_client():
     assert len(norm) == 5
     assert all(torch.equal(start[name], end[name]) for name in norm)
     assert not torch.equal(start["0.weight"], end["0.weight"])
-    assert all(len(upload.buffers) == 0 for upload in spy.uploads.values())
+    assert all(len(reply.buffers) == 0 for reply in spy.replies.values())
     pieces = dict(zip(module.layout.names, module.layout.split(spy.aggregates[1]), strict=True))
     assert not pieces["1.weight"].any() and not pieces["1.bias"].any() and pieces["0.weight"].any()
     kept = [module.store.peek(client)["norm"] for client in range(8)]
@@ -233,8 +240,8 @@ def test_local_batch_norm_stays_with_the_client():
     mean, variance = kept[2]["norm_buffers"].split(8)
     personal.load_state_dict(end | {"1.weight": weight, "1.bias": bias, "1.running_mean": mean, "1.running_var": variance})
     module.eval()
-    torch.testing.assert_close(module.personal_logits(2, data.x[:9]), personal(data.x[:9]))
-    assert not torch.allclose(module.personal_logits(2, data.x[:9]), module.personal_logits(3, data.x[:9]))
+    torch.testing.assert_close(personal_logits(module, 2, data.x[:9]), personal(data.x[:9]))
+    assert not torch.allclose(personal_logits(module, 2, data.x[:9]), personal_logits(module, 3, data.x[:9]))
 
 
 def test_local_batch_norm_is_evaluated_client_by_client_with_its_own_layers():
@@ -248,7 +255,7 @@ def test_local_batch_norm_is_evaluated_client_by_client_with_its_own_layers():
     for client in range(8):
         index = torch.from_numpy(data.holdout[client])
         with torch.no_grad():
-            accuracies.append(float((module.personal_logits(client, data.x[index]).argmax(-1) == data.y[index]).float().mean()))
+            accuracies.append(float((personal_logits(module, client, data.x[index]).argmax(-1) == data.y[index]).float().mean()))
     assert len(set(accuracies)) > 1
     assert figures["val/client_accuracy_mean"] == pytest.approx(np.mean(accuracies), abs=1e-6)
 
@@ -272,13 +279,13 @@ def test_local_batch_norm_is_in_the_checkpoint(tmp_path):
 def test_a_draft_of_client_state_is_kept_only_if_the_round_succeeds():
     store = ClientStore()
     store.draft(1)["seen"] = torch.ones(1)
-    store.discard()
+    store.commit(store.take_draft(()))
     assert store.peek(1) == {}
-    store.draft(1)["seen"] = torch.ones(1)
-    store.draft(2)["seen"] = torch.ones(1)
+    for client in (1, 2, 3):
+        store.draft(client)["seen"] = torch.ones(1)
     store.drop(2)
-    store.commit(store.take_draft())
-    assert set(store.state_dict()) == {1}
+    store.commit(store.take_draft({1, 2}))
+    assert set(store.state_dict()["kept"]) == {1} and store.state_dict()["drafts"] == {}
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -310,11 +317,11 @@ def test_a_round_with_too_few_clients_is_repeated_with_another_cohort_and_counts
     module, spy = federated(min_clients=5, max_attempts=200), Spy()
     runner = trainer(3, callbacks=[spy, pretraining()])
     runner.fit(module, datamodule=federated_data(sampler=Poisson(0.4)))
-    attempts = {number: max(a for n, a, _ in spy.uploads if n == number) for number in range(3)}
+    attempts = {number: max(a for n, a, _ in spy.replies if n == number) for number in range(3)}
     assert runner.global_step == 3
     assert max(attempts.values()) > 0
     for number, last in attempts.items():
-        assert sum((n, a) == (number, last) for n, a, _ in spy.uploads) >= 5
+        assert sum((n, a) == (number, last) for n, a, _ in spy.replies) >= 5
 
 
 def test_on_the_cpu_freed_memory_is_kept_from_the_first_round_on(monkeypatch: pytest.MonkeyPatch):

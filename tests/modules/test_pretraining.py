@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fedlight.callbacks import CodecPretraining
-from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec
+from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec, TwoSidedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context, Private
 from fedlight.core.errors import ConfigurationError
@@ -11,7 +11,8 @@ from fedlight.core.export import codec_state, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.pretraining import CodecPretrainingModule, Cohorts, HeldOut, cohort_loss, errors_by_cohort, fit_codec
-from tests.federation import federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
+from fedlight.privacy import CentralDP
+from tests.federation import Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 CPU = torch.device("cpu")
 
@@ -129,7 +130,7 @@ def test_the_codec_is_fitted_once_before_round_0_and_belongs_to_the_model():
     run(module, 1)
     assert module.codec.fitted and module.codec.version == 1
     assert module.codec.layout == module.layout
-    assert module.pretrain_figures["held_out_error"] >= 0
+    assert module.pretrain_metrics["held_out_error"] >= 0
     assert module.pretrain_seconds > 0
 
 
@@ -144,7 +145,7 @@ def test_pretraining_leaves_the_model_and_its_rounds_alone():
 
     small = Pretrained(ProxyFederation(rounds=6, clients=2, samples=8), CodecTraining(steps=2, check_every=1))
     trainer(2, callbacks=[small]).fit(trained, datamodule=federated_data())
-    assert trained.pretrain_figures
+    assert trained.pretrain_metrics
     assert torch.equal(weights_of(plain), weights_of(trained))
 
 
@@ -163,7 +164,7 @@ def test_pretraining_is_reproducible():
 def test_a_codec_that_needs_none_is_not_pretrained():
     module = federated()
     trainer(1).fit(module, datamodule=federated_data(proxy_samples=0))
-    assert module.pretrain_figures == {} and module.codec.version == 0
+    assert module.pretrain_metrics == {} and module.codec.version == 0
 
 
 def test_a_codec_given_trained_is_not_trained_again(tmp_path):
@@ -172,7 +173,7 @@ def test_a_codec_given_trained_is_not_trained_again(tmp_path):
     save_codec(first.codec, tmp_path)
     module = federated(codec_path=str(tmp_path))
     run(module, 1)
-    assert module.pretrain_figures == {} and module.codec.version == 1
+    assert module.pretrain_metrics == {} and module.codec.version == 1
     assert torch.equal(weights_of(module), weights_of(first))
 
 
@@ -191,6 +192,45 @@ def test_the_pretrain_command_writes_what_fit_uses(tmp_path):
     fresh = federated(codec=learned())
     run(used, 2), run(fresh, 2)
     assert torch.equal(weights_of(used), weights_of(fresh))
+
+
+def private() -> CentralDP:
+    return CentralDP(clip=0.5, target_epsilon=8.0, delta=1e-3, accountant="rdp", simulation_seed=0)
+
+
+def test_noise_is_calibrated_for_the_configured_rounds_when_the_codec_is_pretrained(tmp_path):
+    module, straight = federated(codec=TwoSidedCodec(4), privacy=private()), federated(codec=TwoSidedCodec(4), privacy=private())
+    trainer(5, callbacks=[pretraining()]).pretrain(module, federated_data(normalize=False), str(tmp_path), cohort_rounds=0)
+    run(straight, 5, federated_data(normalize=False))
+    assert module.privacy.setting.rounds == 5
+    assert module.privacy.multiplier == straight.privacy.multiplier > 0
+
+
+@pytest.mark.parametrize("privacy", [None, private])
+def test_a_fit_after_pretraining_on_the_same_trainer_runs_the_configured_rounds(privacy, tmp_path):
+    """The same run as with the pretrained codec from its files."""
+    module, spy = federated(codec=TwoSidedCodec(4), privacy=privacy and privacy()), Spy()
+    both = trainer(3, callbacks=[spy, pretraining()])
+    both.pretrain(module, federated_data(normalize=False), str(tmp_path), cohort_rounds=0)
+    assert module.codec.version == 1 and not spy.aggregates and both.max_steps == 3 and both.limit_train_batches == 1.0
+    both.fit(module, datamodule=federated_data(normalize=False))
+    used = federated(codec_path=str(tmp_path), privacy=privacy and privacy())
+    run(used, 3, federated_data(normalize=False))
+    assert module.server_state.rounds == 3 and spy.aggregates.keys() == {0, 1, 2} and module.codec.version == 1
+    assert torch.equal(weights_of(module), weights_of(used))
+
+
+def test_pretraining_needs_no_number_of_rounds(tmp_path):
+    runner = trainer(-1, callbacks=[pretraining()])
+    runner.pretrain(federated(codec=learned()), federated_data(), str(tmp_path), cohort_rounds=0)
+    assert runner.max_steps == -1
+
+
+def test_pretraining_that_fails_leaves_the_trainer_as_it_was(tmp_path):
+    runner = trainer(3, callbacks=[pretraining()])
+    with pytest.raises(ConfigurationError, match="Expected proxy data"):
+        runner.pretrain(federated(codec=learned()), federated_data(proxy_samples=0), str(tmp_path), cohort_rounds=0)
+    assert runner.max_steps == 3 and runner.limit_train_batches == 1.0
 
 
 @pytest.mark.parametrize("codec", [None, "path"])

@@ -9,11 +9,11 @@ Needs the packages of the extra ``secure``; nothing here needs Lightning.
 | ``session.py`` | what everybody agrees on before an attempt at a round |
 | ``messages.py`` | the bytes of every message |
 | ``client.py``, ``server.py`` | the two sides as state machines that eat and give bytes |
-| ``cohort.py`` | all of them in one process, for simulations |
+| ``identities.py`` | identity keys of simulated clients |
 """
 
 from fedlight.aggregation.secure.client import SecureClient
-from fedlight.aggregation.secure.cohort import Identities, SecureCohort
+from fedlight.aggregation.secure.identities import Identities
 from fedlight.aggregation.secure.primitives import Identity
 from fedlight.aggregation.secure.server import SecureServer
 from fedlight.aggregation.secure.session import SESSION_BYTES, Session, check_threshold, default_threshold
@@ -24,7 +24,6 @@ __all__ = [
     "Identities",
     "Identity",
     "SecureClient",
-    "SecureCohort",
     "SecureServer",
     "Session",
     "SumFormat",

@@ -49,7 +49,7 @@ class SecureClient:
         self.identity = identity
         self.directory = directory
         self.entropy = entropy
-        self._next: Stage | None = Stage.KEYS
+        self._next: Stage | None = Stage.ADVERTISE_KEYS
         self._channel: KeyPair | None = None
         self._mask: KeyPair | None = None
         self._seeds: tuple[bytes, bytes] = (b"", b"")
@@ -93,7 +93,7 @@ class SecureClient:
 
     def advertise(self) -> bytes:
         """Return two fresh public keys and a commitment to the own mask's seed, signed."""
-        with self._stage(Stage.KEYS, Stage.SHARES):
+        with self._stage(Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS):
             session, client = self.session, self.client
             channel = self._channel = KeyPair(self.entropy(KEY))
             own, pair = self._seeds = (self.entropy(SECRET), self.entropy(SECRET))
@@ -107,7 +107,7 @@ class SecureClient:
 
     def share(self, roster: bytes) -> bytes:
         """Check everybody's keys, and return shares of both seeds sealed for each of the others."""
-        with self._stage(Stage.SHARES, Stage.MASKED):
+        with self._stage(Stage.SHARE_KEYS, Stage.MASKED_INPUT):
             session, client, channel, mask = self.session, self.client, self._channel, self._mask
             assert channel is not None, "made in the stage before"
             assert mask is not None, "made in the stage before"
@@ -147,7 +147,7 @@ class SecureClient:
 
         The masks are those of the clients whose shares arrived: theirs are what the server may need.
         """
-        with self._stage(Stage.MASKED, Stage.SIGNATURE):
+        with self._stage(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK):
             session, client = self.session, self.client
             words = session.format.words(code, weight)
             sealed = messages.read_sealed(session, inbox, SERVER)
@@ -163,13 +163,13 @@ class SecureClient:
             for other in sealed:
                 add_mask(words, self._pair_masks[other], negative=other < client)
             self._forget_keys()
-            return messages.write(session, Stage.MASKED, client, session.format.length, session.format.pack(words))
+            return messages.write(session, Stage.MASKED_INPUT, client, session.format.length, session.format.pack(words))
 
     # -- 2b --------------------------------------------------------------------------------------------------------------------
 
     def consistency(self, survivors: bytes) -> bytes:
         """Return a signature of who survived; no other list is signed in this session."""
-        with self._stage(Stage.SIGNATURE, Stage.TOLD):
+        with self._stage(Stage.CONSISTENCY_CHECK, Stage.UNMASKING):
             self._survivors = tuple(sorted(messages.read_survivors(self.session, survivors)))
             require_enough(self.session, len(self._survivors), "sent a masked code")
             if self.client not in self._survivors or not set(self._survivors) <= set(self._sharers):
@@ -182,25 +182,24 @@ class SecureClient:
     # -- 3 ---------------------------------------------------------------------------------------------------------------------
 
     def unmask(self, request: bytes) -> bytes:
-        """Return shares of the own masks' seeds of the living and of the mask keys' seeds of the dead: of nobody both.
+        """Return shares of survivors' own seeds and of dropped clients' mask keys.
 
-        Refused unless the living are exactly the survivors that were signed for, the dead the others who shared, and at least the threshold
-        signed the same.
+        Refused unless the survivors are those that were signed for, the dropped the others who shared, and the threshold signed the same.
         """
-        with self._stage(Stage.TOLD, None):
+        with self._stage(Stage.UNMASKING, None):
             session = self.session
             asked = messages.read_request(session, request)
-            require_enough(session, len(asked.alive), "are said to be alive")
-            if set(asked.alive) & set(asked.dead) or set(asked.alive) | set(asked.dead) != set(self._sharers):
-                raise ProtocolError("Expected everybody who shared seeds to be asked for as alive or as dead, and nobody as both")
-            if tuple(sorted(asked.alive)) != self._survivors:
-                raise ProtocolError("Expected the survivors that were signed for to be those that are asked for as alive")
+            require_enough(session, len(asked.survivors), "are said to be survivors")
+            if set(asked.survivors) & set(asked.dropped) or set(asked.survivors) | set(asked.dropped) != set(self._sharers):
+                raise ProtocolError("Expected everybody who shared seeds to be asked for as survivors or as dropped, and nobody as both")
+            if tuple(sorted(asked.survivors)) != self._survivors:
+                raise ProtocolError("Expected the survivors that were signed for to be those that are asked for as survivors")
             require_enough(session, len(asked.signatures), "signed the survivors")
             signed = self._signed()
             for client, signature in asked.signatures.items():
                 if client not in self._survivors:
                     raise ProtocolError(f"Expected signatures of survivors alone but got one of client {client}")
                 verify(self.directory[client], signature, signed, f"client {client}")
-            told = {client: self._shares[client][0] for client in asked.alive}
-            told |= {client: self._shares[client][1] for client in asked.dead}
-            return messages.write_told(session, self.client, told)
+            revealed = {client: self._shares[client][0] for client in asked.survivors}
+            revealed |= {client: self._shares[client][1] for client in asked.dropped}
+            return messages.write_unmasking(session, self.client, revealed)

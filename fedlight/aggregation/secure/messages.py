@@ -26,8 +26,8 @@ Records:
 | 4 masked | client | the words, low bits first, ``m_j`` bits each, every part from a byte of its own on (``SumFormat``) |
 | 5 survivors | server | ``<I``: a client whose masked code is in the sum |
 | 6 signature | client | ``<64s``: of roster, senders of shares and survivors |
-| 7 request | server | ``<II``: how many dead and signatures; ``<I`` alive (``entries``); ``<I`` dead; ``<I64s`` client, signature |
-| 8 shares told | client | ``<I16s``: whose seed, share of it |
+| 7 request | server | ``<II`` numbers of dropped, signatures; ``<I`` survivors (``entries``); ``<I`` dropped; ``<I64s`` client, signature |
+| 8 revealed shares | client | ``<I16s``: whose seed, share of it |
 
 A masked code, opened without this library (all coordinates modulo 2^m with m at most 16)::
 
@@ -71,15 +71,15 @@ _SHARE = struct.Struct(f"<I{SECRET}s")
 class Stage(IntEnum):
     """Which message this is, in the order of the protocol."""
 
-    KEYS = 0
+    ADVERTISE_KEYS = 0
     ROSTER = 1
-    SHARES = 2
+    SHARE_KEYS = 2
     INBOX = 3
-    MASKED = 4
+    MASKED_INPUT = 4
     SURVIVORS = 5
-    SIGNATURE = 6
+    CONSISTENCY_CHECK = 6
     REQUEST = 7
-    TOLD = 8
+    UNMASKING = 8
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Keys:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks for at the end: whose own masks (``alive``) and whose mask keys (``dead``), and who signed that."""
+    """What the server asks for at the end: whose own masks (``survivors``) and whose mask keys (``dropped``), and who signed that."""
 
-    alive: tuple[int, ...]
-    dead: tuple[int, ...]
+    survivors: tuple[int, ...]
+    dropped: tuple[int, ...]
     signatures: dict[int, bytes]
 
 
@@ -126,14 +126,14 @@ def pack_clients(clients: Sequence[int]) -> bytes:
 
 def write(session: Session, stage: Stage, sender: int, entries: int, body: bytes) -> bytes:
     """Return header and body."""
-    kind = session.format.kind if stage is Stage.MASKED else 0
+    kind = session.format.kind if stage is Stage.MASKED_INPUT else 0
     fixed = _UNSUMMED.pack(MAGIC, VERSION, stage, kind, session.round & 0xFFFFFFFF, sender, session.codec, entries, session.id)
     return fixed + zlib.crc32(body, zlib.crc32(fixed)).to_bytes(4, "little") + body
 
 
 def write_keys(session: Session, client: int, keys: Keys) -> bytes:
     """Return the message of stage 0."""
-    return write(session, Stage.KEYS, client, 1, _pack_keys(keys))
+    return write(session, Stage.ADVERTISE_KEYS, client, 1, _pack_keys(keys))
 
 
 def write_roster(session: Session, roster: dict[int, Keys]) -> bytes:
@@ -144,7 +144,7 @@ def write_roster(session: Session, roster: dict[int, Keys]) -> bytes:
 
 def write_sealed(session: Session, sender: int, sealed: dict[int, bytes]) -> bytes:
     """Return the message of stage 2 from a client, or of stage 3 from the server."""
-    stage = Stage.INBOX if sender == SERVER else Stage.SHARES
+    stage = Stage.INBOX if sender == SERVER else Stage.SHARE_KEYS
     return write(session, stage, sender, len(sealed), b"".join(_SEALED.pack(*item) for item in sorted(sealed.items())))
 
 
@@ -155,20 +155,20 @@ def write_survivors(session: Session, survivors: Sequence[int]) -> bytes:
 
 def write_signature(session: Session, client: int, signature: bytes) -> bytes:
     """Return the message of stage 6."""
-    return write(session, Stage.SIGNATURE, client, 1, signature)
+    return write(session, Stage.CONSISTENCY_CHECK, client, 1, signature)
 
 
 def write_request(session: Session, request: Request) -> bytes:
     """Return the message of stage 7."""
-    counts = _COUNTS.pack(len(request.dead), len(request.signatures))
+    counts = _COUNTS.pack(len(request.dropped), len(request.signatures))
     signatures = b"".join(_SIGNED.pack(*item) for item in sorted(request.signatures.items()))
-    body = counts + pack_clients(request.alive) + pack_clients(request.dead) + signatures
-    return write(session, Stage.REQUEST, SERVER, len(request.alive), body)
+    body = counts + pack_clients(request.survivors) + pack_clients(request.dropped) + signatures
+    return write(session, Stage.REQUEST, SERVER, len(request.survivors), body)
 
 
-def write_told(session: Session, client: int, shares: dict[int, bytes]) -> bytes:
+def write_unmasking(session: Session, client: int, shares: dict[int, bytes]) -> bytes:
     """Return the message of stage 8."""
-    return write(session, Stage.TOLD, client, len(shares), b"".join(_SHARE.pack(*item) for item in sorted(shares.items())))
+    return write(session, Stage.UNMASKING, client, len(shares), b"".join(_SHARE.pack(*item) for item in sorted(shares.items())))
 
 
 def _pack_keys(keys: Keys) -> bytes:
@@ -191,7 +191,7 @@ def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes
         ("magic", MAGIC, magic),
         ("version", VERSION, version),
         ("stage", int(stage), at),
-        ("kind", session.format.kind if stage is Stage.MASKED else 0, kind),
+        ("kind", session.format.kind if stage is Stage.MASKED_INPUT else 0, kind),
         ("round", session.round & 0xFFFFFFFF, round),
         ("sender", sender, by),
         ("codec fingerprint", session.codec, codec),
@@ -210,7 +210,7 @@ def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes
 
 def read_keys(session: Session, message: bytes, client: int) -> Keys:
     """Return what a client advertised. The signature is not checked here."""
-    (record,) = _records(session, message, Stage.KEYS, client, _KEYS, 1, 1)
+    (record,) = _records(session, message, Stage.ADVERTISE_KEYS, client, _KEYS, 1, 1)
     return Keys(*record)
 
 
@@ -222,13 +222,13 @@ def read_roster(session: Session, message: bytes) -> dict[int, Keys]:
 
 def read_sealed(session: Session, message: bytes, sender: int) -> dict[int, bytes]:
     """Return sealed shares by receiver, or by sender if the message comes from the server."""
-    stage = Stage.INBOX if sender == SERVER else Stage.SHARES
+    stage = Stage.INBOX if sender == SERVER else Stage.SHARE_KEYS
     return dict(_distinct(_records(session, message, stage, sender, _SEALED, 0, session.clients - 1)))
 
 
 def read_masked(session: Session, message: bytes, client: int) -> memoryview:
     """Return the packed words of a masked code."""
-    entries, body = read(session, message, Stage.MASKED, client, session.format.payload_bytes)
+    entries, body = read(session, message, Stage.MASKED_INPUT, client, session.format.payload_bytes)
     if entries != session.format.length or len(body) != session.format.payload_bytes:
         raise MessageError(
             f"Expected {session.format.length} masked coordinates in {session.format.payload_bytes} bytes but got {entries} in {len(body)}"
@@ -244,7 +244,7 @@ def read_survivors(session: Session, message: bytes) -> tuple[int, ...]:
 
 def read_signature(session: Session, message: bytes, client: int) -> bytes:
     """Return a client's signature of the survivors. It is not checked here."""
-    ((signature,),) = _records(session, message, Stage.SIGNATURE, client, _SIGNATURE, 1, 1)
+    ((signature,),) = _records(session, message, Stage.CONSISTENCY_CHECK, client, _SIGNATURE, 1, 1)
     return bytes(signature)
 
 
@@ -253,25 +253,25 @@ def read_request(session: Session, message: bytes) -> Request:
 
     Raises:
         MessageError: if the message is malformed.
-        ProtocolError: if a client is listed twice, or both as alive and as dead.
+        ProtocolError: if a client is listed twice, or both as survivors and as dropped.
     """
     most = session.clients
-    alive, body = read(session, message, Stage.REQUEST, SERVER, _COUNTS.size + most * (2 * _CLIENT.size + _SIGNED.size))
+    survivors, body = read(session, message, Stage.REQUEST, SERVER, _COUNTS.size + most * (2 * _CLIENT.size + _SIGNED.size))
     if len(body) < _COUNTS.size:
         raise MessageError(f"Expected a request of at least {_COUNTS.size} bytes but got {len(body)}")
-    dead, signed = _COUNTS.unpack_from(body)
-    sizes = [alive * _CLIENT.size, dead * _CLIENT.size, signed * _SIGNED.size]
-    if max(alive, dead, signed) > most or len(body) != _COUNTS.size + sum(sizes):
-        raise MessageError(f"Expected lists of at most {most} clients that fill the request but got {alive}, {dead} and {signed}")
+    dropped, signed = _COUNTS.unpack_from(body)
+    sizes = [survivors * _CLIENT.size, dropped * _CLIENT.size, signed * _SIGNED.size]
+    if max(survivors, dropped, signed) > most or len(body) != _COUNTS.size + sum(sizes):
+        raise MessageError(f"Expected lists of at most {most} clients that fill the request but got {survivors}, {dropped} and {signed}")
     end = _COUNTS.size + sizes[0] + sizes[1]
     clients = _distinct([*_CLIENT.iter_unpack(body[_COUNTS.size : end])])
     signatures = dict(_distinct([*_SIGNED.iter_unpack(body[end:])]))
-    return Request(tuple(c for (c,) in clients[:alive]), tuple(c for (c,) in clients[alive:]), signatures)
+    return Request(tuple(c for (c,) in clients[:survivors]), tuple(c for (c,) in clients[survivors:]), signatures)
 
 
-def read_told(session: Session, message: bytes, client: int) -> dict[int, bytes]:
+def read_unmasking(session: Session, message: bytes, client: int) -> dict[int, bytes]:
     """Return the shares that a client tells, by the client whose seed they are of."""
-    return dict(_distinct(_records(session, message, Stage.TOLD, client, _SHARE, 1, session.clients)))
+    return dict(_distinct(_records(session, message, Stage.UNMASKING, client, _SHARE, 1, session.clients)))
 
 
 def _records(

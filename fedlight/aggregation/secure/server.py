@@ -18,8 +18,8 @@ class SecureServer:
     """The server's side of one session; it holds one sum of masked words and the shares, never a code.
 
     A stage is collected message by message and closed by the method that answers it: ``collect_keys`` / ``roster``, ``collect_shares`` /
-    ``inbox``, ``collect_masked`` / ``survivors``, ``collect_signature`` / ``request``, ``collect_told`` / ``total``. A message that raises
-    is as good as not sent, and the session goes on without it; closing a stage raises if fewer than the threshold are left.
+    ``inbox``, ``collect_masked`` / ``survivor_list``, ``collect_signature`` / ``request``, ``collect_unmasking`` / ``total``. A message
+    that raises is as good as not sent, and the session goes on without it; closing a stage raises if fewer than the threshold are left.
 
     Args:
         session: the attempt's public parameters.
@@ -39,20 +39,20 @@ class SecureServer:
         self.session = session
         self.cohort = frozenset(cohort)
         self.directory = directory
-        self._collecting: Stage | None = Stage.KEYS
+        self._collecting: Stage | None = Stage.ADVERTISE_KEYS
         self._keys: dict[int, Keys] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._words = np.zeros(session.format.length, np.uint32)
-        self._alive: set[int] = set()
+        self._survivors: set[int] = set()
         self._roster = b""
         self._signatures: dict[int, bytes] = {}
-        self._told: dict[int, dict[int, bytes]] = {}
+        self._unmasking: dict[int, dict[int, bytes]] = {}
 
     # -- 0 ---------------------------------------------------------------------------------------------------------------------
 
     def collect_keys(self, sender: int, message: bytes) -> None:
         """Take one client's keys."""
-        self._expect(Stage.KEYS, sender, self.cohort, self._keys)
+        self._expect(Stage.ADVERTISE_KEYS, sender, self.cohort, self._keys)
         keys = messages.read_keys(self.session, message, sender)
         require_known(self.directory, sender)
         verify(self.directory[sender], keys.signature, keys.signed(self.session, sender), f"client {sender}")
@@ -60,7 +60,7 @@ class SecureServer:
 
     def roster(self) -> bytes:
         """Return everybody's keys, for everybody."""
-        self._close(Stage.KEYS, Stage.SHARES, len(self._keys), "advertised keys")
+        self._close(Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS, len(self._keys), "advertised keys")
         message = messages.write_roster(self.session, self._keys)
         self._roster = messages.digest(message)
         return message
@@ -69,7 +69,7 @@ class SecureServer:
 
     def collect_shares(self, sender: int, message: bytes) -> None:
         """Take one client's sealed shares."""
-        self._expect(Stage.SHARES, sender, self._keys, self._sealed)
+        self._expect(Stage.SHARE_KEYS, sender, self._keys, self._sealed)
         sealed = messages.read_sealed(self.session, message, sender)
         if sealed.keys() != self._keys.keys() - {sender}:
             raise ProtocolError(f"Expected client {sender}'s shares for each of the others but got them for another list")
@@ -77,7 +77,7 @@ class SecureServer:
 
     def sharers(self) -> tuple[int, ...]:
         """Close the stage of shares and return the clients that go on."""
-        self._close(Stage.SHARES, Stage.MASKED, len(self._sealed), "shared their seeds")
+        self._close(Stage.SHARE_KEYS, Stage.MASKED_INPUT, len(self._sealed), "shared their seeds")
         return tuple(sorted(self._sealed))
 
     def inbox(self, client: int) -> bytes:
@@ -89,74 +89,82 @@ class SecureServer:
 
     def collect_masked(self, sender: int, message: bytes) -> None:
         """Add one client's masked code to the sum."""
-        self._expect(Stage.MASKED, sender, self._sealed, self._alive)
+        self._expect(Stage.MASKED_INPUT, sender, self._sealed, self._survivors)
         self._words += self.session.format.unpack(messages.read_masked(self.session, message, sender))
-        self._alive.add(sender)
+        self._survivors.add(sender)
 
-    def survivors(self) -> bytes:
+    def survivor_list(self) -> bytes:
         """Return who is in the sum, for each of them to sign."""
-        self._close(Stage.MASKED, Stage.SIGNATURE, len(self._alive), "sent a masked code")
-        return messages.write_survivors(self.session, sorted(self._alive))
+        self._close(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK, len(self._survivors), "sent a masked code")
+        return messages.write_survivors(self.session, sorted(self._survivors))
 
     # -- 2b --------------------------------------------------------------------------------------------------------------------
 
     def collect_signature(self, sender: int, message: bytes) -> None:
         """Take one survivor's signature."""
-        self._expect(Stage.SIGNATURE, sender, self._alive, self._signatures)
+        self._expect(Stage.CONSISTENCY_CHECK, sender, self._survivors, self._signatures)
         signature = messages.read_signature(self.session, message, sender)
-        signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self._alive))
+        signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self._survivors))
         verify(self.directory[sender], signature, signed, f"client {sender}")
         self._signatures[sender] = signature
 
     def request(self) -> bytes:
-        """Return what is asked of those who signed: shares that take off the masks of the living and of the dead."""
-        self._close(Stage.SIGNATURE, Stage.TOLD, len(self._signatures), "signed the survivors")
-        dead = tuple(sorted(self._sealed.keys() - self._alive))
-        return messages.write_request(self.session, Request(tuple(sorted(self._alive)), dead, self._signatures))
+        """Return what is asked of those who signed: shares that take off the masks of the living and of the dropped."""
+        self._close(Stage.CONSISTENCY_CHECK, Stage.UNMASKING, len(self._signatures), "signed the survivors")
+        dropped = tuple(sorted(self._sealed.keys() - self._survivors))
+        return messages.write_request(self.session, Request(tuple(sorted(self._survivors)), dropped, self._signatures))
 
     # -- 3 ---------------------------------------------------------------------------------------------------------------------
 
-    def collect_told(self, sender: int, message: bytes) -> None:
-        """Take the shares that one client tells."""
-        self._expect(Stage.TOLD, sender, self._signatures, self._told)
-        told = messages.read_told(self.session, message, sender)
-        if told.keys() != self._sealed.keys():
+    def collect_unmasking(self, sender: int, message: bytes) -> None:
+        """Take the shares that one client reveals."""
+        self._expect(Stage.UNMASKING, sender, self._signatures, self._unmasking)
+        revealed = messages.read_unmasking(self.session, message, sender)
+        if revealed.keys() != self._sealed.keys():
             raise ProtocolError(f"Expected client {sender}'s shares of everybody who shared but got them of another list")
-        self._told[sender] = told
+        self._unmasking[sender] = revealed
 
     def total(self) -> tuple[np.ndarray, int]:
         """Return (sum of ``weight * code`` of the survivors, int64 ``[code_length]``; sum of their weights).
 
         Raises:
-            ProtocolError: if too few told their shares, or the shares make a seed that its owner did not commit to.
+            ProtocolError: if too few revealed their shares, or the shares make a seed that its owner did not commit to.
         """
-        self._close(Stage.TOLD, None, len(self._told), "told their shares")
+        self._close(Stage.UNMASKING, None, len(self._unmasking), "revealed their shares")
         session = self.session
-        words, told = self._words.copy(), self._shares_told()
-        for client in sorted(self._alive):
-            seed = combine(told[client])
+        words, revealed = self._words.copy(), self._revealed_shares()
+        for client in sorted(self._survivors):
+            seed = combine(revealed[client])
             if session.commitment(seed, client) != self._keys[client].commitment:
                 raise ProtocolError(f"Expected shares of the seed that client {client} committed to but they make another: one is corrupt")
             add_mask(words, session.self_mask(seed, client), negative=True)
-        for client in sorted(self._sealed.keys() - self._alive):
-            pair = session.mask_pair(combine(told[client]))
+        for client in sorted(self._sealed.keys() - self._survivors):
+            pair = session.mask_pair(combine(revealed[client]))
             if pair.public != self._keys[client].mask:
                 raise ProtocolError(f"Expected shares of the mask key of client {client} but they make another: one is corrupt")
-            for other in sorted(self._alive):
-                # What the survivor added for the dead client (as the lower number) is taken away, and the other way round.
+            for other in sorted(self._survivors):
+                # What the survivor added for the dropped client (as the lower number) is taken away, and the other way round.
                 key = session.pair_mask(pair.agree(self._keys[other].mask), client, other)
                 add_mask(words, key, negative=other < client)
-        return session.format.read_sum(words, len(self._alive))
+        return session.format.read_sum(words, len(self._survivors))
 
-    def alive(self) -> tuple[int, ...]:
+    def advertised(self) -> tuple[int, ...]:
+        """Return the clients whose keys arrived."""
+        return tuple(sorted(self._keys))
+
+    def survivors(self) -> tuple[int, ...]:
         """Return the clients whose codes are in the sum."""
-        return tuple(sorted(self._alive))
+        return tuple(sorted(self._survivors))
 
-    def _shares_told(self) -> dict[int, dict[int, bytes]]:
+    def signers(self) -> tuple[int, ...]:
+        """Return the survivors that signed."""
+        return tuple(sorted(self._signatures))
+
+    def _revealed_shares(self) -> dict[int, dict[int, bytes]]:
         """Return of everybody who shared as many shares as it takes, by their places."""
         places = {who: place for place, who in enumerate(sorted(self._keys))}
-        tellers = sorted(self._told)[: self.session.threshold]
-        return {client: {places[who]: self._told[who][client] for who in tellers} for client in self._sealed}
+        tellers = sorted(self._unmasking)[: self.session.threshold]
+        return {client: {places[who]: self._unmasking[who][client] for who in tellers} for client in self._sealed}
 
     # -- order -----------------------------------------------------------------------------------------------------------------
 

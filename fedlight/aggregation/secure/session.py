@@ -96,7 +96,7 @@ class Session:
 
     @cached_property
     def context(self) -> bytes:
-        """Digest (32 bytes) of session, round, configuration, and of what the client holds and was told."""
+        """Digest (32 bytes) of session, round, configuration, and of what the client holds and of the context."""
         fixed = struct.pack("<16sII", self.id, self.round & 0xFFFFFFFF, self.codec)
         held = self.encoder + self.model + self.broadcast + self.training
         return hashlib.sha256(b"fedlight secure aggregation" + fixed + self.config + held).digest()

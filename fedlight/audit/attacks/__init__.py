@@ -1,4 +1,4 @@
-"""Attacks, each a class path."""
+"""Attacks; a configuration names each by its class path."""
 
 from fedlight.audit.attacks.analytic import BiasTrick, LastLayerLabels, RobbingTheFed
 from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess

@@ -1,4 +1,4 @@
-"""Attacks that only divide: the bias trick, labels from the last layer, and a layer that a malicious server imprints.
+"""Closed-form attacks: the bias trick, labels from the last layer, and an imprint layer of a malicious server.
 
 - Bias trick: Phong et al. 2018 (IEEE TIFS 13(5)), section III; with ``y = W x + b`` the gradients obey ``dW_i = db_i x``.
 - iDLG: Zhao et al. 2020 (arXiv 2001.02610), section 3.1; batches after Yin et al. 2021 (arXiv 2104.07586).
@@ -21,13 +21,13 @@ from fedlight.core.random import torch_generator
 
 
 def piece(case: Case, name: str) -> Tensor:
-    """Return the part of the decoded update that belongs to the parameter ``name``, in its shape."""
+    """Return the decoded update of the parameter ``name``, in its shape."""
     layout = case.victim.layout
     return layout.split(case.view.decoded(case.seen))[layout.names.index(name)]
 
 
 def spread_out(candidates: Tensor, count: int) -> Tensor:
-    """Return ``count`` candidates ``[n, d]`` that differ from each other: the one with most contrast, then always the farthest."""
+    """Return ``count`` of the candidates ``[n, d]`` that differ most: the one with most contrast, then always the farthest."""
     chosen = [int(candidates.var(dim=1).argmax())]
     distance = torch.full((len(candidates),), torch.inf, dtype=candidates.dtype, device=candidates.device)
     while len(chosen) < count:
@@ -37,10 +37,10 @@ def spread_out(candidates: Tensor, count: int) -> Tensor:
 
 
 class BiasTrick(Attack):
-    """Reads the input off the first linear layer, exactly: for one image every row of dW is a multiple of it, and db says which.
+    """Reads the input from the first linear layer, exactly: for one image every row of dW is the image times the entry of db.
 
-    With several images, rows that only one of them activates hold it; rows whose ratio is a possible image are taken, those that
-    differ most first. Codes are decoded before.
+    With several images, a row that only one of them activates holds that image; the attack takes rows whose ratio is a possible
+    image, the most different ones first. It decodes codes first.
     """
 
     needs_gradients = False
@@ -60,7 +60,7 @@ class BiasTrick(Attack):
         raise ConfigurationError("the network has no linear first layer with a bias, which the bias trick reads the input from")
 
     def check(self, case: Case) -> None:
-        """Refuse a network without such a layer."""
+        """Refuse a network without a linear first layer with a bias."""
         self.layer(case.victim)
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
@@ -79,10 +79,10 @@ class BiasTrick(Attack):
 
 
 class LastLayerLabels(Attack):
-    """Counts labels from the last layer's gradient, which is predicted probability minus truth: iDLG, and its extension to batches.
+    """Counts labels from the last layer's gradient, predicted probability minus truth: iDLG, and its extension to batches.
 
-    The bias says so exactly (without one, the row sums of the weights, for one image only); the mean probabilities are estimated on
-    public images. Codes are decoded before. Says nothing about pixels.
+    The bias gives them exactly (without a bias, the row sums of the weights do, for one image only); public images give the mean
+    probabilities. The attack decodes codes first, and recovers no pixels.
     """
 
     name = "iDLG labels"
@@ -101,12 +101,12 @@ class LastLayerLabels(Attack):
         return str(own[-1][0])
 
     def check(self, case: Case) -> None:
-        """Refuse a network without such a layer, or one without a bias for several images."""
+        """Refuse a network without a linear last layer, and several images if that has no bias."""
         if f"{self.layer(case.victim)}.bias" not in case.victim.layout.names and case.count > 1:
-            raise ConfigurationError("the network's last layer has no bias, without which labels are read for one image only")
+            raise ConfigurationError("the network's last layer has no bias, without which the attack reads labels for one image only")
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
-        """Return the labels ``[n]``: class by class those that explain most of the gradient."""
+        """Return the labels ``[n]``: one by one the class that explains most of the remaining gradient."""
         name = self.layer(case.victim)
         if f"{name}.bias" not in case.victim.layout.names:
             return Guess(labels=piece(case, f"{name}.weight").sum(1).argmin()[None])
@@ -123,12 +123,12 @@ class LastLayerLabels(Attack):
 
 
 class Imprinted(nn.Module):
-    """A network behind a layer that sorts images into bins by brightness and passes them on all but unchanged.
+    """A network after a layer that sorts images into bins by brightness and passes them on nearly unchanged.
 
     Args:
-        network: what follows.
+        network: the network after the layer.
         thresholds: mean input ``[bins]`` above which a unit is active, ascending.
-        strength: how much the layer adds to the input.
+        strength: size of what the layer adds to the input.
     """
 
     direction: Tensor
@@ -151,13 +151,13 @@ class Imprinted(nn.Module):
 
 
 class RobbingTheFed(Attack):
-    """A malicious server puts a layer before the model whose neighbouring rows differ by the images of one brightness.
+    """A malicious server adds a layer before the model; neighboring rows of its gradient differ by the images of one brightness.
 
-    An image that is alone in its bin comes out exactly: it is the difference of two rows over that of their biases.
+    An image that is alone in its bin is recovered exactly: the difference of two rows divided by the difference of their biases.
 
     Args:
         bins: units of the layer, thresholds at quantiles of the brightness of public images.
-        strength: how much the layer adds to the input that the model sees.
+        strength: size of what the layer adds to the model's input.
     """
 
     name = "Robbing the Fed (malicious server)"
@@ -169,16 +169,16 @@ class RobbingTheFed(Attack):
         self.strength = strength
 
     def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module:
-        """Return the model with the layer before it."""
+        """Return the model with the layer in front."""
         brightness = victim.pixels.inputs(context.images.double()).flatten(1).mean(1)
-        # The lowest threshold lies below every image, so that the darkest bin is one as well.
+        # The lowest threshold lies below every image, so that the darkest images have a bin too.
         levels = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=brightness.device)[:-1]
         thresholds = torch.quantile(brightness, levels)
         thresholds[0] -= brightness.std() + 1
         return Imprinted(copy.deepcopy(victim.network), thresholds, context.images[0].numel(), self.strength)
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
-        """Return the contents of the bins with most in them; the public mean image for images that no bin accounts for."""
+        """Return the contents of the fullest bins, and the public mean image for images that are in no bin."""
         weight, bias = piece(case, "imprint.weight"), piece(case, "imprint.bias")
         weight = torch.cat([weight[:-1] - weight[1:], weight[-1:]])
         bias = torch.cat([bias[:-1] - bias[1:], bias[-1:]])

@@ -1,4 +1,4 @@
-"""The attack interface: from what was seen to a guess at the images."""
+"""The attack interface: from an observation to a guess at the images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to be attacked: the model, how it is looked at, what was seen, and what the attacker is granted beside it.
+    """One problem for an attack: the model, the view, the observation ``seen``, and what else the attacker knows.
 
-    ``labels`` ``[clients, batch]`` are granted to attacks that say ``labels: known``; their shape says how many images there are.
+    Attacks with ``labels: known`` may use ``labels`` ``[clients, batch]``; their shape gives the number of images.
     """
 
     victim: Victim
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def count(self) -> int:
-        """Number of images that are looked for."""
+        """Number of images to find."""
         return self.labels.numel()
 
 
@@ -55,7 +55,7 @@ class Attack(ABC):
     """An attack: options in the constructor, ``prepare`` once on public data, ``run`` on every case.
 
     Attributes:
-        quick: whether a fast audit runs it (shortened).
+        quick: whether a fast audit runs it, shortened.
         needs_gradients: whether it differentiates through the view.
     """
 
@@ -69,7 +69,7 @@ class Attack(ABC):
         return type(self).__name__
 
     def prepare(self, context: Auxiliary, generator: torch.Generator) -> Self:
-        """Return a copy whose prior is fitted to public images."""
+        """Return a copy with its prior fitted to public images."""
         prepared = copy.copy(self)
         prepared.prior = self.prior.fit(context.images, generator)
         return prepared
@@ -79,11 +79,11 @@ class Attack(ABC):
         return copy.copy(self)
 
     def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module | None:
-        """Return the network that a malicious server would send instead of the victim's; None leaves it as it is."""
+        """Return the network that a malicious server sends instead of the victim's, or None to send the victim's."""
         return None
 
     def check(self, case: Case) -> None:  # noqa: B027  (many attacks work on everything)
-        """Raise ``ConfigurationError`` if the attack cannot be run on this case."""
+        """Raise ``ConfigurationError`` if the attack cannot run on this case."""
 
     @abstractmethod
     def run(self, case: Case, generator: torch.Generator) -> Guess:

@@ -1,4 +1,4 @@
-"""A network that learns from auxiliary pairs what image belongs to a code (after Wu et al. 2023, Learning to Invert, arXiv 2210.10880)."""
+"""A network that learns from auxiliary pairs which image belongs to a code (after Wu et al. 2023, Learning to Invert, arXiv 2210.10880)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fedlight.core.random import torch_generator
 
 
 class LearnedInverter(Attack):
-    """An MLP from what is seen, and the label, to the image: trained on public images whose codes the attacker makes itself.
+    """An MLP from observation and label to the image, trained on public images that the attacker encodes itself.
 
-    Needs no gradients through the encoder, so it is run on any codec. One image of one client only. Where it is no better than
+    It needs no gradients through the encoder, so it works on any codec. One image of one client only. If it is no better than
     the class mean, it has learned no more than the label.
 
     Args:
         width: units of the two hidden layers.
         steps: training steps of Adam.
-        inputs: numbers that longer codes are projected to at random before the network.
-        pairs: most auxiliary pairs.
+        inputs: largest number of inputs; a random projection shortens longer codes to it.
+        pairs: largest number of auxiliary pairs.
     """
 
     name = "learned inverter"
@@ -53,7 +53,7 @@ class LearnedInverter(Attack):
         require(case.count <= 1, "the learned inverter is trained for one image of one client")
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
-        """Return the image that belongs to what was seen; the network is trained once for each view."""
+        """Return the image for the observation; the network is trained once for each view."""
         if case.view not in self._trained:
             self._trained[case.view] = self._train(case)
         network, mean, scale, projection = self._trained[case.view]
@@ -87,6 +87,6 @@ class LearnedInverter(Attack):
 
 
 def _features(seen: Tensor, labels: Tensor, classes: int, mean: Tensor, scale: Tensor, projection: Tensor | None) -> Tensor:
-    """Return standardised codes and one-hot labels ``[n, inputs + classes]``, float32."""
+    """Return standardized codes and one-hot labels ``[n, inputs + classes]``, float32."""
     projected = seen if projection is None else seen @ projection
     return torch.cat([((projected - mean) / scale).clamp(-10, 10), F.one_hot(labels, classes)], dim=1).float()

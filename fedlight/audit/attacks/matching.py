@@ -1,8 +1,8 @@
-"""Attacks that search for images whose update, through the encoder, is what was seen.
+"""Attacks that search for images whose encoded update matches the observation.
 
 - DLG: Zhu et al. 2019 (arXiv 1906.08935), Algorithm 1: L-BFGS on the squared difference.
 - Inverting gradients: Geiping et al. 2020 (arXiv 2003.14053), Eq. 4: cosine distance, Adam on signs, total variation.
-- Several local steps: the guess is carried through the client's own steps (Geiping et al. 2020, section 6; Dimitrov et al. 2022,
+- Several local steps: the guess goes through the client's own steps (Geiping et al. 2020, section 6; Dimitrov et al. 2022,
   arXiv 2202.12395).
 """
 
@@ -25,7 +25,7 @@ Labels = Literal["known", "inferred", "joint"]
 
 
 def squared(predicted: Tensor, seen: Tensor) -> Tensor:
-    """Return the squared difference, relative to what was seen."""
+    """Return the squared difference, relative to the observation."""
     return (predicted - seen).square().sum() / seen.square().sum().clamp(min=1e-30)
 
 
@@ -35,7 +35,7 @@ def cosine(predicted: Tensor, seen: Tensor) -> Tensor:
 
 
 class GradientMatching(Attack):
-    """What the searches share: coordinates, labels, the loss of a guess, and the best of several starts (by that loss)."""
+    """What the searches share: coordinates, labels, the loss of a guess, and the choice of the best of several starts by loss."""
 
     unroll = False
 
@@ -60,7 +60,7 @@ class GradientMatching(Attack):
             LastLayerLabels().check(case)
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
-        """Return the images, and the labels if they were not known, of the start that ends with the least loss."""
+        """Return the images, and the labels if they were not known, of the start with the smallest final loss."""
         best, found = float("inf"), Guess()
         inferred = LastLayerLabels().run(case, generator).labels if self.labels == "inferred" else None
         granted = case.labels if inferred is None else inferred.view_as(case.labels)
@@ -75,7 +75,7 @@ class GradientMatching(Attack):
         return found
 
     def loss(self, case: Case, latent: Tensor, soft: Tensor | None, labels: Tensor) -> Tensor:
-        """Return how badly a guess explains what was seen, plus the prior's penalty."""
+        """Return how badly a guess explains the observation, plus the prior's penalty."""
         images = self.prior.images(latent)
         images = images.view(*labels.shape, *images.shape[1:])
         targets = labels if soft is None else soft.softmax(1).view(*labels.shape, -1)
@@ -86,22 +86,22 @@ class GradientMatching(Attack):
         return self.distance(case.view.predict(updates), case.seen) + self.prior.penalty(latent)
 
     def distance(self, predicted: Tensor, seen: Tensor) -> Tensor:
-        """Return how far a prediction is from what was seen, 0-d: 1 where it explains nothing."""
+        """Return the distance of a prediction from the observation, 0-d: 1 where it explains nothing."""
         return squared(predicted, seen)
 
     @abstractmethod
     def search(self, case: Case, latent: Tensor, soft: Tensor | None, labels: Tensor) -> float:
-        """Move ``latent`` (and ``soft`` labels) in place to a good guess, and return its loss."""
+        """Optimize ``latent`` (and ``soft`` labels) in place, and return the final loss."""
 
 
 class DLG(GradientMatching):
-    """Deep leakage from gradients: L-BFGS on the squared difference of what is seen and what the guess would send.
+    """Deep leakage from gradients: L-BFGS on the squared difference between the observation and what the guess would send.
 
     Args:
         steps: iterations of L-BFGS.
-        restarts: starts, of which the one with the least loss counts.
+        restarts: number of starts; the one with the smallest loss counts.
         labels: `known`, `inferred` (iDLG's, from the last layer), or `joint` (searched for with the images).
-        prior: what is known of images (nothing if not given).
+        prior: what the attacker knows about images (nothing if not given).
     """
 
     def __init__(self, steps: int = 600, restarts: int = 3, labels: Labels = "known", prior: Prior | None = None) -> None:
@@ -128,20 +128,20 @@ class DLG(GradientMatching):
 
 
 class FedAvgInversion(DLG):
-    """DLG through the client's local steps: the guess is trained on just as the client does, and the whole way is compared."""
+    """DLG through the client's local steps: the guess goes through the same training, and the attack compares whole updates."""
 
     unroll = True
 
 
 class InvertingGradients(GradientMatching):
-    """Cosine distance, total variation, and Adam on the signs of gradients; long by nature: a short run of it proves nothing.
+    """Cosine distance, total variation, and Adam on the signs of gradients; slow by nature: a short run shows nothing.
 
     Args:
         steps: steps of Adam, 4,800 at least in the authors' experiments, and 24,000 in most.
-        lr: learning rate of Adam, in grey values; a tenth of it after 3/8, 5/8 and 7/8 of the steps.
-        restarts: starts, of which the one with the least loss counts.
+        lr: learning rate of Adam, in gray values; divided by ten after 3/8, 5/8 and 7/8 of the steps.
+        restarts: number of starts; the one with the smallest loss counts.
         labels: `known`, `inferred` (iDLG's, from the last layer), or `joint` (searched for with the images).
-        prior: what is known of images (total variation of weight 1e-4 if not given).
+        prior: what the attacker knows about images (total variation of weight 1e-4 if not given).
     """
 
     quick = False
@@ -156,7 +156,7 @@ class InvertingGradients(GradientMatching):
         return cosine(predicted, seen)
 
     def search(self, case: Case, latent: Tensor, soft: Tensor | None, labels: Tensor) -> float:
-        """Run Adam on signs; pixels are kept in 0..1."""
+        """Run Adam on signs, and keep pixels in 0..1."""
         searched = [latent] if soft is None else [latent, soft]
         optimizer = torch.optim.Adam(searched, lr=self.lr)
         milestones = [self.steps * part // 8 for part in (3, 5, 7)]

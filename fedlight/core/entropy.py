@@ -1,0 +1,155 @@
+"""Entropy-coded integers: a range coder over Laplacian models whose deviations are public (Martin 1979; Bamler 2022, arXiv 2201.01741).
+
+Every coefficient has a public level, the logarithm of its standard deviation beside the others'. How large all of them are a message says
+itself, in its first byte: the one common factor under which it is shortest. So a message is read without anything that was announced.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from constriction import stream
+from torch import Tensor
+
+from fedlight.core.errors import MessageError
+
+LEVELS_PER_OCTAVE = 2
+"""A model's deviation is at most 19 % off: that costs .02 bits a coefficient at most, and levels pack well."""
+
+TOP = 38
+"""The highest level: models have deviations of 2**-4 to 2**15 steps."""
+
+_BITS = 13
+_LIMIT = (1 << (_BITS - 1)) - 1
+_DEVIATIONS = 2.0 ** ((np.arange(TOP + 1) - 8) / LEVELS_PER_OCTAVE)
+_DECAY = math.sqrt(2) / _DEVIATIONS
+_ZERO, _OTHER = -np.log2(-np.expm1(-_DECAY / 2)), 1 - np.log2(-np.expm1(-_DECAY)) - _DECAY / 2 / math.log(2)
+_SHIFTS = np.arange(-TOP, TOP + 1)
+
+
+@dataclass(frozen=True)
+class EntropyFormat:
+    """How integers ``[length]`` of public ``levels`` (a byte each, 0 to ``TOP``) lie on the wire: in about as many bytes as they tell.
+
+    A payload is a byte for the common factor, a check byte, and 32-bit words of the range coder, level by level.
+
+    Attributes:
+        bits: bits of the largest integer; a coefficient takes fewer, or up to 24 where its model is far off.
+        fixed_width: whether all payloads have the same bytes.
+    """
+
+    levels: bytes
+    bits: ClassVar[int] = _BITS
+    kind: ClassVar[int] = 254
+    fixed_width: ClassVar[bool] = False
+
+    @property
+    def length(self) -> int:
+        """Number of entries."""
+        return len(self.levels)
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of an entry."""
+        return _LIMIT
+
+    @property
+    def payload_bytes(self) -> int:
+        """Most bytes of ``pack``'s result: every entry at the least probability that a model has, 2**-24."""
+        return 2 + 4 * (-(-24 * self.length // 32) + 2)
+
+    def pack(self, code: Tensor) -> bytes:
+        """Return the bytes of an integer code ``[length]``: as many as it takes.
+
+        Raises:
+            MessageError: if the code has another length, or an entry is no integer within the limit.
+        """
+        if code.shape != (self.length,):
+            raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
+        if code.is_floating_point():
+            raise MessageError(f"Expected an integer code for an entropy-coded format but got {code.dtype}: round it first")
+        values = code.detach().cpu().numpy()
+        if (beyond := np.abs(values) > self.limit).any():
+            raise MessageError(f"Expected integers within +-{self.limit} but the one at coordinate {int(beyond.argmax())} is larger")
+        values = values[self._order].astype(np.int32)
+        return self._encode(values, int(_SHIFTS[self._bits(values).argmin()]))
+
+    def unpack(self, payload: bytes | memoryview) -> Tensor:
+        """Return the code ``[length]`` (int32) that ``pack`` wrote.
+
+        Whatever ``pack`` would not write is refused: a payload cut short or followed by more, and nearly every one that was damaged
+        (what follows a changed byte is another code of another length, and the check byte is another).
+
+        Raises:
+            MessageError: if the payload is no such code's.
+        """
+        if not 2 <= len(payload) <= self.payload_bytes or len(payload) % 4 != 2 or payload[0] >= len(_SHIFTS):
+            raise MessageError(f"Expected an entropy-coded payload of at most {self.payload_bytes} bytes but got {len(payload)} others")
+        shift = int(_SHIFTS[payload[0]])
+        decoder = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32))
+        try:
+            parts = [decoder.decode(_model(index), count) for index, count in self._models(shift)]
+        except AssertionError as error:
+            raise MessageError(f"Expected an entropy-coded payload but could not decode it: {error}") from error
+        values = np.concatenate([np.zeros(0, np.int32), *parts]) - np.int32(_LIMIT)
+        if self._encode(values, shift) != payload:
+            raise MessageError("Expected an entropy-coded payload of one code and nothing else but got more or less than that")
+        code = np.empty_like(values)
+        code[self._order] = values
+        return torch.from_numpy(code)
+
+    def ideal_bytes(self, code: Tensor) -> float:
+        """Return what the models give a code ``[length]``: its information in bytes, the first two included."""
+        return 2 + float(self._bits(code.detach().cpu().numpy()[self._order]).min()) / 8
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Where the entries of every level lie, ``[length]``."""
+        return np.frombuffer(self.levels, np.uint8).argsort(kind="stable")
+
+    @cached_property
+    def _runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The levels there are and how many entries each has."""
+        return np.unique(np.frombuffer(self.levels, np.uint8), return_counts=True)
+
+    def _models(self, shift: int) -> list[tuple[int, int]]:
+        """Return (model, entries) of every run."""
+        levels, counts = self._runs
+        return list(zip(np.clip(levels.astype(int) + shift, 0, TOP).tolist(), counts.tolist(), strict=True))
+
+    def _bits(self, values: np.ndarray) -> np.ndarray:
+        """Return the information of ordered values ``[length]`` under every common factor, ``[shifts]``."""
+        levels, counts = self._runs
+        starts = np.cumsum(counts) - counts
+        sizes = np.abs(values.astype(np.int64))
+        others, sums = (np.add.reduceat(each, starts) if self.length else np.zeros(0) for each in (np.minimum(sizes, 1), sizes))
+        models = np.clip(levels.astype(int) + _SHIFTS[:, None], 0, TOP)
+        costs = (counts - others) * _ZERO[models] + others * _OTHER[models] + sums * _DECAY[models] / math.log(2)
+        total: np.ndarray = costs.sum(1)
+        return total
+
+    def _encode(self, values: np.ndarray, shift: int) -> bytes:
+        """Return the payload of ordered values under a common factor."""
+        encoder, symbols, start = stream.queue.RangeEncoder(), values + np.int32(_LIMIT), 0
+        for index, count in self._models(shift):
+            encoder.encode(symbols[start : start + count], _model(index))
+            start += count
+        words: bytes = encoder.get_compressed().astype("<u4").tobytes()
+        return bytes([shift + TOP, zlib.crc32(words) & 0xFF]) + words
+
+
+@cache
+def _model(index: int) -> stream.model.Categorical:
+    """Return the model of a level: integers from minus to plus the limit, each at least as likely as 2**-24.
+
+    A table is decoded four times faster than a function, and its chances are rounded: the same on machines whose exponentials are not.
+    """
+    decay, sizes = _DECAY[index], np.abs(np.arange(-_LIMIT, _LIMIT + 1))
+    chances = np.where(sizes, np.exp(-decay * (sizes - 0.5)) * -np.expm1(-decay) / 2, -np.expm1(-decay / 2))
+    return stream.model.Categorical(np.rint(chances * 2**30), perfect=False)

@@ -1,0 +1,227 @@
+"""What a FederatedModule makes of the parts that it is given; parts that do not go together are refused before training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fedlight.aggregation import AggregationSetting
+from fedlight.callbacks.base import FederatedRun
+from fedlight.clients.algorithms import Algorithm
+from fedlight.codecs.chain import ChainCodec
+from fedlight.codecs.grid import GridCodec
+from fedlight.codecs.identity import IdentityCodec
+from fedlight.codecs.stacked import StackedCodec
+from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.export import load_codec
+from fedlight.core.layout import float_buffers
+from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
+from fedlight.modules.state import local_settings
+from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
+
+log = logging.getLogger(__name__)
+
+
+def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanism | None) -> Codec:
+    """Return the trained codec at ``path``, else the configured one on the grid that privacy needs, else that of plain updates.
+
+    Raises:
+        ConfigurationError: if there are both and they differ, or the mechanism cannot protect the codec's codes.
+    """
+    codec = private_codec(codec, privacy) if codec or not path else codec
+    if not path:
+        return codec or IdentityCodec()
+    trained = load_codec(Path(path))
+    if codec and codec.config() != trained.config():
+        raise ConfigurationError(
+            f"Expected the codec at {path!r} to be the configured {codec.config()} but it is {trained.config()}: leave one out"
+        )
+    return trained
+
+
+def check_algorithm(algorithm: Algorithm, batch_norm: str, privacy: PrivacyMechanism | None) -> None:
+    """Raise ``ConfigurationError`` if local training does not go with local BatchNorm layers, or with privacy."""
+    if batch_norm == "local" and algorithm.shared:
+        raise ConfigurationError(
+            f"Expected `batch_norm` mean with {type(algorithm).__name__}, whose correction pulls all weights to common ones, "
+            "but got local: choose FedAvg or another `algorithm`"
+        )
+    if uploads_more(algorithm) and privacy is not None:
+        raise ConfigurationError(
+            f"Expected no `privacy` with {type(algorithm).__name__}, whose clients upload more than the update, which alone is "
+            f"clipped and noised, but got {type(privacy).__name__}: choose FedAvg or another `algorithm` of one vector"
+        )
+
+
+def upload_codec(codec: Codec, algorithm: Algorithm) -> Codec:
+    """Return the codec of all that clients upload: of the update, and of what else the algorithm needs the mean of."""
+    if not uploads_more(algorithm) or isinstance(codec, StackedCodec):
+        return codec
+    return StackedCodec(codec, algorithm.vectors, algorithm.scalars)
+
+
+def uploads_more(algorithm: Algorithm) -> bool:
+    """Whether clients upload more than the update."""
+    return algorithm.vectors > 1 or algorithm.scalars > 0
+
+
+def aggregation_setting(module: FederatedRun, processes: int) -> AggregationSetting:
+    """Return what an aggregator may refuse of a run."""
+    least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+    return AggregationSetting(
+        module.codec,
+        cohort=len(module.data.cohort(0, 0)),
+        largest_weight=int(module.data.client_sizes.max()) if module.weighting == "samples" else 1,
+        buffers=module.batch_norm == "mean" and bool(float_buffers(module.network)),
+        processes=processes,
+        training=local_settings(module),
+        min_clients=least,
+        algorithm=type(module.algorithm).__name__,
+        vectors=module.algorithm.vectors,
+        scalars=module.algorithm.scalars,
+    )
+
+
+def private_codec(codec: Codec | None, privacy: PrivacyMechanism | None) -> Codec | None:
+    """Return the codec, rounded to the mechanism's own integer grid where it has one.
+
+    Raises:
+        ConfigurationError: if the codec's codes are integers already, and not on that grid.
+    """
+    if privacy is None or not privacy.grid:
+        return codec
+    codec = codec or IdentityCodec()
+    grid = GridCodec(privacy.clip / privacy.grid, privacy.bits)
+    last = codec.codecs[-1] if isinstance(codec, ChainCodec) else codec
+    if last.config() == grid.config():
+        return codec
+    if codec.integer:
+        raise ConfigurationError(
+            f"Expected a codec of float codes for {type(privacy).__name__}, which rounds them to a grid of its own, but the codes of "
+            f"{type(codec).__name__} are integers: leave the quantisation out, such as TwoSidedCodec instead of TransformCodec"
+        )
+    return ChainCodec([codec, grid])
+
+
+def sampling_rate(sampler: ClientSampler) -> float | None:
+    """Return the probability with which a client joins a cohort on its own, None if others decide with it."""
+    if isinstance(sampler, Poisson):
+        return sampler.rate
+    return 1.0 if isinstance(sampler, Everyone) else None
+
+
+def expected_cohort(data: FederatedDataModule) -> int:
+    """Return the fixed number that sums are divided by: the expected size of a cohort, or the size where that is fixed."""
+    rate = sampling_rate(data.sampler)
+    size = rate * data.num_population if rate is not None else len(data.cohort(0))
+    return max(1, round(size))
+
+
+def start_privacy(module: FederatedRun) -> None:
+    """Check that the run is one whose privacy can be accounted for, and begin the mechanism.
+
+    Raises:
+        ConfigurationError: naming what has to change.
+    """
+    privacy, codec = module.privacy, module.codec
+    if privacy is None:
+        return
+    if private_codec(codec, privacy) is not codec:  # one that was loaded is taken as it is
+        raise ConfigurationError(
+            f"Expected the {type(codec).__name__} at `codec_path` to end in the grid of {type(privacy).__name__} (`clip` {privacy.clip}, "
+            f"`grid` {privacy.grid}, `bits` {privacy.bits}) but its codes are floats: export one from a run with this privacy, or leave "
+            "`codec_path` out"
+        )
+    _check_codec(codec, type(privacy).__name__)
+    _check_beside_the_code(module, privacy)
+    _check_aggregator(module, privacy)
+    rounds = module.trainer.max_steps
+    setting = AccountingSetting(
+        sampling_rate(module.data.sampler),
+        expected_cohort(module.data),
+        rounds if rounds > 0 else None,
+        codec.decoder.sum_length(),
+        codec.integer,
+        codec.encoder.format.bits,
+    )
+    privacy.calibrate(setting, module.data.num_population)
+
+
+def _check_codec(codec: Codec, name: str) -> None:
+    """Refuse codecs whose codes no one norm bounds, or that take several releases a round."""
+    require_additive(codec, name)
+    require_fixed_width(codec, name)  # a message's length would tell of the code without noise
+    if codec.passes > 1:
+        raise ConfigurationError(
+            f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "
+            "choose another codec"
+        )
+    if codec.encoder.common_step(Context(broadcast=codec.decoder.broadcast({}))) is None:
+        raise ConfigurationError(
+            f"Expected codes of one common step under {name} but the coefficients of {type(codec).__name__} have steps of their own, so "
+            "that no one norm bounds them: use TransformCodec, or leave QuantizeCodec out"
+        )
+
+
+def _check_beside_the_code(module: FederatedRun, privacy: PrivacyMechanism) -> None:
+    """Refuse what would tell of clients beside their codes, without noise."""
+    data, name = module.data, type(privacy).__name__
+    if module.weighting != "equal":
+        raise ConfigurationError(f"Expected `weighting` equal under {name}, which bounds every client alike, but got {module.weighting}")
+    if module.batch_norm == "mean" and float_buffers(module.network):
+        raise ConfigurationError(
+            f"Expected a `network` without BatchNorm statistics under {name}, which would be sent beside the code without noise: "
+            "set `batch_norm` to local, or use GroupNorm"
+        )
+    if data.normalize:
+        raise ConfigurationError(
+            f"Expected `data.normalize` false under {name}: it standardises by statistics of the training set, clients' data included, "
+            "which would be published without noise"
+        )
+    if data.client_holdout:
+        raise ConfigurationError(
+            f"Expected `data.client_holdout` 0 under {name} but got {data.client_holdout}: accuracies on clients' data would be published "
+            "without noise"
+        )
+    if privacy.needs_rate and not module.availability.independent:
+        raise ConfigurationError(
+            f"Expected an `availability` in which no client takes another's place under {name}, whose sampling it could not account for, "
+            f"but got {type(module.availability).__name__}: use DropOut or Deadline, without FirstToAnswer"
+        )
+    if module.min_clients > 1 and privacy.least_clients(module.min_clients) == 0:
+        raise ConfigurationError(
+            f"Expected `min_clients` 1 under {name} but got {module.min_clients}: skipping small cohorts would tell who is in them"
+        )
+
+
+def _check_aggregator(module: FederatedRun, privacy: PrivacyMechanism) -> None:
+    """Refuse an aggregator whose result has another sensitivity, or that learns more than the mechanism protects."""
+    aggregator, name = module.aggregator, type(privacy).__name__
+    if not aggregator.sums:
+        raise ConfigurationError(
+            f"Expected an aggregator that sums codes under {name} but {type(aggregator).__name__} does not, so that clipping bounds "
+            "nothing: leave it out"
+        )
+    if privacy.needs_rate and aggregator.hides_messages:
+        raise ConfigurationError(
+            f"Expected an aggregator that takes cohorts of any size under {name} but {type(aggregator).__name__} redraws those that are "
+            "too small or too large, so that sampling could not be accounted for: set `privacy` to DistributedDP, or leave `aggregator` out"
+        )
+    if privacy.sends_bits and aggregator.hides_messages:
+        raise ConfigurationError(
+            f"Expected a fixed `clip` with {type(aggregator).__name__} but got `adaptive`, for which clients send a bit beside the masked "
+            "code: leave `adaptive` out"
+        )
+    if not isinstance(privacy, DistributedDP):
+        return
+    if not aggregator.hides_messages:
+        log.warning(
+            "DistributedDP without secure aggregation protects nobody from the server: set `model.aggregator` to SecureAggregator, or take "
+            "the run for a simulation of one"
+        )
+    elif getattr(aggregator, "threshold", 0) < privacy.threshold:
+        raise ConfigurationError(
+            f"Expected `threshold` of {type(aggregator).__name__} to be at least that of {name} ({privacy.threshold}), or sums with too "
+            "little noise would be opened: raise the one or lower the other"
+        )

@@ -1,0 +1,54 @@
+"""A round as two sides and a wire. Read `run.py` first.
+
+| file | what it holds |
+|---|---|
+| ``run.py`` | the sentence of a round |
+| ``messages.py`` | what crosses the wire, and its bytes |
+| ``server.py``, ``call.py`` | the server's side, and one attempt on it |
+| ``host.py``, ``held.py`` | the clients' side, and what clients hold between rounds |
+| ``clients.py`` | the port between: simulated clients, and the same through bytes |
+| ``downlink.py``, ``sums.py`` | what clients download |
+| ``availability.py``, ``shares.py`` | simulations: who answers, and which process runs whom |
+| ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
+| ``watch.py`` | hooks for whoever follows a round |
+
+Nothing here needs Lightning.
+"""
+
+from fedlight.rounds.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
+from fedlight.rounds.call import Call
+from fedlight.rounds.clients import Clients, Simulated, ThroughBytes
+from fedlight.rounds.downlink import CatchUp, Downlink, FullModel
+from fedlight.rounds.host import ClientHost
+from fedlight.rounds.messages import ClientUpdate, Download, Reply, ReplyFormat, Request
+from fedlight.rounds.run import run_round
+from fedlight.rounds.server import GlobalModel, Server, ServerState, Watch
+
+__all__ = [
+    "Availability",
+    "Call",
+    "CatchUp",
+    "ClientHost",
+    "ClientUpdate",
+    "Clients",
+    "Deadline",
+    "Downlink",
+    "Download",
+    "DropOut",
+    "FirstToAnswer",
+    "Full",
+    "FullModel",
+    "GlobalModel",
+    "Reply",
+    "ReplyFormat",
+    "Request",
+    "Server",
+    "ServerState",
+    "Several",
+    "Simulated",
+    "StageDropOut",
+    "ThroughBytes",
+    "Times",
+    "Watch",
+    "run_round",
+]

@@ -1,0 +1,138 @@
+"""The clients of a round as the server reaches them: the port, clients simulated in this process, and the same through bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing, suppress
+
+import numpy as np
+
+from fedlight.aggregation.base import TRAIN
+from fedlight.core.codec import Key, State
+from fedlight.core.errors import MessageError
+from fedlight.rounds.availability import Attempt, Availability, Full
+from fedlight.rounds.host import ClientHost
+from fedlight.rounds.messages import Reply, ReplyFormat, Request
+from fedlight.rounds.reduce import gather
+from fedlight.rounds.shares import balanced_shares
+
+
+class Clients(ABC):
+    """Carries requests to clients and their replies back."""
+
+    @abstractmethod
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
+        """Yield replies to the requests of one stage as they arrive; clients may stay silent.
+
+        Nothing of a client is kept here once its reply has been taken, so that one update is in memory at a time.
+        """
+
+    def settle(self, key: Key, counted: Collection[int]) -> None:  # noqa: B027 (a network has its requests for it)
+        """Hear how an attempt ended: what the ``counted`` clients changed in it is final, what all others changed is not.
+
+        Over a network clients read it in their next request (``Request.settled``).
+        """
+
+    def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
+        """Return what a run talks to, before it begins: this, unless it needs the ``simulated`` clients of this process."""
+        return self
+
+
+class Simulated(Clients):
+    """Clients that live in this process, or in several that share out every cohort.
+
+    Args:
+        host: the clients' side.
+        availability: which of them answer, and how far.
+        work: how many samples a client goes through in a round: shares are of equal work.
+        stages: the stages of the aggregation.
+        rank: this process among ``world``.
+        world: how many processes there are.
+    """
+
+    def __init__(
+        self,
+        host: ClientHost,
+        availability: Availability | None = None,
+        work: Callable[[int], int] = lambda client: 1,
+        stages: Sequence[str] = (TRAIN,),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.host = host
+        self.availability = availability or Full()
+        self.work = work
+        self.stages = list(stages)
+        self.rank = rank
+        self.world = world
+        self._key: Key | None = None
+        self._silent: dict[int, str] = {}
+        self._mine: set[int] = set()
+
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
+        """Yield the replies of this process's clients that are still there."""
+        if not requests:
+            return
+        if requests[0].context.key != self._key:
+            self._invite(requests)
+        mine = [request for request in requests if request.client in self._mine]
+        stage = self.stages.index(requests[0].stage)
+        answering = []
+        for request in mine:
+            silent = self._silent.get(request.client)
+            if silent is None or self.stages.index(silent) > stage:
+                answering.append(request)
+            else:
+                with suppress(MessageError):
+                    self.host.receive(request)  # it downloads the model, and says nothing
+        yield from self.host.answers(answering)
+
+    def settle(self, key: Key, counted: Collection[int]) -> None:
+        """Have the host keep or forget what clients changed; every process keeps all of it, whoever ran them."""
+        self.host.settle(counted, self._gather if self.world > 1 else lambda states: states)
+
+    def _gather(self, states: dict[int, State]) -> dict[int, State]:
+        return dict(gather(list(states.items()))) if self.host.stateful else {}
+
+    def _invite(self, requests: Sequence[Request]) -> None:
+        """Draw who answers, and which of the cohort this process runs."""
+        context = requests[0].context
+        cohort = np.array([request.client for request in requests], dtype=np.int64)
+        work = np.array([self.work(client) for client in cohort.tolist()], dtype=np.int64)
+        attempt = Attempt(context.seed, context.round, context.attempt)
+        self._key = context.key
+        self._silent = self.availability.silent_from(cohort, work, attempt, self.stages)
+        there = np.array([self._silent.get(client) != self.stages[0] for client in cohort.tolist()], dtype=bool)
+        mine = balanced_shares(cohort[there], work[there], self.world)[self.rank]
+        absent = cohort[~there][self.rank :: self.world]
+        self._mine = {*mine.tolist(), *absent.tolist()}
+
+
+class ThroughBytes(Clients):
+    """Serialises and parses all that passes between the server and other ``clients``: what arrives is what a network would carry.
+
+    What only a simulation sees stays behind, and so does ``settle``: clients read how an attempt ended in their next request.
+
+    Args:
+        clients: the clients; in a run those that are simulated in this process.
+        format: what follows the payload of a reply that carries a code; in a run what its settings make of it.
+    """
+
+    def __init__(self, clients: Clients | None = None, format: ReplyFormat | None = None) -> None:
+        self.clients = clients
+        self.format = format
+
+    def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
+        """Yield the replies, each parsed from its bytes."""
+        carried = [Request.parse(request.client, request.to_bytes()) for request in requests]
+        assert self.clients is not None, "attached before a run"
+        assert self.format is not None, "attached before a run"
+        with closing(self.clients.exchange(carried)) as replies:
+            for reply in replies:
+                bare = reply.stage != TRAIN or requests[0].context.step > 0
+                yield self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+
+    def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
+        """Return these bytes around the simulated clients."""
+        return ThroughBytes(self.clients or simulated, self.format or format)

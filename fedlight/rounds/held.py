@@ -1,0 +1,167 @@
+"""What clients hold between rounds: the model that they ended with, and the codecs that they downloaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from fedlight.core.codec import Codec, Decoder, Encoder
+from fedlight.core.errors import CodecMismatchError, MessageError
+from fedlight.core.export import codec_from_config, load_encoder
+from fedlight.core.layout import Layout
+from fedlight.core.model import Model
+from fedlight.core.packing import as_bytes, as_tensor, pack, unpack
+from fedlight.rounds.messages import Download
+from fedlight.rounds.sums import apply_sum
+
+
+class Lacks(MessageError):
+    """A download builds on something that the client does not hold."""
+
+
+class HeldModels:
+    """Turns a client's download into the model before the round and the current encoder.
+
+    A client in the server's process is handed both and nothing is kept. Any other keeps what later downloads build on: the model that it
+    ended with and every codec that it downloaded; files of codecs that several clients downloaded are read once.
+
+    Args:
+        codec: the codec as it is configured, which nobody downloads.
+        initial: the initial model, which every client draws from the seed; None if it cannot.
+    """
+
+    def __init__(self, codec: Codec, initial: Model | None = None) -> None:
+        self.codec = codec
+        self.initial = initial
+        self._models: dict[int, tuple[int, Model]] = {}
+        self._versions: dict[int, set[int]] = {}  # of codecs whose encoder a client has
+        self._replayable: dict[int, set[int]] = {}  # of codecs whose decoder it has as well
+        self._encoders: dict[int, Encoder] = {}
+        self._decoders: dict[int, Decoder] = {}
+        self._files: dict[int, list[bytes]] = {}  # what both were read from
+
+    def take(self, client: int, download: Download) -> tuple[Model, Encoder]:
+        """Return the model and the encoder that a client holds after its download.
+
+        Raises:
+            Lacks: if the download builds on a model or a codec that the client does not hold.
+            MessageError: if it is damaged.
+        """
+        if download.result is not None:
+            return download.result, self.codec.encoder
+        self._take_codecs(client, download)
+        if download.version and download.version not in self._versions.get(client, ()):
+            raise Lacks(f"it lacks version {download.version} of the encoder")
+        model = download.model if download.model is not None else self._caught_up(client, download)
+        if download.keep:
+            self._models[client] = (download.round, model)
+        return model, self._encoders[download.version] if download.version else self.codec.encoder
+
+    def _caught_up(self, client: int, download: Download) -> Model:
+        """Return the model after the server's steps that the client missed."""
+        if client not in self._models and self.initial is None:
+            raise Lacks("it holds no model")
+        number, model = self._models.get(client) or (0, self.initial)
+        assert model is not None
+        if number != download.since:
+            raise Lacks(f"it holds the model after {number} rounds and not after {download.since}")
+        if not download.sums:
+            return model
+        weights = model.weights.clone()
+        for number, (version, message) in enumerate(download.sums, download.since):
+            if version and version not in self._replayable.get(client, ()):
+                raise Lacks(f"it lacks version {version} of the decoder")
+            apply_sum(weights, message, self._decoders[version] if version else self.codec.decoder, number)
+        return Model(weights, download.buffers)
+
+    def _take_codecs(self, client: int, download: Download) -> None:
+        for version, data in download.encoders:
+            self._versions.setdefault(client, set()).add(version)
+            if version not in self._encoders:
+                self._encoders[version], self._decoders[version] = read_codec(data)
+                self._files[version] = [data]
+        for version, data in download.decoders:
+            self._replayable.setdefault(client, set()).add(version)
+            if version not in self._decoders:
+                raise Lacks(f"it lacks version {version} of the encoder")
+            write_decoder(self._decoders[version], data)
+            self._files[version][1:] = [data]
+
+    def forget(self, client: int) -> None:
+        """Forget all that a client held."""
+        for held in (self._models, self._versions, self._replayable):
+            held.pop(client, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that clients hold, for a checkpoint of a simulation."""
+        return {
+            "initial": None if self.initial is None else (self.initial.weights.cpu(), self.initial.buffers.cpu()),
+            "models": {client: (number, model.weights.cpu(), model.buffers.cpu()) for client, (number, model) in self._models.items()},
+            "versions": {client: sorted(versions) for client, versions in self._versions.items()},
+            "replayable": {client: sorted(versions) for client, versions in self._replayable.items()},
+            "files": {version: [as_tensor(data) for data in files] for version, files in self._files.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace everything."""
+        self.initial = None if state["initial"] is None else Model(*state["initial"])
+        self._models = {client: (number, Model(weights, buffers)) for client, (number, weights, buffers) in state["models"].items()}
+        self._versions = {client: set(versions) for client, versions in state["versions"].items()}
+        self._replayable = {client: set(versions) for client, versions in state["replayable"].items()}
+        self._files = {version: [as_bytes(data) for data in files] for version, files in state["files"].items()}
+        for version, files in self._files.items():
+            self._encoders[version], self._decoders[version] = read_codec(files[0])
+            for data in files[1:]:
+                write_decoder(self._decoders[version], data)
+
+
+def beyond_encoder(codec: Codec) -> bytes:
+    """Return the decoder's tensors that the encoder's file does not hold already."""
+    known = codec.encoder.state_dict()
+
+    def same(name: str, tensor: Tensor) -> bool:
+        return name in known and known[name].shape == tensor.shape and bool((known[name] == tensor).all())
+
+    return pack({name: tensor for name, tensor in codec.decoder.state_dict().items() if not same(name, tensor)})
+
+
+def write_decoder(decoder: Decoder, data: bytes) -> None:
+    """Give a decoder what ``beyond_encoder`` returned.
+
+    Raises:
+        MessageError: if it is not of this decoder.
+    """
+    tensors, own = unpack(data), decoder.state_dict()
+    if not isinstance(tensors, dict) or any(name not in own or own[name].shape != tensor.shape for name, tensor in tensors.items()):
+        raise MessageError(f"Expected tensors of a {type(decoder).__name__} but got others")
+    decoder.load_state_dict(own | tensors)
+
+
+def read_codec(data: bytes) -> tuple[Encoder, Decoder]:
+    """Return the encoder that a file holds, and its decoder as far as the encoder's tensors tell.
+
+    Raises:
+        MessageError: if the file is no encoder, or not what its digest says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.safetensors"
+        path.write_bytes(data)
+        try:
+            encoder = load_encoder(path)
+        except CodecMismatchError as error:
+            raise MessageError(f"Expected an encoder in the download but {error}") from error
+        with safe_open(path, framework="pt") as file:
+            description = json.loads(file.metadata()["codec"])
+    codec = codec_from_config(description["config"])
+    decoder = codec.make_decoder(Layout.from_json(description["layout"]), description["plan"])
+    shared = encoder.state_dict()
+    own = decoder.state_dict()
+    decoder.load_state_dict({name: shared[name] if name in shared and shared[name].shape == t.shape else t for name, t in own.items()})
+    decoder.digest = encoder.digest
+    return encoder, decoder.requires_grad_(False)

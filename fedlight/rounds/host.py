@@ -1,0 +1,276 @@
+"""The clients' side of a round: download, train, encode, protect, seal, for all clients that live in one process. No Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from fedlight.aggregation.base import TRAIN, Held, Sealer
+from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
+from fedlight.clients.engine import ClientTask, Engine, Sequential
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.personal import PersonalNorm
+from fedlight.clients.store import ClientStore
+from fedlight.core.codec import Codec, Context, Encoder, Private, State
+from fedlight.core.errors import MessageError
+from fedlight.core.precision import exactly
+from fedlight.core.random import derive_seed, torch_generator
+from fedlight.core.wire import Message, saturation
+from fedlight.privacy import PrivacyMechanism
+from fedlight.rounds.held import HeldModels, Lacks
+from fedlight.rounds.messages import LACKS, ClientUpdate, Reply, Request, Simulation
+from fedlight.rounds.watch import ClientWatch
+
+Encode = Callable[[Encoder, Tensor, Context, Private], Tensor]
+"""Maps (encoder, update ``[dim]``, context, private) to a code ``[code_dim]``: the step that `GradientEncoder` provides."""
+
+
+def encode_update(encoder: Encoder, update: Tensor, context: Context, private: Private) -> Tensor:
+    """Return the code ``[code_dim]`` of an update ``[dim]``, in full precision whatever the process trains in."""
+    with exactly(update.device):
+        return encoder.encode(update.float(), context, private)
+
+
+class ClientHost:
+    """Answers for clients; nothing of one reaches another (law 5).
+
+    Args:
+        model: the local model of this process, which the engine trains clients with, or makes others like it.
+        algorithm: the local training.
+        data: maps a client to its samples.
+        codec: the codec as it is configured; an encoder that is downloaded takes the place of its own.
+        sealer: the clients' half of the aggregation.
+        hides_messages: whether the aggregation hides codes, and the weight with them.
+        store: the clients' own state.
+        by_samples: whether a client's weight is its number of samples (else 1).
+        personal: the normalisation layers that stay with the clients, if any do.
+        privacy: the mechanism that protects codes, if any.
+        engine: how clients are trained, one after another if not given.
+        held: what clients hold of models and codecs (nothing yet, if not given).
+        encode: the encoding step.
+        watch: who follows.
+        compares: whether the simulation looks at codes in a round.
+    """
+
+    def __init__(
+        self,
+        model: LocalModel,
+        algorithm: Algorithm,
+        data: Callable[[int], tuple[Tensor, Tensor]],
+        codec: Codec,
+        sealer: Sealer | None = None,
+        hides_messages: bool = False,
+        store: ClientStore | None = None,
+        by_samples: bool = False,
+        personal: PersonalNorm | None = None,
+        privacy: PrivacyMechanism | None = None,
+        engine: Engine | None = None,
+        held: HeldModels | None = None,
+        encode: Encode = encode_update,
+        watch: ClientWatch | None = None,
+        compares: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        self.model = model
+        self.algorithm = algorithm
+        self.data = data
+        self.passes = codec.passes
+        self.sealer = sealer or Sealer()
+        self.hides_messages = hides_messages
+        self.store = store or ClientStore()
+        self.by_samples = by_samples
+        self.personal = personal
+        self.privacy = privacy
+        self.engine = engine or Sequential()
+        self.encode = encode
+        self.watch = watch or ClientWatch()
+        self.compares = compares
+        self.held = held or HeldModels(codec)
+        self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
+        self._handshake: dict[int, Held] = {}  # what clients hold in the stages of an attempt
+
+    def receive(self, request: Request) -> Held:
+        """Take in what the server sent one client: how its last attempt ended, and the download.
+
+        Raises:
+            Lacks: if the download builds on something that the client does not hold.
+            MessageError: if the download is damaged.
+        """
+        self.store.begin(request.client, request.context.key, request.settled)
+        if request.download is not None:
+            self._handshake.pop(request.client, None)
+            self._pending.pop(request.client, None)
+            model, encoder = self.held.take(request.client, request.download)
+            held = Held(request.context, encoder, model)
+        else:
+            before = self._handshake.get(request.client)
+            if before is None or before.context.key != request.context.key:
+                raise Lacks("it has not downloaded the model of this attempt")
+            held = before if before.context is request.context else Held(request.context, before.encoder, before.model)
+        self._handshake[request.client] = held
+        return held
+
+    def answers(self, requests: Sequence[Request]) -> Generator[Reply]:
+        """Yield one reply a request, in their order; all are of one stage and one attempt."""
+        if not requests:
+            return
+        if requests[0].stage != TRAIN:
+            answer = self._shake_hands
+        elif requests[0].context.step:
+            answer = self._next_pass
+        else:
+            yield from self._train(requests)
+            return
+        for request in requests:
+            try:
+                yield answer(request, self.receive(request))
+            except Lacks:
+                yield Reply(request.client, request.stage, LACKS)
+            except MessageError as error:
+                yield self._nothing(request, str(error))
+
+    @property
+    def stateful(self) -> bool:
+        """Whether clients keep anything between rounds."""
+        return self.held.codec.client_state or self.personal is not None or self.algorithm.client_state
+
+    def settle(self, counted: Collection[int], gather: Callable[[dict[int, State]], dict[int, State]] = lambda states: states) -> None:
+        """Keep what the counted clients changed in an attempt, and forget what all others did.
+
+        ``gather`` adds what the clients of other processes changed.
+        """
+        self.store.commit(gather(self.store.take_draft(counted)))
+        self._handshake, self._pending = {}, {}
+
+    def _shake_hands(self, request: Request, held: Held) -> Reply:
+        return Reply(request.client, request.stage, self.sealer.answer(request.stage, request.client, request.payload, held))
+
+    def _next_pass(self, request: Request, held: Held) -> Reply:
+        if request.client not in self._pending:
+            raise MessageError("it has no update of this attempt")
+        return self._send(request, held, self._pending[request.client])
+
+    def _train(self, requests: Sequence[Request]) -> Generator[Reply]:
+        """Train clients and send their codes; a reply says so where there is nothing usable to send."""
+        waiting = {request.client: request for request in requests}
+        early: list[Reply] = []
+        first = next(iter(requests))
+        tasks = self._tasks(requests, early)
+        devices = [self.model.weights.device] if self.model.weights.is_cuda else []
+        # Dropout may draw from the global generator, which is seeded for every client and put back after the cohort.
+        with (
+            torch.random.fork_rng(devices=devices),
+            closing(self.engine.train(self.model, self.algorithm, tasks, first.context.round)) as trained,
+        ):
+            for task, result, model in self.watch.each_in_section("train_client", trained):
+                yield from self._take(early)
+                request = waiting[task.client]
+                update = self._update(task, result, model)
+                yield self._reply(request, update)
+        yield from self._take(early)
+
+    def _tasks(self, requests: Sequence[Request], early: list[Reply]) -> Generator[ClientTask]:
+        """Yield what each client has to do; a client that cannot begin answers early."""
+        for request in requests:
+            try:
+                held = self.receive(request)
+            except Lacks:
+                early.append(Reply(request.client, TRAIN, LACKS))
+            except MessageError as error:
+                early.append(self._nothing(request, str(error)))
+            else:
+                yield self._task(request.client, held)
+
+    @staticmethod
+    def _take(early: list[Reply]) -> Iterator[Reply]:
+        while early:
+            yield early.pop(0)
+
+    def _task(self, client: int, held: Held) -> ClientTask:
+        context, weights, buffers = held.context, held.model.weights, held.model.buffers
+        norm = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
+        if self.personal:
+            weights, buffers = self.personal.restore(norm, weights, buffers)
+        own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
+        x, y = self.data(client)
+        generator = torch_generator(context.seed, *context.key, client, "batches")
+        noise = derive_seed(context.seed, *context.key, client, "dropout")
+        memory = Memory(own, context.broadcast.get("algorithm", {}))
+        device = self.model.weights.device
+        return ClientTask(client, x, y, weights.to(device), buffers.to(device), generator, noise, memory, norm)
+
+    def _update(self, task: ClientTask, result: LocalResult, model: LocalModel) -> ClientUpdate:
+        buffers = model.buffers.clone()
+        if self.personal:
+            self.personal.keep(task.norm, model.weights, model.buffers, result.update)
+            buffers = buffers[:0]
+        return ClientUpdate(task.client, result.upload(), buffers, len(task.y) if self.by_samples else 1, float(result.loss))
+
+    def _reply(self, request: Request, update: ClientUpdate) -> Reply:
+        """Return the reply of a client that has trained; one whose training failed sends zeros under privacy, and else nothing."""
+        reason = unusable(update)
+        if reason is not None:
+            self.store.drop(update.client)
+            if self.privacy is None:
+                return self._nothing(request, reason)
+            update.usable = False
+        if self.passes > 1:
+            self._pending[update.client] = update
+        try:
+            return self._send(request, self._handshake[update.client], update)
+        except MessageError as error:
+            return self._nothing(request, str(error))
+
+    def _nothing(self, request: Request, reason: str) -> Reply:
+        self.store.drop(request.client)
+        self._pending.pop(request.client, None)
+        return Reply(request.client, request.stage, b"", simulation=Simulation(reason=reason))
+
+    def _send(self, request: Request, held: Held, update: ClientUpdate) -> Reply:
+        """Encode, protect and seal one update."""
+        context, client = held.context, update.client
+        self.watch.on_client_update(context, update)
+        if context.step == self.passes - 1:
+            self._pending.pop(client, None)
+        with self.watch.section("encode"):
+            message, inside, code = self._encoded(request, held, update)
+        first = context.step == 0
+        seen = Simulation(
+            update=update.update if update.usable else None,
+            loss=update.loss,
+            saturation=saturation(code, held.encoder.format_at(context.step)) if self.compares(context.round) else None,
+        )
+        return Reply(
+            client,
+            TRAIN,
+            message,
+            weight=update.weight if first and self.by_samples and not self.hides_messages else None,
+            buffers=update.buffers.cpu() if first else update.buffers[:0].cpu(),
+            inside=inside,
+            simulation=seen,
+        )
+
+    def _encoded(self, request: Request, held: Held, update: ClientUpdate) -> tuple[Message, bool | None, Tensor]:
+        """Return the message, the clipping bit where it is sent, and the code itself."""
+        context, encoder, client = held.context, held.encoder, update.client
+        generator = torch_generator(context.seed, *context.key, client, "encode", context.step)
+        private = Private(generator, self.store.draft(client).setdefault("codec", {}))
+        plain = update.update if update.usable else torch.zeros_like(update.update, dtype=torch.float32)
+        code, inside = self.encode(encoder, plain, context, private), None
+        if self.privacy is not None:
+            protection = self.privacy.protection(encoder, context, private, client, silent=not update.usable)
+            code = protection(code)
+            inside = protection.inside if self.privacy.sends_bits else None
+        return self.sealer.seal(client, code, update.weight, request.payload, held), inside, code
+
+
+def unusable(update: ClientUpdate) -> str | None:
+    """Return why an update must not enter a sum, or None: one pass over it, for NaN, Inf and what would overflow."""
+    if not math.isfinite(update.loss):
+        return f"its loss is {update.loss}"
+    if not math.isfinite(update.update.sum()) or (len(update.buffers) and not math.isfinite(update.buffers.sum())):
+        return "its update is not finite"
+    return None

@@ -1,0 +1,303 @@
+"""The values that cross the wire in a round, and their bytes: nothing else does.
+
+Down: a ``Request`` with the ``Context``, a ``Download`` where the client needs one, and what the stage itself sends. Up: a ``Reply``.
+Sizes are lengths of these bytes. Who sent a reply, and to which request, is known to whatever carries it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlight.core.codec import Context, Key
+from fedlight.core.errors import MessageError
+from fedlight.core.model import Model
+from fedlight.core.packing import pack, unpack
+from fedlight.core.wire import Message
+
+LACKS = b"lacks"
+"""The reply of a client that lacks what its download builds on, such as the model of an earlier round: it is sent the whole then."""
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a client downloads to hold the model before a round, and the current encoder.
+
+    Attributes:
+        round: the number of server steps in the model that the client ends with.
+        since: the number of server steps in the model that ``sums`` build on; 0 is the initial model, which is drawn from the seed.
+        model: the whole model; None if the client takes the server's steps itself.
+        sums: messages of the rounds that the client missed (``rounds.sums``), each with the version of its codec.
+        encoders: encoder files by version, the current one last.
+        decoders: what decoders hold beyond their encoders, by version (``rounds.held``).
+        buffers: the buffers ``[buffer_dim]``, where ``sums`` carry the weights alone.
+        version: the version of the current codec; 0 for one that nobody downloads.
+        keep: whether a later download may build on the model that the client ends with.
+        result: that model itself, for a client in the same process as the server: never serialised.
+    """
+
+    round: int
+    since: int = 0
+    model: Model | None = None
+    sums: tuple[tuple[int, bytes], ...] = ()
+    encoders: tuple[tuple[int, bytes], ...] = ()
+    decoders: tuple[tuple[int, bytes], ...] = ()
+    buffers: Tensor = field(default_factory=lambda: torch.empty(0))
+    version: int = 0
+    keep: bool = False
+    result: Model | None = None
+
+    @cached_property
+    def _parts(self) -> list[bytes]:
+        """A header, then what it lists, one behind the other."""
+        model = self.model.data if self.model is not None else Model(torch.empty(0), self.buffers).data
+        files = [self.sums, self.encoders, self.decoders]
+        listed = [[(version, len(data)) for version, data in group] for group in files]
+        dim = len(self.model.weights) if self.model is not None else None
+        header = pack([self.round, self.since, self.version, self.keep, dim, len(model), *listed])
+        return [_LENGTH.pack(len(header)), header, model, *(data for group in files for _, data in group)]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of ``to_bytes``."""
+        return sum(map(len, self._parts))
+
+    @property
+    def codec_bytes(self) -> int:
+        """Bytes of encoders and decoders in it."""
+        return sum(len(data) for group in (self.encoders, self.decoders) for _, data in group)
+
+    def to_bytes(self) -> bytes:
+        """Return the download as bytes."""
+        return b"".join(self._parts)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Download:
+        """Return the download that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
+        with _whole("a download"):
+            return cls._parse(data)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Download:
+        header, at = _header(data, 9)
+        number, since, version, keep, dim, size, *listed = header
+        whole, at = data[at : at + size], at + size
+        model = Model.parse(whole, dim or 0)
+        groups = []
+        for group in listed:
+            files = []
+            for of_version, length in group:
+                files.append((of_version, data[at : at + length]))
+                at += length
+            groups.append(tuple(files))
+        if at != len(data):
+            raise MessageError(f"Expected a download of {at} bytes but got {len(data)}")
+        sums, encoders, decoders = groups
+        return cls(number, since, None if dim is None else model, sums, encoders, decoders, model.buffers, version, keep)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one client is asked in one stage.
+
+    Attributes:
+        client: the client.
+        stage: which stage of the aggregation it is (``aggregation.TRAIN``: train and send the code).
+        context: what everybody knows.
+        download: what the client needs first, in the first stage of an attempt.
+        payload: what the aggregation sends in this stage, such as the others' keys.
+        settled: the last attempt of this client that counted: what the client changed in it is final, what it changed in others is not.
+    """
+
+    client: int
+    stage: str
+    context: Context
+    download: Download | None = None
+    payload: bytes = b""
+    settled: Key | None = None
+
+    @cached_property
+    def _head(self) -> bytes:
+        download = -1 if self.download is None else self.download.nbytes
+        header = pack([self.stage, self.settled, len(context_bytes(self.context)), download, len(self.payload)])
+        return _LENGTH.pack(len(header)) + header
+
+    @property
+    def nbytes(self) -> int:
+        """Length of ``to_bytes``."""
+        download = 0 if self.download is None else self.download.nbytes
+        return len(self._head) + len(context_bytes(self.context)) + download + len(self.payload)
+
+    def to_bytes(self) -> bytes:
+        """Return the request as bytes."""
+        download = b"" if self.download is None else self.download.to_bytes()
+        return b"".join([self._head, context_bytes(self.context), download, self.payload])
+
+    @classmethod
+    def parse(cls, client: int, data: bytes) -> Request:
+        """Return the request of ``client`` that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
+        with _whole("a request"):
+            return cls._parse(client, data)
+
+    @classmethod
+    def _parse(cls, client: int, data: bytes) -> Request:
+        header, at = _header(data, 5)
+        stage, settled, *lengths = header
+        context, download, payload = lengths
+        if at + context + max(download, 0) + payload != len(data):
+            raise MessageError(f"Expected a request of {at + context + max(download, 0) + payload} bytes but got {len(data)}")
+        public = parse_context(data[at : at + context])
+        at += context
+        file = None if download < 0 else Download.parse(data[at : at + download])
+        return cls(client, stage, public, file, data[len(data) - payload :], tuple(settled) if settled is not None else None)
+
+
+def context_bytes(context: Context) -> bytes:
+    """Return a context as bytes, made once for all clients that are sent it."""
+    made: bytes | None = context.__dict__.get("_bytes")
+    if made is None:
+        made = pack([context.seed, context.round, context.attempt, context.step, dict(context.broadcast)])
+        context.__dict__["_bytes"] = made
+    return made
+
+
+def parse_context(data: bytes) -> Context:
+    """Return the context that ``context_bytes`` wrote; raises ``MessageError`` if it is damaged."""
+    values = unpack(data)
+    if (
+        not isinstance(values, list)
+        or len(values) != 5
+        or not all(isinstance(n, int) for n in values[:4])
+        or not isinstance(values[4], dict)
+    ):
+        raise MessageError("Expected a context of seed, round, attempt, step and broadcast but got something else")
+    return Context(*values)
+
+
+@contextmanager
+def _whole(what: str) -> Iterator[None]:
+    """Raise ``MessageError`` for whatever damaged bytes lead to."""
+    try:
+        yield
+    except MessageError:
+        raise
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        raise MessageError(f"Expected {what} but its bytes are damaged: {error}") from error
+
+
+def _header(data: bytes, entries: int) -> tuple[list, int]:  # type: ignore[type-arg]
+    """Return the header's entries and where it ends."""
+    if len(data) < _LENGTH.size:
+        raise MessageError(f"Expected a header but got {len(data)} bytes")
+    end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    header = unpack(data[_LENGTH.size : end])
+    if not isinstance(header, list) or len(header) != entries:
+        raise MessageError(f"Expected a header of {entries} entries but got another")
+    return header, end
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a simulation sees of a client and no server would: never serialised (law 9).
+
+    ``update`` ``[dim]`` is the plain update; ``reason`` says why a client has nothing usable to send; ``saturation`` is the share of its
+    code at the end of the range, where the simulation compares.
+    """
+
+    update: Tensor | None = None
+    loss: float = 0.0
+    reason: str | None = None
+    saturation: float | None = None
+
+
+@dataclass
+class Reply:
+    """What one client answers in one stage. An empty ``payload`` says that it has nothing usable to send.
+
+    Attributes:
+        client: the client, as whatever carries the reply knows it.
+        stage: the stage that it answers.
+        payload: the message of the stage: a code, or a part of a handshake.
+        weight: the client's weight in the sum; None where it does not travel beside the code.
+        buffers: buffers ``[buffer_dim]`` after training (empty where they stay with the client).
+        inside: whether the code was within the clipping norm; None where that is not sent.
+        simulation: what only a simulation sees.
+    """
+
+    client: int
+    stage: str
+    payload: Message
+    weight: int | None = None
+    buffers: Tensor = field(default_factory=lambda: torch.empty(0))
+    inside: bool | None = None
+    simulation: Simulation | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Length of ``to_bytes``."""
+        if not self.payload:
+            return 0
+        return len(self.payload) + 4 * self.buffers.numel() + (0 if self.weight is None else 4) + (0 if self.inside is None else 1)
+
+    def to_bytes(self) -> bytes:
+        """Return the payload, then buffers, weight and clipping bit where they are sent: 4, 4 and 1 bytes each."""
+        if not self.payload:
+            return b""
+        buffers = self.buffers.detach().cpu().numpy().astype("<f4").tobytes()
+        weight = b"" if self.weight is None else _LENGTH.pack(self.weight)
+        return b"".join([bytes(self.payload), buffers, weight, b"" if self.inside is None else bytes([self.inside])])
+
+
+@dataclass(frozen=True)
+class ReplyFormat:
+    """What follows the payload of a reply that carries a code: known to both sides from the settings of the run.
+
+    ``buffers`` is how many numbers, ``weight`` and ``inside`` say whether these are sent.
+    """
+
+    buffers: int = 0
+    weight: bool = False
+    inside: bool = False
+
+    def parse(self, client: int, stage: str, data: bytes, bare: bool) -> Reply:
+        """Return the reply that ``Reply.to_bytes`` wrote, ``bare`` if the stage sends a payload alone.
+
+        Raises:
+            MessageError: if it is shorter than what must follow the payload, or the clipping bit is none.
+        """
+        if bare or not data or data == LACKS:
+            return Reply(client, stage, data)
+        end = len(data) - 4 * self.buffers - 4 * self.weight - self.inside
+        if end < 1:
+            raise MessageError(f"Expected a reply of more than {len(data) - end} bytes but got {len(data)}")
+        buffers = torch.from_numpy(np.frombuffer(data[end : end + 4 * self.buffers], "<f4").astype(np.float32))
+        at = end + 4 * self.buffers
+        weight = _LENGTH.unpack_from(data, at)[0] if self.weight else None
+        if self.inside and data[-1] > 1:
+            raise MessageError(f"Expected a clipping bit of 0 or 1 but got {data[-1]}")
+        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None)
+
+
+@dataclass
+class ClientUpdate:
+    """A client's update before it is encoded, on the client's side: callbacks may read and change it.
+
+    ``update`` ``[dim]`` holds all that is averaged; ``weight`` is the client's weight in the sum; ``usable`` is False for a client whose
+    training failed and that sends a code of zeros, as it does under a privacy mechanism.
+    """
+
+    client: int
+    update: Tensor
+    buffers: Tensor
+    weight: int
+    loss: float
+    usable: bool = True

@@ -1,0 +1,52 @@
+"""A round from the first invitation to the server's step, whoever the clients are."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from fedlight.core.errors import RoundFailedError
+from fedlight.rounds.call import Call
+from fedlight.rounds.clients import Clients
+from fedlight.rounds.server import Server
+
+
+def run_round(server: Server, clients: Clients, number: int) -> Call | None:
+    """Run round ``number`` and return the attempt that succeeded, None if the privacy budget does not allow one.
+
+    Raises:
+        RoundFailedError: if no attempt had a sum of enough clients.
+    """
+    reasons: list[str] = []
+    unsummed, refused = 0, False
+    for attempt in range(server.max_attempts):
+        if not server.affordable:
+            return None
+        call = server.call(number, attempt)
+        while not call.over:
+            with closing(clients.exchange(call.requests)) as replies:  # closed on any error: nobody goes on training
+                for reply in replies:
+                    call.receive(reply)
+            call.advance()
+        done = server.finish(call)
+        clients.settle(call.context.key, call.answered if done else ())
+        if done:
+            return call
+        reasons += [f"client {client}: {reason}" for client, reason in call.dropped]
+        reasons += [call.failed] if call.failed else []
+        reasons += [f"the decoded aggregate was refused, {call.refused}"] if call.refused else []
+        unsummed, refused = unsummed + bool(call.failed), bool(call.refused)
+    if not server.affordable:
+        return None
+    raise RoundFailedError(
+        f"Round {number} had no usable aggregate of at least {server.min_clients} clients in {server.max_attempts} attempts "
+        f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(refused, unsummed == server.max_attempts)}"
+    )
+
+
+def way_out(refused: bool, unsummed: bool) -> str:
+    """Return what to do about a round that failed: its last aggregate was refused, or none of its attempts came to a sum."""
+    if refused:
+        return "refresh the codec or choose another"
+    if unsummed:
+        return "declare cohorts in `model.aggregator` as `data.sampler` draws them, and a threshold that they reach"
+    return "lower the client learning rate, or sample more clients"

@@ -1,0 +1,208 @@
+"""The server's side of a round: invite, broadcast, sum, decode, step. No Lightning, no clients, no transport."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedlight.aggregation.base import Aggregator
+from fedlight.clients.algorithms import Algorithm
+from fedlight.core.codec import Codec, Context, Decoder, Key, State
+from fedlight.core.model import Model
+from fedlight.core.precision import exactly
+from fedlight.metrics.traffic import TrafficCounter
+from fedlight.privacy import PrivacyMechanism
+from fedlight.rounds.call import Call
+from fedlight.rounds.downlink import Downlink
+from fedlight.rounds.messages import Reply
+from fedlight.rounds.reduce import gather, weighted_mean
+from fedlight.rounds.watch import ClientWatch
+
+log = logging.getLogger(__name__)
+
+Decode = Callable[[Decoder, Tensor, Context, State], Tensor]
+"""Maps (decoder, mean code ``[code_dim]``, context, server state) to an aggregated update ``[dim]``: what `GradientDecoder` provides."""
+
+
+def decode_mean(decoder: Decoder, mean: Tensor, context: Context, state: State) -> Tensor:
+    """Return the aggregated update ``[dim]`` of a mean code ``[code_dim]``, in full precision whatever the process trains in."""
+    with exactly(mean.device):
+        return decoder.decode(mean, context, state)
+
+
+class Watch(ClientWatch):
+    """Sees what happens on both sides of a round; this one does nothing. Hooks may change what they are given."""
+
+    def on_round_start(self, call: Call) -> None:
+        """Called before the first request of every pass."""
+
+    def on_client_message(self, call: Call, reply: Reply) -> None:
+        """Called on the server's side when a code has arrived."""
+
+    def on_cohort_end(self, call: Call) -> None:
+        """Called when the sum of a pass has been decoded."""
+
+    def on_round_end(self, call: Call) -> None:
+        """Called when the server has taken its step."""
+
+
+class GlobalModel(Protocol):
+    """The global model and its optimizer, wherever they live."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where sums are decoded."""
+
+    def read(self) -> Model:
+        """Return the current weights and buffers."""
+
+    def step(self, update: Tensor, buffers: Tensor | None) -> float:
+        """Take one optimizer step with an update ``[dim]`` for a gradient, set the buffers, and return the learning rate of the step."""
+
+
+@dataclass
+class ServerState:
+    """What the server remembers from round to round; all of it is in the checkpoint.
+
+    Attributes:
+        rounds: how many rounds succeeded.
+        decoder: the codec's own state, such as a gain.
+        algorithm: the algorithm's, such as a control variate.
+        traffic: bytes so far.
+        settled: the last attempt in which each client counted.
+    """
+
+    rounds: int = 0
+    decoder: State = field(default_factory=dict)
+    algorithm: State = field(default_factory=dict)
+    traffic: TrafficCounter = field(default_factory=TrafficCounter)
+    settled: dict[int, Key] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Begin a run."""
+        self.rounds, self.decoder, self.algorithm, self.traffic, self.settled = 0, {}, {}, TrafficCounter(), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain data and tensors."""
+        return {
+            "rounds": self.rounds,
+            "decoder": self.decoder,
+            "algorithm": self.algorithm,
+            "traffic": self.traffic.state_dict(),
+            "settled": dict(self.settled),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.rounds, self.decoder, self.algorithm = state["rounds"], dict(state["decoder"]), dict(state["algorithm"])
+        self.traffic.load_state_dict(state["traffic"])
+        self.settled = {client: (key[0], key[1]) for client, key in state["settled"].items()}
+
+
+class Server:
+    """Invites clients, adds up what they send, decodes the sum once and takes the server's step.
+
+    Args:
+        model: the global model.
+        codec: the codec, bound to the layout of what clients upload.
+        algorithm: what the server makes of the mean, beside the clients' training.
+        aggregator: makes the sums.
+        downlink: makes the downloads.
+        cohort: maps (round, attempt) to the invited clients.
+        population: how many clients there are.
+        privacy: the mechanism that noises sums, if any.
+        state: what the server remembers.
+        min_clients: codes that a sum must have to be used.
+        max_attempts: attempts at a round.
+        seed: the public seed.
+        decode: the decoding step.
+        watch: who follows.
+        compares: whether a simulation compares with the true aggregate in a round.
+    """
+
+    def __init__(
+        self,
+        model: GlobalModel,
+        codec: Codec,
+        algorithm: Algorithm,
+        aggregator: Aggregator,
+        downlink: Downlink,
+        cohort: Callable[[int, int], Iterable[int]],
+        population: int,
+        privacy: PrivacyMechanism | None = None,
+        state: ServerState | None = None,
+        min_clients: int = 1,
+        max_attempts: int = 3,
+        seed: int = 0,
+        decode: Decode = decode_mean,
+        watch: Watch | None = None,
+        compares: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        self.model = model
+        self.codec = codec
+        self.algorithm = algorithm
+        self.aggregator = aggregator
+        self.downlink = downlink
+        self.cohort = cohort
+        self.population = population
+        self.privacy = privacy
+        self.state = state or ServerState()
+        self.min_clients = min_clients
+        self.max_attempts = max_attempts
+        self.seed = seed
+        self.decode = decode
+        self.watch = watch or Watch()
+        self.compares = compares
+
+    @property
+    def least_clients(self) -> int:
+        """How many codes a sum must have to be used."""
+        return self.min_clients if self.privacy is None else self.privacy.least_clients(self.min_clients)
+
+    @property
+    def affordable(self) -> bool:
+        """Whether one more attempt stays within the privacy budget."""
+        return self.privacy is None or self.privacy.affordable()
+
+    def call(self, number: int, attempt: int) -> Call:
+        """Begin an attempt at a round."""
+        return Call(self, number, attempt)
+
+    def finish(self, call: Call) -> bool:
+        """Take the server's step, if the attempt has an aggregate that can be trusted; return whether it was taken."""
+        if call.aggregate is None:
+            return False
+        call.refused = self._distrust(call)
+        if call.refused:
+            log.warning("Round %d: the decoded aggregate was refused, %s", call.context.round, call.refused)
+            return False
+        with self.watch.section("server_step"):
+            counted = call.codes.count if self.privacy is None else self.privacy.setting.cohort  # the exact number is not noisy
+            update = self.algorithm.step(call.aggregate, counted / self.population, self.state.algorithm)
+            sent = gather(call.buffers) if len(call.current.model.buffers) else []
+            lr = self.model.step(update, weighted_mean(sent) if sent else None)
+        self.downlink.finished(call.context, call.codes, self.codec, lr)
+        self.state.decoder = call.decoder_state
+        self.state.rounds = call.context.round + 1
+        self.state.settled.update(dict.fromkeys(call.counted, call.context.key))
+        self.watch.on_round_end(call)
+        return True
+
+    def _distrust(self, call: Call) -> str | None:
+        """Return why the decoded aggregate must not be applied, or None."""
+        assert call.aggregate is not None
+        length = float(call.aggregate.norm())
+        if not math.isfinite(length):
+            return "it is not finite"
+        if self.codec.passes == 1 and self.codec.additive:
+            with torch.no_grad():
+                bound = self.codec.decoder.norm_bound(call.codes.mean(), call.context)
+            if length > bound:
+                return f"it is {length:.3g} long where the sum of codes explains {bound:.3g}"
+        return None

@@ -1,0 +1,18 @@
+"""The subcommands of `fedlight`, in words."""
+
+from __future__ import annotations
+
+DESCRIPTION = (
+    "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
+    "Start with `fedlight fit --config configs/digits.yaml`; the number of rounds is --trainer.max_steps."
+)
+
+SUBCOMMANDS = {
+    "fit": "Train: pretrain the codec on proxy data, run the rounds, test the final model.",
+    "validate": "Evaluate the model of a checkpoint on the validation data.",
+    "test": "Evaluate the model of a checkpoint on the test set.",
+    "predict": "Write the labels that the model of a checkpoint gives the test set.",
+    "pretrain": "Train the codec on proxy data, report its error on held-out updates, and write encoder and decoder.",
+    "compare": "Run codecs over seeds on one data set and model, and write accuracy against bytes as table, files and pictures.",
+    "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
+}
