@@ -134,7 +134,7 @@ if TYPE_CHECKING:
         ThroughBytes,
         Times,
     )
-    from fedlight.servers import FedAdagrad, FedAdam, FedAvgM, FedYogi
+    from fedlight.servers import FedAdagrad, FedAdam, FedYogi
 
 __all__ = [
     "IID",
@@ -187,7 +187,6 @@ __all__ = [
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
-    "FedAvgM",
     "FedDyn",
     "FedNova",
     "FedProx",

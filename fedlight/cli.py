@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
-from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
+from fedlight.core.errors import ConfigurationError, own_error
+from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
 from fedlight.modules import FederatedModule
@@ -41,15 +42,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Drop messages that Lightning prints on every run and that nobody can act on."""
     text = record.getMessage()
     return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
-
-
-def _own_error(error: BaseException | None) -> BaseException | None:
-    """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
-    while error is not None:
-        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:
@@ -82,7 +74,7 @@ def fit(args: list[str]) -> str | None:
     try:
         return open_cli(FederatedCLI, args, exit_on_error=False).trainer.log_dir
     except Exception as error:
-        raise _own_error(error) or error from error
+        raise own_error(error) or error from error
 
 
 def dry_run(args: list[str]) -> dict[str, Any]:
@@ -134,19 +126,12 @@ def audited_lr(module: FederatedModule, given: float | None) -> float:
 
 
 def _built(args: list[str]) -> FederatedCLI:
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with quiet("lightning.fabric", "lightning.pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             return open_cli(DryRun, args, exit_on_error=False)
-    except Exception as error:
-        raise _own_error(error) or error from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        except Exception as error:
+            raise own_error(error) or error from error
 
 
 def main(args: list[str] | None = None) -> None:
@@ -167,7 +152,7 @@ def main(args: list[str] | None = None) -> None:
             return
         open_cli(FederatedCLI, args)
     except Exception as error:
-        own = _own_error(error)
+        own = own_error(error)
         if own is None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)

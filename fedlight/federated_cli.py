@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
-from fedlight.compare.plan import without_codec_callbacks
-from fedlight.core.errors import ConfigurationError
+from fedlight.compare.plan import drop_codec
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
 from fedlight.subcommands import SUBCOMMANDS
@@ -87,8 +87,7 @@ class FederatedCLI(LightningCLI):
         given = self.config[self.config.subcommand].get("ckpt_path")
         if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's keywords, URLs
             return
-        if not Path(given).is_file():
-            raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
+        require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
         if not zipfile.is_zipfile(given):
             raise ConfigurationError(
                 f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
@@ -97,8 +96,7 @@ class FederatedCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""
         threads = self._get(self.config, "threads")
-        if threads is not None and threads < 1:
-            raise ConfigurationError(f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
+        require(threads is None or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -163,12 +161,9 @@ class FederatedCLI(LightningCLI):
         """Rebuild model, data and Trainer from the same configuration without the codec."""
         assert self.subcommand is not None
         config = self.config.clone()
-        config[self.subcommand].model.codec = None
-        config[self.subcommand].model.codec_path = None
-        config[self.subcommand].model.aggregator = None  # it sums integer codes
+        drop_codec(config[self.subcommand])
         config[self.subcommand].ckpt_path = None
         config[self.subcommand].baseline = False
-        config[self.subcommand].trainer.callbacks = without_codec_callbacks(config[self.subcommand].trainer.callbacks)
         self.config = config  # written to the baseline's folder
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)

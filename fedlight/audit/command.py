@@ -18,7 +18,7 @@ from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.target import Target, trained_network
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
@@ -78,8 +78,7 @@ def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
         make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         made = make(given).as_dict()
     except Exception as error:
-        own = next((e for e in _chain(error) if isinstance(e, ConfigurationError)), None)
-        reason = own or " ".join(str(error).split())
+        reason = own_error(error) or " ".join(str(error).split())
         raise ConfigurationError(f"audit: {reason} (options: fedlight audit --help)") from error
     made.pop("config", None)
     settings = Audit(**made, overrides=overrides)  # classes named in overrides are built with the base, not here
@@ -95,12 +94,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 @contextmanager

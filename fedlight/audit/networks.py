@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_counts
 
 
 class SigmoidLeNet(nn.Module):
@@ -25,11 +25,8 @@ class SigmoidLeNet(nn.Module):
 
     def __init__(self, in_channels: int = 1, image_size: int = 28, num_classes: int = 10, channels: int = 12, init: float = 0.5) -> None:
         super().__init__()
-        if min(in_channels, image_size, num_classes, channels) < 1 or init <= 0:
-            raise ConfigurationError(
-                "Expected `in_channels`, `image_size`, `num_classes` and `channels` >= 1 and `init` > 0 but got "
-                f"{in_channels}, {image_size}, {num_classes}, {channels} and {init}"
-            )
+        require_counts(in_channels=in_channels, image_size=image_size, num_classes=num_classes, channels=channels)
+        require(init > 0, f"Expected `init` > 0 but got {init}")
         side = (image_size + 3) // 4
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 5, stride=2, padding=2),

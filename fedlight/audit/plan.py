@@ -13,7 +13,7 @@ from fedlight.audit.attacks import Attack
 from fedlight.audit.views import Observation
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require, require_least
 from fedlight.data import FederatedDataModule
 
 MOST_TRIALS_FAST = 2
@@ -32,8 +32,7 @@ class Membership:
     shadows: int = 20
 
     def __post_init__(self) -> None:
-        if self.trials < 0 or self.shadows < 2:
-            raise ConfigurationError(f"Expected `trials` >= 0 and `shadows` >= 2 but got {self.trials} and {self.shadows}")
+        require_least(self, trials=0, shadows=2)
 
 
 @dataclass
@@ -55,11 +54,9 @@ class Canaries:
     honest: int = 10
 
     def __post_init__(self) -> None:
-        if self.count < 0 or self.rounds < 1 or self.honest < 0 or not 0 < self.delta < 1 or any(z < 0 for z in self.noise):
-            raise ConfigurationError(
-                "Expected `count` >= 0, `rounds` >= 1, `honest` >= 0, `noise` >= 0 and `delta` in (0, 1) but got "
-                f"{self.count}, {self.rounds}, {self.honest}, {self.noise} and {self.delta}"
-            )
+        require_least(self, count=0, rounds=1, honest=0)
+        valid = all(z >= 0 for z in self.noise) and 0 < self.delta < 1
+        require(valid, f"Expected `noise` >= 0 and `delta` in (0, 1) but got {self.noise} and {self.delta}")
 
 
 @dataclass
@@ -108,13 +105,8 @@ class Audit:
 
     def __post_init__(self) -> None:
         for name in ("attacks", "observations", "seeds"):
-            if not getattr(self, name):
-                raise ConfigurationError(f"Expected `{name}` to name at least one but got an empty list")
-        if self.trials < 1 or self.proxy_rounds < 6 or self.images < 1:
-            raise ConfigurationError(
-                "Expected `trials` >= 1, `proxy_rounds` >= 6 and `images` >= 1 but got "
-                f"{self.trials}, {self.proxy_rounds} and {self.images}"
-            )
+            require(getattr(self, name), f"Expected `{name}` to name at least one but got an empty list")
+        require_least(self, trials=1, proxy_rounds=6, images=1)
         if (self.lr is not None and self.lr <= 0) or (self.memory_mb is not None and self.memory_mb <= 0):
             raise ConfigurationError(f"Expected `lr` and `memory_mb` > 0 but got {self.lr} and {self.memory_mb}")
         known = ["base"] if self.codecs is None else list(self.codecs)

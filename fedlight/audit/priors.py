@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_counts
 from fedlight.core.linalg import svd
 
 
@@ -54,10 +54,7 @@ class Prior(ABC):
 class Pixels(Prior):
     """No prior: the coordinates are the pixels, initially noise around mid-gray."""
 
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "none"
+    name = "none"
 
     def start(self, count: int, generator: torch.Generator) -> Tensor:
         """Return noisy gray pixels ``[count, c * h * w]``."""
@@ -79,15 +76,11 @@ class TotalVariation(Pixels):
         weight: weight of the mean absolute difference between neighbors.
     """
 
-    def __init__(self, weight: float = 1e-2) -> None:
-        if weight <= 0:
-            raise ConfigurationError(f"Expected `weight` > 0 but got {weight}: leave the prior out instead")
-        self.weight = weight
+    name = "TV"
 
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "TV"
+    def __init__(self, weight: float = 1e-2) -> None:
+        require(weight > 0, f"Expected `weight` > 0 but got {weight}: leave the prior out instead")
+        self.weight = weight
 
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the weighted total variation."""
@@ -104,16 +97,12 @@ class PrincipalComponents(Prior):
         weight: weight of the squared coordinates, in standard deviations.
     """
 
+    name = "PCA"
+
     def __init__(self, components: int = 32, weight: float = 1e-5) -> None:
-        if components < 1 or weight < 0:
-            raise ConfigurationError(f"Expected `components` >= 1 and `weight` >= 0 but got {components} and {weight}")
+        require(components >= 1 and weight >= 0, f"Expected `components` >= 1 and `weight` >= 0 but got {components} and {weight}")
         self.components = components
         self.weight = weight
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "PCA"
 
     def learn(self, images: Tensor, generator: torch.Generator) -> None:
         """Store the mean and the scaled components."""
@@ -147,20 +136,15 @@ class SmallVAE(Prior):
         weight: weight of the squared coordinates.
     """
 
+    name = "VAE"
+
     def __init__(self, latent: int = 24, width: int = 256, steps: int = 1500, weight: float = 1e-5) -> None:
-        if latent < 1 or width < 1 or steps < 1 or weight < 0:
-            raise ConfigurationError(
-                f"Expected `latent`, `width` and `steps` >= 1 and `weight` >= 0 but got {latent}, {width}, {steps} and {weight}"
-            )
+        require_counts(latent=latent, width=width, steps=steps)
+        require(weight >= 0, f"Expected `weight` >= 0 but got {weight}")
         self.latent = latent
         self.width = width
         self.steps = steps
         self.weight = weight
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "VAE"
 
     def learn(self, images: Tensor, generator: torch.Generator) -> None:
         """Train encoder and decoder with Adam; keep the decoder."""

@@ -13,6 +13,8 @@ from rich.table import Table
 SUCCESS = 3.0
 """dB over the class mean from which an attack counts as working: below that, it may know no more than the label."""
 
+HEADS = ("model", "attack", "sees", "codec", "prior", "median", "best", "control", "mean image", "class mean", "conclusion")
+
 READING = """\
 How to read this. PSNR is in dB, between the attack's images and the true ones matched to them; `class mean` is the PSNR of guessing the
 average image of the class, which needs only the label. Only what an attack gets beyond that is a leak, and only an attack that works on
@@ -118,15 +120,17 @@ def canary_verdict(lower: float, proved: float | None) -> str:
 def show_rows(rows: Sequence[Row], title: str) -> Table:
     """Return the rows as a table for the terminal."""
     table = Table(title=title, title_justify="left")
-    heads = ("model", "attack", "sees", "codec", "prior", "median", "best", "control", "mean image", "class mean")
-    for head in heads:
-        table.add_column(head, justify="right" if head in heads[5:] else "left", overflow="fold")
-    table.add_column("conclusion", overflow="fold", ratio=1)
+    for head in HEADS:
+        table.add_column(head, justify="right" if head in HEADS[5:-1] else "left", overflow="fold", ratio=1 if head == HEADS[-1] else None)
     for row in rows:
-        metrics = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
         sees = row.sees + (f", batch {row.batch_size}, {row.local_steps} steps" if row.batch_size * row.local_steps > 1 else "")
-        table.add_row(row.model, row.attack, sees, row.codec, row.prior, *map(_show, metrics), row.conclusion)
+        table.add_row(*_cells(row, sees))
     return table
+
+
+def _cells(row: Row, sees: str) -> list[str]:
+    metrics = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
+    return [row.model, row.attack, sees, row.codec, row.prior, *map(_show, metrics), row.conclusion]
 
 
 def _show(value: float | None) -> str:
@@ -138,17 +142,9 @@ def write_rows(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     plain = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
     (folder / "audit.json").write_text(json.dumps(plain, indent=2) + "\n")
-    lines = [
-        f"# {title}",
-        "",
-        "| model | attack | sees | codec | prior | median | best | control | mean image | class mean | conclusion |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        metrics = (row.psnr_median, row.psnr_best, row.control_psnr, row.mean_image_psnr, row.class_mean_psnr)
-        cells = (row.model, row.attack, row.sees, row.codec, row.prior, *map(_show, metrics), row.conclusion)
-        lines.append("| " + " | ".join(cells) + " |")
-    (folder / "audit.md").write_text("\n".join(lines) + "\n\n" + READING)
+    table = [f"| {' | '.join(cells)} |" for cells in (HEADS, *(_cells(row, row.sees) for row in rows))]
+    table.insert(1, "|" + "---|" * len(HEADS))
+    (folder / "audit.md").write_text("\n".join([f"# {title}", "", *table, "", READING]))
     return [folder / "audit.json", folder / "audit.md"]
 
 

@@ -18,11 +18,11 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 from fedlight.data import FederatedDataModule
-from fedlight.data.arrays import channel_statistics
+from fedlight.data.arrays import shift_and_scale
 
 CLIP_COHORT = 20
 """Number of public images whose median code length is the default clip norm."""
@@ -139,8 +139,7 @@ class Target:
         """
         data, rng = self.parts.data, numpy_generator(seed, "audit", trial)
         able = [client for client in rng.permutation(data.num_population).tolist() if data.client_size(client) >= size]
-        if len(able) < clients:
-            raise ConfigurationError(f"Expected {clients} clients with at least {size} images each but the data has {len(able)}")
+        require(len(able) >= clients, f"Expected {clients} clients with at least {size} images each but the data has {len(able)}")
         images, labels = [], []
         for client in able[:clients]:
             x, y = data.client_data(client)
@@ -173,9 +172,7 @@ def pixel_constants(data: FederatedDataModule) -> Pixels:
     channels = data.input_shape[0]
     if not data.normalize:
         return Pixels(torch.zeros(1, channels, 1, 1), torch.ones(1, channels, 1, 1))
-    mean, deviation = channel_statistics(data.source.load(data.root).x_train)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    return Pixels(mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1))
+    return Pixels(*shift_and_scale(data.source.load(data.root).x_train))
 
 
 def trained_network(network: nn.Module, path: str) -> nn.Module:
@@ -191,7 +188,6 @@ def trained_network(network: nn.Module, path: str) -> nn.Module:
     trained = copy.deepcopy(network)
     own = Layout(tuple(trained.state_dict()), tuple(tuple(value.shape) for value in trained.state_dict().values()))
     got = Layout(tuple(state), tuple(tuple(value.shape) for value in state.values()))
-    if own != got:
-        raise ConfigurationError(f"Expected a checkpoint of the network in `base` but {path} holds another: set the same `overrides`")
+    require(own == got, f"Expected a checkpoint of the network in `base` but {path} holds another: set the same `overrides`")
     trained.load_state_dict(state)
     return trained

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.quantize import QuantizeEncoder
 from fedlight.core.codec import Codec, Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.privacy.clipping import clip_norm
@@ -41,9 +41,7 @@ class Observation:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clients", "batch_size", "local_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {getattr(self, name)}")
+        require_least(self, clients=1, batch_size=1, local_steps=1)
         if self.noise < 0 or (self.clip is not None and self.clip <= 0):
             raise ConfigurationError(f"Expected `noise` >= 0 and `clip` > 0 but got {self.noise} and {self.clip}")
 

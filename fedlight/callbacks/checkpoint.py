@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 class RoundCheckpoint(Checkpoint):
@@ -23,8 +23,7 @@ class RoundCheckpoint(Checkpoint):
 
     def __init__(self, every_n_rounds: int = 10, dirpath: str | None = None) -> None:
         super().__init__()
-        if every_n_rounds < 1:
-            raise ConfigurationError(f"Expected `every_n_rounds` >= 1 but got {every_n_rounds}")
+        require(every_n_rounds >= 1, f"Expected `every_n_rounds` >= 1 but got {every_n_rounds}")
         self.every_n_rounds = every_n_rounds
         self.dirpath = dirpath
         self._saved = -1

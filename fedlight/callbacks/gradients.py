@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from torch.optim import Optimizer
 
 from fedlight.core.codec import Codec, require_additive
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange
 from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"
 
 
+@dataclass(eq=False)
 class GradientCodes(Callback):
     """Encodes every gradient and decodes the mean of the codes: under DDP codes are what processes all-reduce.
 
@@ -47,36 +49,24 @@ class GradientCodes(Callback):
         ConfigurationError: if a number is out of range, or (before training) codec, strategy or module cannot work together.
     """
 
-    def __init__(
-        self,
-        codec: Codec,
-        warmup_steps: int = 10,
-        feedback: bool = True,
-        refit_every: int = 100,
-        window: int = 8,
-        min_size: int = 1024,
-        seed: int = 0,
-        int8: bool = False,
-    ) -> None:
-        if warmup_steps < int(codec.needs_fit) or refit_every < 0 or window < 1 or min_size < 0:
-            raise ConfigurationError(
-                f"Expected `warmup_steps` >= {int(codec.needs_fit)}, `refit_every` >= 0, `window` >= 1 and `min_size` >= 0 but got "
-                f"{warmup_steps}, {refit_every}, {window} and {min_size}"
-            )
+    codec: Codec
+    warmup_steps: int = 10
+    feedback: bool = True
+    refit_every: int = 100
+    window: int = 8
+    min_size: int = 1024
+    seed: int = 0
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        codec = self.codec
         require_additive(codec, "all-reducing gradients")
         if codec.trained:
             raise ConfigurationError(
                 f"Expected a codec that is fitted in closed form but {type(codec).__name__} is trained step by step, for which there is no "
                 "time between steps of the model: choose another, such as TwoSidedCodec"
             )
-        self.codec = codec
-        self.warmup_steps = warmup_steps
-        self.feedback = feedback
-        self.refit_every = refit_every
-        self.window = window
-        self.min_size = min_size
-        self.seed = seed
-        self.int8 = int8
+        require_least(self, warmup_steps=int(codec.needs_fit), refit_every=0, window=1, min_size=0)
         self.steps = 0
         self.bytes = 0
         self.bytes_full = 0

@@ -4,187 +4,87 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.file_proxy import FileProxy
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
+from tqdm.contrib import DummyTqdmFile
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.metrics.traffic import format_bytes
 
-_BAR = 12  # characters
 _LINES = 10  # plain lines in a run whose length is known
 _ROUNDS_PER_LINE = 100  # where it is not
+_SECONDS = 0.2  # between refreshes of a bar, at the least
 
 _METRICS: tuple[tuple[str, Callable[[float], str]], ...] = (
-    ("sim/loss", "loss {:.3f}".format),
-    ("val/loss", "val loss {:.3f}".format),
     ("val/accuracy", "val acc {:.1%}".format),
-    ("bytes/uplink", lambda n_bytes: f"up {format_bytes(n_bytes)}"),
     ("bytes/ratio", "ratio {:.0f}x".format),
+    ("sim/loss", "loss {:.3f}".format),
+    ("bytes/uplink", lambda n_bytes: f"up {format_bytes(n_bytes)}"),
     ("bytes/downlink", lambda n_bytes: f"down {format_bytes(n_bytes)}"),
+    ("val/loss", "val loss {:.3f}".format),
 )
 """What is shown after the round, most wanted first: a narrow terminal cuts the end."""
 
 
-@dataclass
-class _Count:
-    """How far something of a known or unknown ``total`` has come, and how fast."""
+class RoundProgressBar(TQDMProgressBar):
+    """Shows rounds done, their rate, time left, losses, accuracy and bytes; in plain lines if stderr is no terminal.
 
-    name: str
-    total: int | None
-    done: int = 0
-    start: float = field(default_factory=time.monotonic)
-    first: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.first = self.done
-
-    def __str__(self) -> str:
-        seconds = time.monotonic() - self.start
-        parts = [f"{self.name} {self.done}" + (f"/{self.total}" if self.total else "")]
-        if self.done > self.first and seconds > 0:
-            rate = (self.done - self.first) / seconds
-            parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
-            if self.total and self.done < self.total:
-                parts.append(f"{timedelta(seconds=math.ceil((self.total - self.done) / rate))} left")
-            else:
-                parts.append(f"{timedelta(seconds=int(seconds))} in all")
-        return " · ".join(parts)
-
-    def next_line(self) -> int:
-        """Return the round after which the next plain line is due."""
-        every = max(1, math.ceil(self.total / _LINES)) if self.total else _ROUNDS_PER_LINE
-        return (self.done // every + 1) * every
-
-
-class _LogsAboveBar:
-    """Sends what loggers write to the terminal through rich, which prints it above the bar instead of into it.
-
-    Rich replaces ``sys.stderr`` and ``sys.stdout`` while a bar lives; handlers made earlier still hold the originals.
-    """
-
-    def __init__(self) -> None:
-        replaced = [proxy for proxy in (sys.stdout, sys.stderr) if isinstance(proxy, FileProxy)]
-        proxies = {id(proxy.rich_proxied_file): proxy for proxy in replaced}
-        loggers = [logging.root, *(entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger))]
-        handlers = {handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)}
-        self._streams = [(handler, handler.stream) for handler in handlers if id(handler.stream) in proxies]
-        for handler, stream in self._streams:
-            handler.setStream(proxies[id(stream)])
-
-    def restore(self) -> None:
-        """Give every handler its own stream back."""
-        for handler, stream in self._streams:
-            handler.setStream(stream)
-
-
-class RoundProgressBar(ProgressBar):
-    """Shows rounds done, rounds per second, time left, losses, accuracy and bytes; in plain lines if stderr is no terminal.
-
-    A round is a step of the trainer's one optimizer, so a round that must be repeated does not move the bar. Between refreshes a round
-    costs a comparison: metrics are read from their tensors only to be shown. Validation has no bar of its own, testing has.
+    A round is a step of the trainer's one optimizer, so a round that must be repeated does not move the bar. Between refreshes, five a
+    second at the most, a round costs a comparison. Validation has no bar of its own in a fit; testing and predicting have Lightning's.
 
     Args:
-        refresh_rate: most refreshes a second; 0 shows nothing.
+        refresh_rate: least rounds between refreshes; 0 shows nothing.
 
     Raises:
         ConfigurationError: if ``refresh_rate`` is negative.
     """
 
-    def __init__(self, refresh_rate: float = 5.0) -> None:
-        super().__init__()
-        if refresh_rate < 0:
-            raise ConfigurationError(f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
-        self.refresh_rate = refresh_rate
-        self._enabled = True
-        self._progress: Progress | None = None
-        self._count = _Count("", None)
-        self._due = 0.0
-        self._logs: _LogsAboveBar | None = None
+    def __init__(self, refresh_rate: int = 1) -> None:
+        require(refresh_rate >= 0, f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
+        super().__init__(refresh_rate)
+        self._rounds: _Rounds | None = None
 
-    @property
-    def is_enabled(self) -> bool:
-        """Whether anything is shown."""
-        return self._enabled and self.refresh_rate > 0
+    def init_sanity_tqdm(self) -> Tqdm:
+        """Return no bar."""
+        return Tqdm(disable=True)
 
-    def disable(self) -> None:
-        """Show nothing from now on."""
-        self._enabled = False
-        self._close()
+    def init_train_tqdm(self) -> Tqdm:
+        """Return no bar: that of the rounds is made before the first one, when pretraining is over."""
+        return Tqdm(disable=True)
 
-    def enable(self) -> None:
-        """Show progress again."""
-        self._enabled = True
+    def init_validation_tqdm(self) -> Tqdm:
+        """Return a bar if validation is all that runs."""
+        return self._batches(self.trainer.state.fn == "validate")
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Return a bar for testing."""
+        return self._batches()
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """Return a bar for prediction."""
+        return self._batches()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the rounds done so far, with the validation that followed the last one."""
-        if self._progress is None:
-            self._open(_Count("Round", _total_rounds(trainer), trainer.global_step))
-        self._show_rounds(trainer)
+        if self._rounds is None and self.is_enabled:
+            self._rounds = _Rounds(trainer, self.refresh_rate)
+        if self._rounds is not None and self.is_enabled:
+            self._rounds.update(trainer.global_step - self._rounds.n)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Show the round just done, where it does not cost a line."""
-        if self._live:
-            self._show_rounds(trainer)
+        """Wait for the validation that may follow."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Show where training ended and leave it on the screen."""
-        self._show_rounds(trainer, last=True)
-        self._close()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar if validation is all that runs."""
-        if trainer.state.fn == "validate":
-            self._open(_Count("Validating", _total_batches(trainer.num_val_batches)))
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Advance the bar of a validation that is all that runs."""
-        if trainer.state.fn == "validate":
-            self._show_batch()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of a validation that is all that runs."""
-        if trainer.state.fn == "validate":
-            self._close()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar for testing."""
-        self._open(_Count("Testing", _total_batches(trainer.num_test_batches)))
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Advance the bar of testing."""
-        self._show_batch()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of testing."""
-        self._close()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar for prediction."""
-        self._open(_Count("Predicting", _total_batches(trainer.num_predict_batches)))
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Advance the bar of prediction."""
-        self._show_batch()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of prediction."""
+        if self._rounds is not None:
+            self._rounds.update(self.trainer.global_step - self._rounds.n)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -195,80 +95,90 @@ class RoundProgressBar(ProgressBar):
         """Give the terminal back, whatever happened."""
         self._close()
 
-    @property
-    def _live(self) -> bool:
-        return self._progress is not None and not self._progress.disable
-
-    def _make_console(self) -> Console:
-        return Console(stderr=True)  # stdout is left to results
-
-    def _open(self, count: _Count) -> None:
-        if not self.is_enabled:
-            return
-        console = self._make_console()
-        self._count, self._due = count, 0.0
-        self._progress = Progress(
-            BarColumn(bar_width=_BAR),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            auto_refresh=False,  # no thread: the trainer's own hooks refresh
-            redirect_stdout=sys.stdout.isatty(),
-            disable=not console.is_interactive,
-        )
-        self._progress.add_task(str(count), total=count.total, completed=count.done)
-        self._progress.start()
-        if self._live:
-            self._logs = _LogsAboveBar()
-        else:
-            self._due = count.next_line()
-
-    def _show_rounds(self, trainer: Trainer, last: bool = False) -> None:
-        if self._progress is None:
-            return
-        done = trainer.global_step
-        if self._live:
-            if last or time.monotonic() >= self._due:
-                self._count.done = done
-                self._refresh(trainer)
-        elif done >= self._due or (last and done > self._count.done):
-            self._count.done = done
-            self._due = self._count.next_line()
-            self._progress.console.print(self._text(trainer), soft_wrap=True, markup=False, highlight=False)
-
-    def _show_batch(self) -> None:
-        self._count.done += 1
-        if self._live and (self._count.done == self._count.total or time.monotonic() >= self._due):
-            self._refresh()
-
-    def _refresh(self, trainer: Trainer | None = None) -> None:
-        if self._progress is not None:
-            self._due = time.monotonic() + 1 / self.refresh_rate
-            text = Text(self._text(trainer))
-            text.truncate(max(1, self._progress.console.width - _BAR - 1), overflow="ellipsis")
-            self._progress.update(self._progress.task_ids[0], completed=self._count.done, description=text.plain, refresh=True)
-
-    def _text(self, trainer: Trainer | None) -> str:
-        return " · ".join([str(self._count), *(_metrics(trainer) if trainer else [])])
+    def _batches(self, shown: bool = True) -> Tqdm:
+        hidden = self.is_disabled or not shown or not _is_terminal(sys.stderr)
+        return Tqdm(disable=hidden, file=sys.stderr, dynamic_ncols=True, bar_format=self.BAR_FORMAT)
 
     def _close(self) -> None:
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.stop()
-        if self._logs is not None:
-            self._logs.restore()
-            self._logs = None
+        rounds, self._rounds = self._rounds, None
+        if rounds is not None:
+            rounds.close()
+
+
+class _Rounds(Tqdm):
+    """Rounds done, on stderr (stdout is left to results): a bar, or a plain line now and then."""
+
+    monitor_interval = 0  # no thread: the trainer's own hooks refresh
+
+    def __init__(self, trainer: Trainer, refresh_rate: int) -> None:
+        self._trainer = trainer
+        self._streams = ExitStack()
+        total = trainer.estimated_stepping_batches
+        known = 0 < total < math.inf
+        every = max(1, math.ceil(total / _LINES)) if known else _ROUNDS_PER_LINE
+        live = _is_terminal(sys.stderr)
+        super().__init__(
+            initial=trainer.global_step,
+            total=int(total) if known else None,
+            file=sys.stderr,
+            gui=not live,  # then tqdm prints nothing by itself
+            mininterval=_SECONDS if live else 0.0,
+            miniters=refresh_rate if live else every,
+            dynamic_ncols=True,
+            unit="",
+            bar_format=("{bar:8} " if live else "") + ("Round {n_fmt}/{total_fmt}" if known else "Round {n_fmt}"),
+        )
+        if live:
+            self._streams.enter_context(_printed_above())
+        else:
+            self.last_print_n -= self.initial % every  # lines come after the same rounds in a resumed run
+
+    def __str__(self) -> str:
+        told = self.format_dict
+        parts = [self.format_meter(**{**told, "ncols": None})]
+        done, seconds = told["n"] - told["initial"], told["elapsed"]
+        if done > 0 and seconds > 0:
+            rate = done / seconds
+            parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+            left = (told["total"] - told["n"]) / rate if told["total"] else 0
+            parts.append(f"{self.format_interval(math.ceil(left))} left" if left > 0 else f"{self.format_interval(seconds)} in all")
+        text = " · ".join([*parts, *_metrics(self._trainer)])
+        width = math.inf if self.gui else max(told["ncols"] or 0, 0) or shutil.get_terminal_size().columns - 1
+        return text if len(text) <= width else text[: int(width) - 1] + "…"
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.gui:
+            print(self, file=self.fp, flush=True)
+        else:
+            super().display(msg, pos)
+
+    def close(self) -> None:
+        if self.gui and not self.disable and self.n > self.last_print_n:
+            self.display()
+        super().close()
+        self._streams.close()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def _printed_above() -> Iterator[None]:
+    """Send what loggers write to the terminal through tqdm, which prints it above the bar instead of into it."""
+    terminals = {id(stream): DummyTqdmFile(stream) for stream in (sys.stdout, sys.stderr) if _is_terminal(stream)}
+    loggers = [logging.root, *(entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger))]
+    handlers = {handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)}
+    streams = [(handler, handler.stream) for handler in handlers if id(handler.stream) in terminals]
+    for handler, stream in streams:
+        handler.setStream(terminals[id(stream)])
+    try:
+        yield
+    finally:
+        for handler, stream in streams:
+            handler.setStream(stream)
 
 
 def _metrics(trainer: Trainer) -> list[str]:
     logged = trainer.callback_metrics
     return [text(float(logged[name])) for name, text in _METRICS if name in logged]
-
-
-def _total_rounds(trainer: Trainer) -> int | None:
-    total = trainer.estimated_stepping_batches
-    return int(total) if 0 < total < math.inf else None
-
-
-def _total_batches(batches: Sequence[int | float]) -> int | None:
-    total = sum(batches)
-    return int(total) if total < math.inf else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.layout import flatten
 
 
@@ -95,11 +95,9 @@ class Algorithm(ABC):
 
 def check_local_steps(epochs: int | None, steps: int | None, batch_size: int) -> None:
     """Raise ``ConfigurationError`` unless one of ``epochs`` and ``steps`` is given and every count is at least 1."""
-    if (epochs is None) == (steps is None):
-        raise ConfigurationError(f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
+    require((epochs is None) != (steps is None), f"Expected exactly one of `epochs` and `steps` but got epochs={epochs} and steps={steps}")
     for name, count in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        if count is not None and count < 1:
-            raise ConfigurationError(f"Expected `{name}` >= 1 but got {count}")
+        require(count is None or count >= 1, f"Expected `{name}` >= 1 but got {count}")
 
 
 def local_samples(samples: int, epochs: int | None, steps: int | None, batch_size: int) -> int:
@@ -210,8 +208,7 @@ class FedProx(FedAvg):
 
     def __init__(self, mu: float = 0.01, **local: Any) -> None:
         super().__init__(**local)
-        if mu < 0:
-            raise ConfigurationError(f"Expected `mu` >= 0 but got {mu}")
+        require(mu >= 0, f"Expected `mu` >= 0 but got {mu}")
         self.mu = mu
 
     @property
@@ -221,12 +218,7 @@ class FedProx(FedAvg):
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
         """Return the gradient of the loss plus ``mu (w - w_t)``, ``[dim]``."""
-        return pulled_back(super().direction(gradient, model), model, self.mu)
-
-
-def pulled_back(gradient: Tensor, model: LocalModel, weight: float) -> Tensor:
-    """Add ``weight (w - w_t)`` to a gradient ``[dim]`` in place and return it: that of ``weight / 2 ||w - w_t||^2``."""
-    return gradient.add_(model.weights, alpha=weight).sub_(model.start, alpha=weight)
+        return super().direction(gradient, model).add_(model.weights, alpha=self.mu).sub_(model.start, alpha=self.mu)
 
 
 class FedSGD(Algorithm):
@@ -239,8 +231,7 @@ class FedSGD(Algorithm):
     """
 
     def __init__(self, batch_size: int = 1024) -> None:
-        if batch_size < 1:
-            raise ConfigurationError(f"Expected `batch_size` >= 1 but got {batch_size}")
+        require(batch_size >= 1, f"Expected `batch_size` >= 1 but got {batch_size}")
         self.batch_size = batch_size
 
     def run(

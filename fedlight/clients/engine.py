@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory
+from fedlight.clients.layers import quicken_pooling
 from fedlight.clients.local_model import LocalModel, Objective
-from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 Batch = tuple[Tensor, Tensor]
 
@@ -122,8 +122,7 @@ class Vectorized(Engine):
     """
 
     def __init__(self, clients: int = 32) -> None:
-        if clients < 1:
-            raise ConfigurationError(f"Expected `clients` >= 1 but got {clients}")
+        require(clients >= 1, f"Expected `clients` >= 1 but got {clients}")
         self.clients = clients
 
     def train(

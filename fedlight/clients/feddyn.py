@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.clients.algorithms import FedAvg, LocalResult, Memory, pulled_back
+from fedlight.clients.algorithms import FedProx, LocalResult, Memory
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
-class FedDyn(FedAvg):
+class FedDyn(FedProx):
     """Local SGD on ``F_i(w) - <g_i, w> + alpha / 2 ||w - w_t||^2`` with a client's own linear term (Algorithm 1).
 
     Afterwards ``g_i`` becomes ``g_i - alpha (w_i - w_t)``; the server adds up the updates of all rounds, weighted by the share of clients
@@ -29,19 +29,9 @@ class FedDyn(FedAvg):
     shared = True
 
     def __init__(self, alpha: float = 0.1, **local: Any) -> None:
-        super().__init__(momentum=0.0, **local)
-        if alpha < 0:
-            raise ConfigurationError(f"Expected `alpha` >= 0 but got {alpha}")
+        require(alpha >= 0, f"Expected `alpha` >= 0 but got {alpha}")
+        super().__init__(mu=alpha, momentum=0.0, **local)
         self.alpha = alpha
-
-    @property
-    def plain(self) -> bool:
-        """Whether there is no extra term at all."""
-        return super().plain and not self.alpha
-
-    def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
-        """Return the gradient of the loss plus ``alpha (w - w_t)``, ``[dim]``."""
-        return pulled_back(super().direction(gradient, model), model, self.alpha)
 
     def correction(self, memory: Memory) -> Tensor | None:
         """Return ``-g_i`` ``[dim]``, None in the client's first round."""

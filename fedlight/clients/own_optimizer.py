@@ -6,6 +6,7 @@ Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295), Algorit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.core.errors import ConfigurationError
 
 
+@dataclass(eq=False)
 class ClientOptimizer(Algorithm):
     """Local steps of any torch optimizer; every client creates a new one in every round, and never sends or keeps its state.
 
@@ -32,18 +34,13 @@ class ClientOptimizer(Algorithm):
             there is not exactly one optimizer.
     """
 
-    def __init__(
-        self,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        batch_size: int = 32,
-        epochs: int | None = None,
-        steps: int | None = None,
-    ) -> None:
-        check_local_steps(epochs, steps, batch_size)
-        self.optimizer = optimizer
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.steps = steps
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
+    batch_size: int = 32
+    epochs: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_local_steps(self.epochs, self.steps, self.batch_size)
 
     def work(self, samples: int) -> int:
         """Return how many samples a client with ``samples`` processes in a round."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.bank import UpdateBank, write_bank
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 
 
@@ -58,10 +58,7 @@ def record_bank(
         ConfigurationError: if the proxy data is empty or the trajectory diverges.
     """
     x, y = proxy
-    if not len(y):
-        raise ConfigurationError(
-            "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`"
-        )
+    require(len(y), "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
     labels, simulated = y.cpu().numpy(), rounds
     dim = len(weights)
     past = torch.empty(0, len(weights)) if history is None else history
@@ -79,8 +76,7 @@ def record_bank(
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
                     updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
             mean = updates.mean(0)
-            if not torch.isfinite(mean.sum()):
-                raise ConfigurationError(f"Local training on proxy data diverged in round {step}: lower the client learning rate")
+            require(torch.isfinite(mean.sum()), f"Local training on proxy data diverged in round {step}: lower the client learning rate")
             weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # new clients: no share, no memory
             for aggregate in past[step::simulated]:
                 yield aggregate + (updates - mean) * (aggregate[:dim].norm() / mean[:dim].norm().clamp(min=1e-30))

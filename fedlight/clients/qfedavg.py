@@ -10,7 +10,7 @@ from torch import Tensor
 from fedlight.clients.algorithms import FedAvg, LocalResult, Memory
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 _LEAST_LOSS = 1e-6
 
@@ -33,8 +33,7 @@ class QFedAvg(FedAvg):
 
     def __init__(self, q: float = 1.0, **local: Any) -> None:
         super().__init__(**local)
-        if q < 0:
-            raise ConfigurationError(f"Expected `q` >= 0 but got {q}")
+        require(q >= 0, f"Expected `q` >= 0 but got {q}")
         self.q = q
 
     def work(self, samples: int) -> int:

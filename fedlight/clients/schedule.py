@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 class Schedule(ABC):
@@ -32,8 +32,7 @@ class Exponential(Schedule):
     """
 
     def __init__(self, decay: float = 0.99) -> None:
-        if not 0 < decay <= 1:
-            raise ConfigurationError(f"Expected `decay` in (0, 1] but got {decay}")
+        require(0 < decay <= 1, f"Expected `decay` in (0, 1] but got {decay}")
         self.decay = decay
 
     def factor(self, round: int) -> float:
@@ -50,8 +49,7 @@ class Cosine(Schedule):
     """
 
     def __init__(self, rounds: int, final: float = 0.0) -> None:
-        if rounds < 1 or not 0 <= final <= 1:
-            raise ConfigurationError(f"Expected `rounds` >= 1 and `final` in [0, 1] but got {rounds} and {final}")
+        require(rounds >= 1 and 0 <= final <= 1, f"Expected `rounds` >= 1 and `final` in [0, 1] but got {rounds} and {final}")
         self.rounds = rounds
         self.final = final
 

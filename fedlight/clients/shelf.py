@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 class Shelf(MutableMapping[int, State]):
@@ -31,8 +31,7 @@ class Shelf(MutableMapping[int, State]):
     """
 
     def __init__(self, in_memory_mb: float) -> None:
-        if in_memory_mb < 0:
-            raise ConfigurationError(f"Expected `client_memory_mb` >= 0 but got {in_memory_mb}")
+        require(in_memory_mb >= 0, f"Expected `client_memory_mb` >= 0 but got {in_memory_mb}")
         self._limit = in_memory_mb * 2**20
         self._memory: dict[int, State] = {}  # oldest first
         self._bytes: dict[int, int] = {}  # of the states in memory

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
-from fedlight.clients.dropout import own_dropout
 from fedlight.clients.engine import Batch, ClientTask, Engine, precision_on, require_plain, train_client
+from fedlight.clients.layers import own_dropout, quicken_pooling
 from fedlight.clients.local_model import LocalModel
-from fedlight.clients.pooling import quicken_pooling
 from fedlight.core.cores import cores_of_a_process
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 
 class Threaded(Engine):
@@ -41,8 +40,7 @@ class Threaded(Engine):
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigurationError(f"Expected `workers` >= 1 but got {workers}")
+        require(workers is None or workers >= 1, f"Expected `workers` >= 1 but got {workers}")
         self.workers = workers
         self._pattern: LocalModel | None = None
         self._models: list[LocalModel] = []

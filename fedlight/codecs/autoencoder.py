@@ -6,6 +6,7 @@ the combination to the mean update; encoder and decoder are trained jointly. Blo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.codecs.linear import LinearCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -64,8 +65,8 @@ class BlockNetwork(nn.Module):
                 nn.init.zeros_(last.weight)
 
 
-class AutoencoderEncoder(Encoder):
-    """The encoding layers."""
+class AutoencoderHalf(CodecPart):
+    """What both halves share: blocks, and a network and a scale for each group of them."""
 
     scale: Tensor
 
@@ -74,6 +75,10 @@ class AutoencoderEncoder(Encoder):
         self.blocks = blocks
         self.networks = nn.ModuleList(networks)
         self.register_buffer("scale", torch.ones(len(blocks.groups)))
+
+
+class AutoencoderEncoder(AutoencoderHalf, Encoder):
+    """The encoding layers."""
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the code ``[..., code_dim]`` of updates ``[..., dim]``."""
@@ -85,18 +90,14 @@ TRUST = 10.0
 """Longest decoded aggregate, as a multiple of the largest ratio of length to code length in the bank."""
 
 
-class AutoencoderDecoder(Decoder):
+class AutoencoderDecoder(AutoencoderHalf, Decoder):
     """The decoding layers, which see only the mean code."""
 
-    scale: Tensor
     stretch: Tensor
     rest: Tensor
 
     def __init__(self, blocks: Blocks, networks: list[BlockNetwork]) -> None:
-        super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
-        self.blocks = blocks
-        self.networks = nn.ModuleList(networks)
-        self.register_buffer("scale", torch.ones(len(blocks.groups)))
+        super().__init__(blocks, networks)
         self.register_buffer("stretch", torch.tensor(torch.inf))
         self.register_buffer("rest", torch.zeros(()))
 
@@ -117,6 +118,7 @@ MOST_LAYERS = 100
 """Hidden layers that a codec can have: far more than have ever helped, and few enough to make at a file's word."""
 
 
+@dataclass(eq=False)
 class AutoencoderCodec(Codec):
     """A block autoencoder, trained on recorded updates so that the decoded mean code is the mean update.
 
@@ -141,47 +143,26 @@ class AutoencoderCodec(Codec):
     needs_fit = True
     trained = True
 
-    def __init__(
-        self,
-        ratio: float = 8.0,
-        blocks: Literal["rows", "flat"] = "rows",
-        block_size: int = 512,
-        depth: int = 1,
-        width: int = 64,
-        activation: Activation = "tanh",
-        skip: bool = True,
-        bias: bool = False,
-        start: Literal["pca", "random"] = "pca",
-        cohort: int = 10,
-        seed: int = 0,
-    ) -> None:
-        for name, value, least in (
-            ("ratio", ratio, 1),
-            ("block_size", block_size, 1),
-            ("depth", depth, 0),
-            ("width", width, 1),
-            ("cohort", cohort, 0),
-        ):
-            if value < least:
-                raise ConfigurationError(f"Expected `{name}` >= {least} but got {value}")
-        if depth > MOST_LAYERS:
-            raise ConfigurationError(f"Expected `depth` <= {MOST_LAYERS} but got {depth}")
-        require_choice("activation", activation, (*_ACTIVATIONS, "linear"))
-        require_choice("blocks", blocks, ("rows", "flat"))
-        require_choice("start", start, ("pca", "random"))
-        self.ratio = ratio
-        self.blocks = blocks
-        self.block_size = block_size
-        self.depth = depth
-        self.width = width
-        self.activation = activation
-        self.skip = skip
-        self.bias = bias
-        self.start = start
-        self.cohort = cohort
-        self.seed = seed
+    ratio: float = 8.0
+    blocks: Literal["rows", "flat"] = "rows"
+    block_size: int = 512
+    depth: int = 1
+    width: int = 64
+    activation: Activation = "tanh"
+    skip: bool = True
+    bias: bool = False
+    start: Literal["pca", "random"] = "pca"
+    cohort: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_least(self, ratio=1, block_size=1, depth=0, width=1, cohort=0)
+        require(self.depth <= MOST_LAYERS, f"Expected `depth` <= {MOST_LAYERS} but got {self.depth}")
+        require_choice("activation", self.activation, (*_ACTIVATIONS, "linear"))
+        require_choice("blocks", self.blocks, ("rows", "flat"))
+        require_choice("start", self.start, ("pca", "random"))
         self.linear = not self._hidden
-        if start == "pca" and not (skip or self.linear):
+        if self.start == "pca" and not (self.skip or self.linear):
             raise ConfigurationError("Expected `skip=true` with `start='pca'`: it starts the linear map, which `skip=false` leaves out")
 
     @property

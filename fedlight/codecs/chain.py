@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import CodecMismatchError, ConfigurationError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
@@ -130,8 +130,7 @@ class ChainCodec(Codec):
     """
 
     def __init__(self, codecs: Sequence[Codec]) -> None:
-        if not codecs:
-            raise ConfigurationError("Expected `codecs` to name at least one codec but got an empty list")
+        require(codecs, "Expected `codecs` to name at least one codec but got an empty list")
         for codec in codecs[:-1]:
             if not codec.additive or codec.integer:
                 raise ConfigurationError(

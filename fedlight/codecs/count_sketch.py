@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.core.wire import CodeFormat
@@ -131,16 +131,14 @@ class CountSketchCodec(Codec):
     def __init__(
         self, ratio: float = 8.0, rows: int = 5, top_k: int = 0, momentum: float = 0.0, masking: bool = True, seed: int = 0
     ) -> None:
-        if ratio < 1 or rows < 1 or top_k < 0 or not 0 <= momentum < 1:
-            raise ConfigurationError(
-                f"Expected `ratio` >= 1, `rows` >= 1, `top_k` >= 0 and `momentum` in [0, 1) but got {ratio}, {rows}, {top_k} and {momentum}"
-            )
+        require(0 <= momentum < 1, f"Expected `momentum` in [0, 1) but got {momentum}")
         self.ratio = ratio
         self.rows = rows
         self.top_k = top_k
         self.momentum = momentum
         self.masking = masking
         self.seed = seed
+        require_least(self, ratio=1, rows=1, top_k=0)
 
     def _sketch(self, layout: Layout) -> CountSketch:
         columns = int(layout.dim / self.ratio) // self.rows

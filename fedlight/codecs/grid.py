@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.core.layout import Layout
 
 
@@ -26,8 +26,7 @@ class GridCodec(Codec):
     integer = True
 
     def __init__(self, step: float, bits: int = 18) -> None:
-        if step <= 0 or not 2 <= bits <= 24:
-            raise ConfigurationError(f"Expected `step` > 0 and `bits` in 2..24 but got {step} and {bits}")
+        require(step > 0 and 2 <= bits <= 24, f"Expected `step` > 0 and `bits` in 2..24 but got {step} and {bits}")
         self.step = step
         self.bits = bits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fedlight.codecs.blocks import Blocks, plan_blocks, principal_bases
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import require, require_choice, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import qr
 from fedlight.core.random import Part, torch_generator
@@ -65,6 +66,7 @@ class LinearDecoder(LinearHalf, Decoder):
         return 1.01 * float(mean_code.norm())
 
 
+@dataclass(eq=False)
 class LinearCodec(Codec):
     """Projects blocks of the update on an orthonormal basis; its transpose is its own decoder.
 
@@ -84,32 +86,21 @@ class LinearCodec(Codec):
 
     linear = True
 
-    def __init__(
-        self,
-        ratio: float = 16.0,
-        basis: Literal["pca", "random"] = "pca",
-        blocks: Literal["rows", "flat"] = "rows",
-        block_size: int = 512,
-        cohort: int = 10,
-        seed: int = 0,
-        fresh: bool = False,
-    ) -> None:
-        if ratio < 1 or block_size < 0 or cohort < 0:
-            raise ConfigurationError(
-                f"Expected `ratio` >= 1, `block_size` >= 0 and `cohort` >= 0 but got {ratio}, {block_size} and {cohort}"
-            )
-        require_choice("basis", basis, ("pca", "random"))
-        require_choice("blocks", blocks, ("rows", "flat"))
-        if fresh and basis != "random":
-            raise ConfigurationError(f"Expected `basis` random with `fresh=true` but got {basis!r}: a fitted basis is the same every round")
-        self.ratio = ratio
-        self.basis = basis
-        self.blocks = blocks
-        self.block_size = block_size
-        self.cohort = cohort
-        self.seed = seed
-        self.fresh = fresh
-        self.needs_fit = basis == "pca"
+    ratio: float = 16.0
+    basis: Literal["pca", "random"] = "pca"
+    blocks: Literal["rows", "flat"] = "rows"
+    block_size: int = 512
+    cohort: int = 10
+    seed: int = 0
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        require_least(self, ratio=1, block_size=0, cohort=0)
+        require_choice("basis", self.basis, ("pca", "random"))
+        require_choice("blocks", self.blocks, ("rows", "flat"))
+        self.needs_fit = self.basis == "pca"
+        told = "Expected `basis` random with `fresh=true` but got 'pca': a fitted basis is the same every round"
+        require(not (self.fresh and self.needs_fit), told)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return the blocks with their code lengths: by energy in the bank, or evenly without one."""

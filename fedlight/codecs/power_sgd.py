@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.core.layout import Layout
 from fedlight.core.linalg import qr
 from fedlight.core.random import torch_generator
@@ -194,8 +194,7 @@ class PowerSGDCodec(Codec):
     passes = 2
 
     def __init__(self, rank: int = 2, warm_start: bool = True, feedback: bool = True, seed: int = 0) -> None:
-        if rank < 1:
-            raise ConfigurationError(f"Expected `rank` >= 1 but got {rank}")
+        require(rank >= 1, f"Expected `rank` >= 1 but got {rank}")
         self.rank = rank
         self.warm_start = warm_start
         self.feedback = feedback

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import require, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
 
@@ -97,8 +97,7 @@ class QSGDCodec(Codec):
     unbiased = True
 
     def __init__(self, bits: int = 8, bucket: int = 512, norm: Norm = "l2") -> None:
-        if not 2 <= bits <= 16 or bucket < 1:
-            raise ConfigurationError(f"Expected `bits` in 2..16 and `bucket` >= 1 but got {bits} and {bucket}")
+        require(2 <= bits <= 16 and bucket >= 1, f"Expected `bits` in 2..16 and `bucket` >= 1 but got {bits} and {bucket}")
         require_choice("norm", norm, ("l2", "max"))
         self.bits = bits
         self.bucket = bucket

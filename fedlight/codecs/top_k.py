@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
-from fedlight.core.errors import ConfigurationError, MessageError, require_choice
+from fedlight.core.errors import ConfigurationError, MessageError, require, require_choice
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
 
@@ -114,8 +114,7 @@ class TopKCodec(Codec):
     additive = False
 
     def __init__(self, ratio: float = 32.0, feedback: bool = True, values: Values = "float32") -> None:
-        if ratio < 1:
-            raise ConfigurationError(f"Expected `ratio` >= 1 but got {ratio}")
+        require(ratio >= 1, f"Expected `ratio` >= 1 but got {ratio}")
         require_choice("values", values, tuple(_DTYPES))
         self.ratio = ratio
         self.feedback = feedback

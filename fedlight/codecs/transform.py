@@ -7,6 +7,8 @@ weighs hardly more than its factors. Codes are integers and are summed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,20 +23,21 @@ from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.codecs.two_sided import (
     TwoSidedDecoder,
     TwoSidedEncoder,
-    check_two_sided,
+    TwoSidedOptions,
     cohort_energy,
     correct_energy,
     round_weights,
     set_factors,
 )
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Decoder, Encoder, Plan, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.codec import Decoder, Encoder, Plan, TrainCodec
+from fedlight.core.errors import ConfigurationError, require, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 
 
-class TransformCodec(Codec):
+@dataclass(eq=False)
+class TransformCodec(TwoSidedOptions):
     """Learned two-sided basis, 2 to 8 bits a coefficient where they save most, stochastic rounding, one public gain.
 
     Args:
@@ -55,38 +58,19 @@ class TransformCodec(Codec):
         ConfigurationError: if a number is out of range, or the message too small for its header.
     """
 
-    needs_fit = True
     integer = True
 
-    def __init__(
-        self,
-        ratio: float = 128.0,
-        cohort: int = 10,
-        rank: int = 128,
-        factor_bits: int = 6,
-        encoder_share: float = 0.22,
-        relative: bool = True,
-        correct_energy: bool = False,
-        secure_cohort: int = 0,
-        smoothing: float = 0.5,
-        probes: int = 0,
-    ) -> None:
-        check_two_sided(ratio, cohort, rank, factor_bits, encoder_share)
-        if cohort < 1 or secure_cohort < 0 or probes < 0 or not 0 <= smoothing <= 1:
-            raise ConfigurationError(
-                f"Expected `cohort` >= 1, `secure_cohort` >= 0, `probes` >= 0 and `smoothing` in [0, 1] but got "
-                f"{cohort}, {secure_cohort}, {probes} and {smoothing}"
-            )
-        self.ratio = ratio
-        self.cohort = cohort
-        self.rank = rank
-        self.factor_bits = factor_bits
-        self.encoder_share = encoder_share
-        self.relative = relative
-        self.correct_energy = correct_energy
-        self.secure_cohort = secure_cohort
-        self.smoothing = smoothing
-        self.probes = probes
+    ratio: float = 128.0
+    factor_bits: int = 6
+    encoder_share: float = 0.22
+    secure_cohort: int = 0
+    smoothing: float = 0.5
+    probes: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_least(self, cohort=1, secure_cohort=0, probes=0)
+        require(0 <= self.smoothing <= 1, f"Expected `smoothing` in [0, 1] but got {self.smoothing}")
 
     def budget(self, layout: Layout) -> int:
         """Return the bits that a message's coefficients may take: all of it but the header and the padding of its parts.

@@ -11,6 +11,7 @@ positions (Tucker-3): a hundredth of the numbers, and learned from as many times
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from fedlight.codecs.moments import TwoSidedMoments, measure, project
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
@@ -84,7 +85,28 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
         return 1.01 * float(mean_code.norm() * self.boost)
 
 
-class TwoSidedCodec(Codec):
+@dataclass(eq=False)
+class TwoSidedOptions(Codec):
+    """A codec with the options of a learned two-sided basis; those of `TwoSidedCodec` and `TransformCodec` alike."""
+
+    needs_fit = True
+
+    ratio: float = 16.0
+    cohort: int = 10
+    rank: int = 128
+    factor_bits: int = 8
+    encoder_share: float = 1.0
+    relative: bool = True
+    correct_energy: bool = False
+
+    def __post_init__(self) -> None:
+        require_least(self, ratio=1, cohort=0, rank=1)
+        require(2 <= self.factor_bits <= 16, f"Expected `factor_bits` in 2..16 but got {self.factor_bits}")
+        require(self.encoder_share > 0, f"Expected `encoder_share` > 0 but got {self.encoder_share}")
+
+
+@dataclass(eq=False)
+class TwoSidedCodec(TwoSidedOptions):
     """Projects every weight matrix from the left and from the right on directions learned from recorded updates.
 
     Args:
@@ -101,26 +123,6 @@ class TwoSidedCodec(Codec):
     """
 
     linear = True
-    needs_fit = True
-
-    def __init__(
-        self,
-        ratio: float = 16.0,
-        cohort: int = 10,
-        rank: int = 128,
-        factor_bits: int = 8,
-        encoder_share: float = 1.0,
-        relative: bool = True,
-        correct_energy: bool = False,
-    ) -> None:
-        check_two_sided(ratio, cohort, rank, factor_bits, encoder_share)
-        self.ratio = ratio
-        self.cohort = cohort
-        self.rank = rank
-        self.factor_bits = factor_bits
-        self.encoder_share = encoder_share
-        self.relative = relative
-        self.correct_energy = correct_energy
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return which coefficients are kept before there is a bank, evenly spread; `fit` makes a plan of its own."""
@@ -156,15 +158,6 @@ class TwoSidedCodec(Codec):
             correct_energy(self, self.decoder, bank, self.relative)
         self.update_digest()
         return {}
-
-
-def check_two_sided(ratio: float, cohort: int, rank: int, factor_bits: int, encoder_share: float) -> None:
-    """Raise ``ConfigurationError`` unless the options of a two-sided codec are in range."""
-    if ratio < 1 or cohort < 0 or rank < 1 or not 2 <= factor_bits <= 16 or encoder_share <= 0:
-        raise ConfigurationError(
-            "Expected `ratio` >= 1, `cohort` >= 0, `rank` >= 1, `factor_bits` in 2..16 and `encoder_share` > 0 but got "
-            f"{ratio}, {cohort}, {rank}, {factor_bits} and {encoder_share}"
-        )
 
 
 def budget_numbers(layout: Layout, ratio: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 Tree = dict[str, Any]
 
@@ -54,20 +55,17 @@ class Comparison:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ConfigurationError(f"Expected `{name}` to be a list of one or more different numbers but got {values}")
-        if min(self.server_lrs) <= 0:
-            raise ConfigurationError(f"Expected `server_lrs` > 0 but got {self.server_lrs}")
-        if min([*self.seeds, *(self.tune_seeds or [])]) < 0:
-            raise ConfigurationError(f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
-        if self.jobs < 1:
-            raise ConfigurationError(f"Expected `jobs` >= 1 but got {self.jobs}")
+        require(min(self.server_lrs) > 0, f"Expected `server_lrs` > 0 but got {self.server_lrs}")
+        least = min([*self.seeds, *(self.tune_seeds or [])])
+        require(least >= 0, f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
+        require(self.jobs >= 1, f"Expected `jobs` >= 1 but got {self.jobs}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ConfigurationError(f"Expected `target` to be an accuracy in 0..1 but got {self.target}: 95 % is 0.95")
         for name in self.codecs:
             if name in ("", ".", "..") or "\\" in name or PurePath(name).name != name:
                 raise ConfigurationError(f"Expected names in `codecs` that work as folder names but got {name!r}: leave slashes out")
         plain = [name for name, changes in self.codecs.items() if changes is None]
-        if len(plain) > 1:
-            raise ConfigurationError(f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
+        require(len(plain) < 2, f"Expected one uncompressed (null) entry in `codecs` but got {', '.join(plain)}: keep one")
         if self.reference not in self.codecs:
             raise ConfigurationError(
                 f"Expected `reference` to be one of {', '.join(self.codecs) or 'the codecs'} but got {self.reference!r}: "
@@ -146,17 +144,13 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
 
     (Lightning starts more processes by repeating the command line, which would repeat the whole comparison.)
     """
-    if changes is None:
-        changes = {"model": {"codec": None, "codec_path": None}}
-    config: Tree = merge(merge(base, overrides), changes)
-    if config["model"].get("codec") is None and config["model"].get("aggregator"):  # it sums integer codes
-        config["model"] = {**config["model"], "aggregator": None}
-    if config["model"].get("codec") is None and (config.get("trainer") or {}).get("callbacks"):
-        config["trainer"] = {**config["trainer"], "callbacks": without_codec_callbacks(config["trainer"]["callbacks"])}
-    optimizer = (config.get("model") or {}).get("server_optimizer") or "torch.optim.SGD"
+    config: Tree = copy.deepcopy(merge(merge(base, overrides), changes or {}))
+    if changes is None or not (config["model"].get("codec") or config["model"].get("codec_path")):
+        drop_codec(config)
+    optimizer = config["model"].get("server_optimizer") or "torch.optim.SGD"
     if isinstance(optimizer, str):
         optimizer = {"class_path": optimizer}
-    rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes)}})
+    rate = merge(optimizer, {"init_args": {"lr": run.lr * own_rate(changes or {})}})
     rate["init_args"].pop("params", None)  # the parser adds it to a class path in text
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -176,10 +170,13 @@ def own_rate(changes: Tree) -> float:
     return float((arguments or {}).get("lr", 1.0))
 
 
-def without_codec_callbacks(callbacks: Any) -> Any:
-    """Return a configuration's callbacks without those that need a codec."""
-    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    return [callback for callback in listed if not str(callback["class_path"]).endswith("CodecRefresh")] or None
+def drop_codec(config: Any) -> None:
+    """Remove the codec, and everything that needs one, from a configuration (mappings or namespaces), in place."""
+    for name in ("codec", "codec_path", "aggregator"):  # the aggregators sum integer codes
+        config["model"][name] = None
+    if callbacks := (config.get("trainer") or {}).get("callbacks"):
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        config["trainer"]["callbacks"] = [one for one in listed if not str(one["class_path"]).endswith("CodecRefresh")] or None
 
 
 def digest(parsed: Tree, run: Run) -> str:

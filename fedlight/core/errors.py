@@ -27,7 +27,34 @@ class RoundFailedError(RuntimeError):
     """No attempt at a round had enough usable clients."""
 
 
+def own_error(error: BaseException | None) -> Exception | None:
+    """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
+    while error is not None:
+        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ``ConfigurationError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ConfigurationError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+    require(value in choices, f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ``ConfigurationError`` with this message unless the condition holds."""
+    if not condition:
+        raise ConfigurationError(message)
+
+
+def require_counts(**counts: int) -> None:
+    """Raise ``ConfigurationError`` unless every number is at least 1."""
+    for name, count in counts.items():
+        require(count >= 1, f"Expected `{name}` >= 1 but got {count}")
+
+
+def require_least(options: object, **least: float) -> None:
+    """Raise ``ConfigurationError`` unless these options, attributes of an object, are at least that large, or None."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        require(value is None or value >= bound, f"Expected `{name}` >= {bound} but got {value}")

@@ -36,6 +36,7 @@ _AGAIN = "export the codec again"
 _registered: dict[str, type[Codec]] = {}
 
 C = TypeVar("C", bound=type[Codec])
+P = TypeVar("P", bound=CodecPart)
 
 
 def register_codec(cls: C) -> C:
@@ -173,10 +174,8 @@ def load_encoder(path: Path, limit: int = LIMIT) -> Encoder:
     """
     with _sound(path, limit):
         description, digest, tensors = _read(path, "encoder", limit)
-        codec = codec_from_config(description["config"])
-        codec.version = description["version"]
-        encoder = codec.make_encoder(Layout.from_json(description["layout"]), description["plan"])
-        _load(encoder, tensors)
+        codec, layout = _unbound(description)
+        encoder = _load(codec.make_encoder(layout, description["plan"]), tensors)
         # A client trusts what it holds, not what the file says of itself.
         encoder.digest = codec_digest(description, encoder)
         _require_digest(path, "encoder", digest, encoder.digest.hex())
@@ -188,17 +187,15 @@ def load_decoder(path: Path, limit: int = LIMIT) -> Decoder:
 
     Args:
         path: the file.
-        limit: bytes that the half may take beside 64 times those of the file.
+        limit: as of ``load_encoder``.
 
     Raises:
-        CodecMismatchError: if the file is missing, is not an exported decoder, asks for more memory or is not what its digest says.
+        CodecMismatchError: as ``load_encoder`` does.
     """
     with _sound(path, limit):
         description, digest, tensors = _read(path, "decoder", limit)
-        codec = codec_from_config(description["config"])
-        codec.version = description["version"]
-        decoder = codec.make_decoder(Layout.from_json(description["layout"]), description["plan"])
-        _load(decoder, tensors)
+        codec, layout = _unbound(description)
+        decoder = _load(codec.make_decoder(layout, description["plan"]), tensors)
         decoder.digest = bytes.fromhex(digest)
     return decoder
 
@@ -218,9 +215,8 @@ def load_codec(folder: Path, limit: int = LIMIT) -> Codec:
         second, other, decoder = _read(folder / DECODER_FILE, "decoder", limit)
         if first != second or digest != other:
             raise CodecMismatchError(f"{folder}: encoder and decoder belong to different codecs or versions; export both again")
-        codec = codec_from_config(first["config"])
-        codec.version = first["version"]
-        codec.bind(Layout.from_json(first["layout"]), first["plan"])
+        codec, layout = _unbound(first)
+        codec.bind(layout, first["plan"])
         _load(codec.encoder, encoder)
         _load(codec.decoder, decoder)
         codec.update_digest()
@@ -242,14 +238,22 @@ def _sound(path: Path, limit: int) -> Iterator[None]:
         raise CodecMismatchError(f"Expected an exported codec at {path} but it cannot be made: {error}: {_AGAIN}") from error
 
 
-def _load(half: CodecPart, tensors: dict[str, Tensor]) -> None:
-    """Give a half its tensors: those of its names, types and shapes and no others."""
+def _unbound(description: dict[str, Any]) -> tuple[Codec, Layout]:
+    """Return the described codec, in its version, and the layout that it is to be bound to."""
+    codec = codec_from_config(description["config"])
+    codec.version = description["version"]
+    return codec, Layout.from_json(description["layout"])
+
+
+def _load(half: P, tensors: dict[str, Tensor]) -> P:
+    """Give a half its tensors, those of its names, types and shapes and no others, and return it."""
     expected = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in half.state_dict().items()}
     found = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CodecMismatchError(f"Expected the tensor {name!r} to be {expected.get(name)} but the file has {found.get(name)}")
     half.load_state_dict(tensors)
+    return half
 
 
 def _require_digest(path: Path, half: str, expected: str, found: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_least
 
 
 @dataclass
@@ -29,13 +29,8 @@ class ProxyFederation:
     in_memory_mb: float = 1024.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 6 or self.clients < 1 or (self.samples is not None and self.samples < 1) or self.alpha <= 0:
-            raise ConfigurationError(
-                "Expected `rounds` >= 6, `clients` >= 1, `samples` >= 1 and `alpha` > 0 but got "
-                f"{self.rounds}, {self.clients}, {self.samples} and {self.alpha}"
-            )
-        if self.in_memory_mb < 0:
-            raise ConfigurationError(f"Expected `in_memory_mb` >= 0 but got {self.in_memory_mb}")
+        require_least(self, rounds=6, clients=1, samples=1, in_memory_mb=0)
+        require(self.alpha > 0, f"Expected `alpha` > 0 but got {self.alpha}")
 
 
 @dataclass
@@ -65,10 +60,6 @@ class CodecTraining:
     relative: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rounds_per_step", "check_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {getattr(self, name)}")
-        if self.steps < 0 or self.lr <= 0 or not 0 < self.holdout <= 0.25:
-            raise ConfigurationError(
-                f"Expected `steps` >= 0, `lr` > 0 and `holdout` in (0, 0.25] but got {self.steps}, {self.lr} and {self.holdout}"
-            )
+        require_least(self, steps=0, rounds_per_step=1, check_every=1, patience=1)
+        valid = self.lr > 0 and 0 < self.holdout <= 0.25
+        require(valid, f"Expected `lr` > 0 and `holdout` in (0, 0.25] but got {self.lr} and {self.holdout}")

@@ -99,10 +99,15 @@ def standardize(arrays: Arrays) -> Arrays:
     """
     if arrays.x_train.ndim != 4:
         return arrays
-    mean, deviation = channel_statistics(arrays.x_train)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    shift, scale = (value.to(torch.float32).view(1, -1, 1, 1) for value in (mean, deviation))
+    shift, scale = shift_and_scale(arrays.x_train)
     return replace(arrays, x_train=(arrays.x_train - shift).div_(scale), x_test=(arrays.x_test - shift).div_(scale))
+
+
+def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `standardize` takes from images ``[n, c, h, w]`` and divides them by then, float32 ``[1, c, 1, 1]`` each."""
+    mean, deviation = channel_statistics(x)
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1)
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 
 class Augmentation(ABC):
@@ -34,8 +34,7 @@ class CropFlip(Augmentation):
     """
 
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
-        if padding < 0:
-            raise ConfigurationError(f"padding: expected 0 or more pixels, got {padding}.")
+        require(padding >= 0, f"padding: expected 0 or more pixels, got {padding}.")
         self.padding = padding
         self.flip = flip
 
@@ -67,11 +66,8 @@ class Affine(Augmentation):
     """
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1, shift: float = 1.0, shear: float = 0.0) -> None:
-        if min(degrees, scale, shift, shear) < 0 or degrees > 180 or scale >= 1:
-            raise ConfigurationError(
-                "Affine: expected degrees in 0..180, scale in [0, 1) and shift and shear of at least 0, got "
-                f"{degrees}, {scale}, {shift} and {shear}."
-            )
+        require(0 <= degrees <= 180 and 0 <= scale < 1, f"Expected `degrees` in 0..180 and `scale` in [0, 1) but got {degrees} and {scale}")
+        require(shift >= 0 and shear >= 0, f"Expected `shift` and `shear` >= 0 but got {shift} and {shear}")
         self.degrees = degrees
         self.scale = scale
         self.shift = shift

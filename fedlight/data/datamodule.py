@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.random import numpy_generator
 from fedlight.data.arrays import Arrays, standardize
 from fedlight.data.augment import Augmentation
@@ -269,8 +269,7 @@ class FederatedDataModule(L.LightningDataModule):
                 f"proxy_source: expected inputs of shape {self.input_shape} as in {self.source.name}, got {shape} in {source.name}."
             )
         count = samples if self.hold_out.proxy_samples is None else self.hold_out.proxy_samples
-        if count > samples:
-            raise ConfigurationError(f"proxy_samples: expected at most the {samples} samples of {source.name}, got {count}.")
+        require(count <= samples, f"proxy_samples: expected at most the {samples} samples of {source.name}, got {count}.")
         chosen = stratified_choice(data.y_train.numpy(), count, numpy_generator(self.seed, "data", "proxy"))
         return data.x_train[chosen], data.y_train[chosen]
 
@@ -287,10 +286,8 @@ def _move(pair: Pair | None, device: torch.device | str) -> Pair | None:
 
 def _check_arguments(data: FederatedDataModule) -> None:
     """Raise ConfigurationError for arguments that are wrong whatever the data set is."""
-    if data.eval_batch_size < 1:
-        raise ConfigurationError(f"eval_batch_size: expected at least 1, got {data.eval_batch_size}.")
-    if not 0 <= data.client_holdout < 1:
-        raise ConfigurationError(f"client_holdout: expected a share of at least 0 and below 1, got {data.client_holdout}.")
+    require(data.eval_batch_size >= 1, f"eval_batch_size: expected at least 1, got {data.eval_batch_size}.")
+    require(0 <= data.client_holdout < 1, f"client_holdout: expected a share of at least 0 and below 1, got {data.client_holdout}.")
     if data.proxy_source is not None and data.hold_out.proxy_samples == 0:
         raise ConfigurationError("proxy_samples: expected more than 0 with a proxy_source, got 0; remove one of them.")
     if data.proxy_source is not None and data.hold_out.val_fraction == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_counts
 from fedlight.core.random import torch_generator
 from fedlight.data.arrays import Arrays
 from fedlight.data.sources import DataSource
@@ -29,11 +29,8 @@ class RandomFields(DataSource):
     """
 
     def __init__(self, size: int, channels: int = 1, num_classes: int = 10, samples: int = 4000, power: float = 1.0, seed: int = 0) -> None:
-        for name, value in (("size", size), ("channels", channels), ("num_classes", num_classes), ("samples", samples)):
-            if value < 1:
-                raise ConfigurationError(f"{name}: expected at least 1, got {value}.")
-        if power < 0:
-            raise ConfigurationError(f"power: expected at least 0, got {power}.")
+        require_counts(size=size, channels=channels, num_classes=num_classes, samples=samples)
+        require(power >= 0, f"power: expected at least 0, got {power}.")
         self.size = size
         self.channels = channels
         self.num_classes = num_classes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import numpy_generator
 from fedlight.data.splits import stratified_choice
 
@@ -23,8 +23,7 @@ class HoldOut:
 
     def __post_init__(self) -> None:
         for name in ("proxy_fraction", "val_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}: expected a share of at least 0 and below 1, got {getattr(self, name)}.")
+            require(0 <= getattr(self, name) < 1, f"{name}: expected a share of at least 0 and below 1, got {getattr(self, name)}.")
         if self.proxy_samples is not None and self.proxy_samples < 0:
             raise ConfigurationError(f"proxy_samples: expected 0 or more, or null, got {self.proxy_samples}.")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.data.partitioner import Partitioner
 from fedlight.data.sources import read_npz
 from fedlight.data.splits import Partition, check_partition
@@ -29,10 +29,7 @@ class Natural(Partitioner):
     def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
         """Return the number of clients; ``num_clients`` must be None, 0 or that number."""
         found = len(self._dense(client_ids)[1])
-        if found == 0:
-            raise ConfigurationError(
-                f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples."
-            )
+        require(found, f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples.")
         if num_clients not in (None, 0, found):
             raise ConfigurationError(f"num_clients: the data has {found} clients of its own, got {num_clients}; set num_clients to null.")
         return found
@@ -72,8 +69,7 @@ class Explicit(Partitioner):
     def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
         """Return the number of lists; ``num_clients`` must be None, 0 or that number."""
         found = len(self._partition())
-        if num_clients not in (None, 0, found):
-            raise ConfigurationError(f"num_clients: clients lists {found} clients, got {num_clients}; set num_clients to null.")
+        require(num_clients in (None, 0, found), f"num_clients: clients lists {found} clients, got {num_clients}; set num_clients to null.")
         return found
 
     def client_ids(self, samples: int, natural: np.ndarray | None) -> np.ndarray:

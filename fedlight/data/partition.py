@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partitioner import Partitioner
 from fedlight.data.splits import Partition, check_partition, cut, shuffle_within
@@ -73,8 +73,7 @@ class Shards(Partitioner):
 
     def __init__(self, shards_per_client: int = 2, min_samples: int = 1) -> None:
         super().__init__(min_samples)
-        if shards_per_client < 1:
-            raise ConfigurationError(f"shards_per_client: expected at least 1, got {shards_per_client}.")
+        require(shards_per_client >= 1, f"shards_per_client: expected at least 1, got {shards_per_client}.")
         self.shards_per_client = shards_per_client
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
@@ -110,6 +109,5 @@ class QuantitySkew(Partitioner):
 
 
 def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name}: expected a finite number above 0, got {value}.")
+    require(math.isfinite(value) and value > 0, f"{name}: expected a finite number above 0, got {value}.")
     return float(value)

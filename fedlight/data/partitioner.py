@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.data.splits import Partition, fill_small
 
 
@@ -20,8 +20,7 @@ class Partitioner(ABC):
     """
 
     def __init__(self, min_samples: int = 1) -> None:
-        if min_samples < 1:
-            raise ConfigurationError(f"min_samples: expected at least 1, got {min_samples}; a client without samples cannot train.")
+        require(min_samples >= 1, f"min_samples: expected at least 1, got {min_samples}; a client without samples cannot train.")
         self.min_samples = min_samples
 
     def partition(
@@ -34,8 +33,7 @@ class Partitioner(ABC):
         """
         labels = np.asarray(labels)
         clients = self.count_clients(len(labels), num_clients, client_ids)
-        if clients < 1:
-            raise ConfigurationError(f"num_clients: expected at least 1, got {clients}.")
+        require(clients >= 1, f"num_clients: expected at least 1, got {clients}.")
         if clients * self.min_samples > len(labels):
             raise ConfigurationError(
                 f"num_clients: more clients than samples: {clients} clients of at least {self.min_samples} samples need "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import DataError, require
 from fedlight.data.arrays import Arrays
 from fedlight.data.sources import DataSource
 
@@ -25,8 +25,7 @@ class Resized(DataSource):
     """
 
     def __init__(self, source: DataSource, size: int, channels: int = 1) -> None:
-        if size < 1 or channels not in (1, 3):
-            raise ConfigurationError(f"size and channels: expected size >= 1 and channels 1 or 3, got {size} and {channels}.")
+        require(size >= 1 and channels in (1, 3), f"size and channels: expected size >= 1 and channels 1 or 3, got {size} and {channels}.")
         self.source = source
         self.size = size
         self.channels = channels

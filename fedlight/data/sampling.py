@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import numpy_generator
 
 
@@ -32,8 +32,7 @@ class Uniform(ClientSampler):
     """
 
     def __init__(self, cohort_size: int = 10) -> None:
-        if cohort_size < 1:
-            raise ConfigurationError(f"cohort_size: expected at least 1, got {cohort_size}.")
+        require(cohort_size >= 1, f"cohort_size: expected at least 1, got {cohort_size}.")
         self.cohort_size = cohort_size
 
     def validate(self, num_clients: int) -> None:
@@ -61,8 +60,7 @@ class Poisson(ClientSampler):
     """
 
     def __init__(self, rate: float) -> None:
-        if not 0 < rate <= 1:
-            raise ConfigurationError(f"rate: expected a probability above 0 and at most 1, got {rate}.")
+        require(0 < rate <= 1, f"rate: expected a probability above 0 and at most 1, got {rate}.")
         self.rate = rate
 
     def sample(self, num_clients: int, seed: int, round: int, attempt: int) -> np.ndarray:

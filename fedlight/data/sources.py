@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.random import numpy_generator
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.splits import stratified_choice
@@ -52,8 +52,7 @@ class Digits(DataSource):
     """
 
     def __init__(self, test_fraction: float = 0.2) -> None:
-        if not 0 < test_fraction < 1:
-            raise ConfigurationError(f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
+        require(0 < test_fraction < 1, f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
         self.test_fraction = test_fraction
 
     def load(self, root: Path) -> Arrays:
@@ -80,8 +79,7 @@ class ArrayFile(DataSource):
     """
 
     def __init__(self, path: str, num_classes: int | None = None, more_test: int = 0) -> None:
-        if more_test < 0:
-            raise ConfigurationError(f"more_test: expected at least 0, got {more_test}.")
+        require(more_test >= 0, f"more_test: expected at least 0, got {more_test}.")
         self.path = path
         self.num_classes = num_classes
         self.more_test = more_test
@@ -228,8 +226,7 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None
 def _move_to_test(data: Arrays, count: int, source: str) -> Arrays:
     """Return the data with its last ``count`` training samples at the end of the test set."""
     samples = len(data.y_train)
-    if count >= samples:
-        raise ConfigurationError(f"more_test: expected fewer than the {samples} training samples of {source}, got {count}.")
+    require(count < samples, f"more_test: expected fewer than the {samples} training samples of {source}, got {count}.")
     kept = samples - count
     clients = data.client_train, data.client_test
     if clients[0] is not None:
@@ -269,8 +266,7 @@ def _arguments(kind: type, name: str, options: dict[str, Any], train: bool) -> t
             break
     own = accepted - {"self", "root", "train", "download", "args", "kwargs"}
     unknown = sorted(set(options) - own)
-    if unknown:
-        raise ConfigurationError(f"options: {name} does not take {', '.join(unknown)} here; it takes {', '.join(sorted(own))}.")
+    require(not unknown, f"options: {name} does not take {', '.join(unknown)} here; it takes {', '.join(sorted(own))}.")
     if "train" in accepted:
         return {**options, "train": train}, "download" in accepted
     if "split" in accepted and "split" not in options:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import DataError, require
 from fedlight.data.arrays import Arrays, build_arrays
 from fedlight.data.sources import DataSource
 
@@ -38,10 +38,8 @@ class SpeakerText(DataSource):
     """
 
     def __init__(self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2) -> None:
-        if length < 1 or stride < 1:
-            raise ConfigurationError(f"length, stride: expected at least 1, got {length} and {stride}.")
-        if not 0 < test_fraction < 1:
-            raise ConfigurationError(f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
+        require(length >= 1 and stride >= 1, f"length, stride: expected at least 1, got {length} and {stride}.")
+        require(0 < test_fraction < 1, f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
         self.path = path
         self.length = length
         self.stride = stride

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.metrics.functional import spread
 
 
@@ -40,10 +40,8 @@ class ClientSpread(Metric):
 
     def __init__(self, num_clients: int, worst: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if num_clients < 1:
-            raise ConfigurationError(f"Expected `num_clients` >= 1 but got {num_clients}")
-        if not 0 < worst <= 1:
-            raise ConfigurationError(f"Expected `worst` to be a share of the clients in (0, 1] but got {worst}")
+        require(num_clients >= 1, f"Expected `num_clients` >= 1 but got {num_clients}")
+        require(0 < worst <= 1, f"Expected `worst` to be a share of the clients in (0, 1] but got {worst}")
         self.num_clients = num_clients
         self.worst = worst
         self.add_state("correct", default=torch.zeros(num_clients, dtype=torch.int64), dist_reduce_fx="sum")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 
 def relative_error(decoded: Tensor, true: Tensor) -> Tensor:
@@ -70,8 +70,7 @@ def spread(correct: Tensor, total: Tensor, worst: float = 0.1) -> dict[str, Tens
         raise ConfigurationError(
             f"Expected `correct` and `total` of one shape [clients] but got {list(correct.shape)} and {list(total.shape)}"
         )
-    if not 0 < worst <= 1:
-        raise ConfigurationError(f"Expected `worst` to be a share of the clients in (0, 1] but got {worst}")
+    require(0 < worst <= 1, f"Expected `worst` to be a share of the clients in (0, 1] but got {worst}")
     seen = total > 0
     accuracy = correct[seen] / total[seen]
     # 0.1 * 70 is 7.000000000000001: rounding keeps the tail at 7 clients

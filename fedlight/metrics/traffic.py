@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from operator import index
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 @dataclass
 class TrafficCounter:
     """Bytes sent since the run began, as Python integers: a float would lose bytes beyond 2^53.
+
+    What is counted must not be negative: each method raises ``ConfigurationError`` if it is.
 
     Args:
         uplink: bytes from clients, including handshakes.
@@ -37,37 +39,21 @@ class TrafficCounter:
     handshake_down: int = 0
 
     def add_message(self, n_bytes: int, messages: int = 1) -> None:
-        """Count one client's message of ``n_bytes``, or several messages of ``n_bytes`` in total.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count one client's message of ``n_bytes``, or several messages of ``n_bytes`` in total."""
         self.uplink += _count(n_bytes)
         self.messages += _count(messages)
 
     def add_download(self, n_bytes: int) -> None:
-        """Count ``n_bytes`` sent to a client that are not an encoder: the model, the masks, the codec's broadcast.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count ``n_bytes`` sent to a client that are not an encoder: the model, the masks, the codec's broadcast."""
         self.downlink += _count(n_bytes)
 
     def add_codec(self, n_bytes: int) -> None:
-        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``.
-
-        Raises:
-            ConfigurationError: if ``n_bytes`` is negative.
-        """
+        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``."""
         self.add_download(n_bytes)
         self.codec += _count(n_bytes)
 
     def add_handshake(self, up: int, down: int) -> None:
-        """Count what secure aggregation sends in addition to masked codes, in both directions.
-
-        Raises:
-            ConfigurationError: if a number is negative.
-        """
+        """Count what secure aggregation sends in addition to masked codes, in both directions."""
         up, down = _count(up), _count(down)
         self.uplink += up
         self.downlink += down
@@ -94,8 +80,7 @@ class TrafficCounter:
             ConfigurationError: if a counter is missing, unknown or negative.
         """
         names = [counter.name for counter in fields(self)]
-        if set(state) != set(names):
-            raise ConfigurationError(f"Expected the counters {names} but got {sorted(state)}")
+        require(set(state) == set(names), f"Expected the counters {names} but got {sorted(state)}")
         for name, value in {name: _count(state[name]) for name in names}.items():
             setattr(self, name, value)
 
@@ -118,6 +103,5 @@ def format_bytes(n_bytes: float) -> str:
 
 def _count(n_bytes: int) -> int:
     value = index(n_bytes)
-    if value < 0:
-        raise ConfigurationError(f"Expected a number of bytes >= 0 but got {value}")
+    require(value >= 0, f"Expected a number of bytes >= 0 but got {value}")
     return value

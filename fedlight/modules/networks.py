@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_counts
 
 Norm = Literal["none", "group", "batch"]
 
@@ -31,17 +32,9 @@ class MLP(nn.Module):
 
     def __init__(self, in_features: int, hidden: list[int], num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        _check_positive(in_features=in_features, num_classes=num_classes, **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
-        if not 0 <= dropout < 1:
-            raise ConfigurationError(f"Expected `dropout` in [0, 1) but got {dropout}")
-        layers: list[nn.Module] = [nn.Flatten()]
-        width = in_features
-        for next_width in hidden:
-            layers += [nn.Linear(width, next_width), nn.ReLU()]
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-            width = next_width
-        self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
+        require_counts(in_features=in_features, num_classes=num_classes, **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+        require(0 <= dropout < 1, f"Expected `dropout` in [0, 1) but got {dropout}")
+        self.layers = _perceptron([in_features, *hidden, num_classes], dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[batch, num_classes]`` of inputs ``[batch, ...]`` with ``in_features`` numbers each."""
@@ -52,6 +45,10 @@ class MLP(nn.Module):
 class _ImageNetwork(nn.Module):
     features: nn.Sequential
     classifier: nn.Sequential
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        require_counts(in_channels=in_channels, num_classes=num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[batch, num_classes]`` of images ``[batch, in_channels, image_size, image_size]``."""
@@ -72,25 +69,10 @@ class LeNet5(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, image_size: int = 28) -> None:
-        super().__init__()
-        _check_positive(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("LeNet5", image_size, lambda size: (size // 2 - 4) // 2)
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 6, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(16 * side * side, 120),
-            nn.ReLU(),
-            nn.Linear(120, 84),
-            nn.ReLU(),
-            nn.Linear(84, num_classes),
-        )
+        self.features = nn.Sequential(*_convolution(in_channels, 6, 5, padding=2), *_convolution(6, 16, 5))
+        self.classifier = _perceptron([16 * side * side, 120, 84, num_classes])
 
 
 class BenchmarkCNN(_ImageNetwork):
@@ -106,24 +88,10 @@ class BenchmarkCNN(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
-        super().__init__()
-        _check_positive(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("BenchmarkCNN", image_size, lambda size: (size - 4) // 2)
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 32, 3),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Dropout(0.25),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64 * side * side, 128),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Linear(128, num_classes),
-        )
+        self.features = nn.Sequential(*_convolution(in_channels, 32, pool=False), *_convolution(32, 64), nn.Dropout(0.25))
+        self.classifier = _perceptron([64 * side * side, 128, num_classes], dropout=0.5)
 
 
 class SmallCNN(_ImageNetwork):
@@ -141,39 +109,28 @@ class SmallCNN(_ImageNetwork):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32, norm: Norm = "none") -> None:
-        super().__init__()
-        _check_positive(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels, num_classes)
         side = _side_left("SmallCNN", image_size, lambda size: ((size - 2) // 2 - 2) // 2 - 2)
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 32, 3),
-            *_normalise(norm, 32),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3),
-            *_normalise(norm, 64),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3),
-            *_normalise(norm, 64),
-            nn.ReLU(),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64 * side * side, 64),
-            nn.ReLU(),
-            nn.Linear(64, num_classes),
-        )
+        require_choice("norm", norm, get_args(Norm))
+        blocks = (_convolution(in_channels, 32, norm=norm), _convolution(32, 64, norm=norm), _convolution(64, 64, norm=norm, pool=False))
+        self.features = nn.Sequential(*(layer for block in blocks for layer in block))
+        self.classifier = _perceptron([64 * side * side, 64, num_classes])
 
 
-def _normalise(norm: Norm, channels: int) -> list[nn.Module]:
-    layers: dict[Norm, list[nn.Module]] = {
-        "none": [],
-        "group": [nn.GroupNorm(_GROUPS, channels)],
-        "batch": [nn.BatchNorm2d(channels)],
-    }
-    if norm not in layers:
-        raise ConfigurationError(f"Expected `norm` to be one of {', '.join(layers)} but got {norm!r}")
-    return layers[norm]
+def _convolution(channels: int, out: int, kernel: int = 3, *, padding: int = 0, norm: Norm = "none", pool: bool = True) -> list[nn.Module]:
+    """Return a convolution, what normalises its ``out`` channels, ReLU, and max pooling by 2."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=padding)]
+    if norm != "none":
+        layers.append(nn.GroupNorm(_GROUPS, out) if norm == "group" else nn.BatchNorm2d(out))
+    return [*layers, nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
+
+
+def _perceptron(widths: list[int], dropout: float = 0.0) -> nn.Sequential:
+    """Return linear layers of these widths on flattened inputs, with ReLU and dropout between them."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width, following in pairwise(widths[:-1]):
+        layers += [nn.Linear(width, following), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
 def _side_left(name: str, image_size: int, side: Callable[[int], int]) -> int:
@@ -184,9 +141,3 @@ def _side_left(name: str, image_size: int, side: Callable[[int], int]) -> int:
             "image; enlarge the images or use MLP"
         )
     return side(image_size)
-
-
-def _check_positive(**widths: int) -> None:
-    for name, width in widths.items():
-        if width < 1:
-            raise ConfigurationError(f"Expected `{name}` >= 1 but got {width}")

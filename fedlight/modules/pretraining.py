@@ -6,7 +6,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.quiet import quiet
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
 
@@ -181,7 +181,7 @@ class LightningCodecTrainer:
     def _trainer(self) -> Trainer:
         settings = self.training
         bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if self.progress else []
-        with quiet_lightning():
+        with quiet("lightning.pytorch.utilities.rank_zero", level=logging.WARNING):  # the list of devices was printed before
             return Trainer(
                 accelerator=self.device.type,
                 devices=1 if self.device.type == "cpu" else [self.device.index or 0],
@@ -196,18 +196,6 @@ class LightningCodecTrainer:
                 enable_progress_bar=self.progress,
                 callbacks=[EarlyStopping("pretrain/held_out_error", patience=settings.patience), *bar],
             )
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning from telling again which devices there are."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def fit_codec(

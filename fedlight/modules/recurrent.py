@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require_counts
 
 
 class CharLSTM(nn.Module):
@@ -22,9 +22,7 @@ class CharLSTM(nn.Module):
 
     def __init__(self, num_classes: int = 97, embedding: int = 8, hidden: int = 256, layers: int = 2) -> None:
         super().__init__()
-        for name, width in (("num_classes", num_classes), ("embedding", embedding), ("hidden", hidden), ("layers", layers)):
-            if width < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {width}")
+        require_counts(num_classes=num_classes, embedding=embedding, hidden=hidden, layers=layers)
         self.embedding = nn.Embedding(num_classes, embedding)
         self.recurrent = nn.LSTM(embedding, hidden, layers, batch_first=True)
         self.classifier = nn.Linear(hidden, num_classes)

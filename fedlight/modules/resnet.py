@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_counts
 
 
 class ResNet18(nn.Module):
@@ -27,9 +27,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, groups: int = 2) -> None:
         super().__init__()
-        for name, width in (("in_channels", in_channels), ("num_classes", num_classes)):
-            if width < 1:
-                raise ConfigurationError(f"Expected `{name}` >= 1 but got {width}")
+        require_counts(in_channels=in_channels, num_classes=num_classes)
         if groups < 1 or 64 % groups:
             raise ConfigurationError(f"Expected `groups` to be a divisor of 64, the channels of the first layers, but got {groups}")
         models = importlib.import_module("torchvision.models")

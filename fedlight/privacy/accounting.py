@@ -6,14 +6,13 @@ user joins with probability ``rate`` (1: everybody takes part, or the adversary 
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from fedlight.privacy.noise import require
+from fedlight.core.quiet import quiet
+from fedlight.privacy.noise import import_extra
 
 Releases = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sampling rate, number of releases)."""
@@ -100,8 +99,8 @@ def discrete_sum_multiplier(bound: float, deviation: float, shares: int, length:
 def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> float:
     if not releases:
         return 0.0
-    rdp = require("dp_accounting.rdp")
-    with _quiet():
+    rdp = import_extra("dp_accounting.rdp")
+    with quiet("absl"):  # its warnings about skipped fractional orders, which only make epsilon larger
         accountant = rdp.RdpAccountant(orders)
         for multiplier, rate, times in releases:
             accountant.compose(_event(multiplier, rate), times)
@@ -109,24 +108,12 @@ def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> fl
 
 
 def _event(multiplier: float, rate: float) -> Any:
-    events = require("dp_accounting")
+    events = import_extra("dp_accounting")
     event = events.GaussianDpEvent(multiplier)
     return event if rate == 1 else events.PoissonSampledDpEvent(rate, event)
 
 
 @lru_cache(maxsize=64)
 def _loss_distribution(multiplier: float, rate: float) -> Any:
-    pld = require("dp_accounting.pld.privacy_loss_distribution")
+    pld = import_extra("dp_accounting.pld.privacy_loss_distribution")
     return pld.from_gaussian_mechanism(multiplier, value_discretization_interval=INTERVAL, sampling_prob=rate)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence dp-accounting's warnings about skipped fractional orders, which only make epsilon larger."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

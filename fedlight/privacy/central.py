@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import Context
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.privacy.clipping import move_clip, split_noise
 from fedlight.privacy.mechanism import PrivacyMechanism
 
@@ -33,11 +33,9 @@ class AdaptiveClipping:
     bit_noise: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.quantile < 1 or self.rate <= 0 or (self.bit_noise is not None and self.bit_noise <= 0):
-            raise ConfigurationError(
-                "Expected `quantile` between 0 and 1, `rate` > 0 and `bit_noise` > 0 but got "
-                f"{self.quantile}, {self.rate} and {self.bit_noise}"
-            )
+        require(0 < self.quantile < 1, f"Expected `quantile` between 0 and 1 but got {self.quantile}")
+        require(self.rate > 0, f"Expected `rate` > 0 but got {self.rate}")
+        require(self.bit_noise is None or self.bit_noise > 0, f"Expected `bit_noise` > 0 but got {self.bit_noise}")
 
 
 class CentralDP(PrivacyMechanism):

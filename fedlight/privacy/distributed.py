@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.privacy.accounting import discrete_sum_multiplier
 from fedlight.privacy.mechanism import PrivacyMechanism
 from fedlight.privacy.noise import NoiseSource
@@ -55,11 +55,8 @@ class DistributedDP(PrivacyMechanism):
         **terms: Any,
     ) -> None:
         super().__init__(clip, noise_multiplier, accountant="auto", **terms)
-        if not 0 <= colluding < threshold or grid < 1 or not 2 <= bits <= 24:
-            raise ConfigurationError(
-                "Expected 0 <= `colluding` < `threshold`, `grid` >= 1 and `bits` in 2..24 but got "
-                f"{colluding}, {threshold}, {grid} and {bits}"
-            )
+        require(0 <= colluding < threshold, f"Expected 0 <= `colluding` < `threshold` but got {colluding} and {threshold}")
+        require(grid >= 1 and 2 <= bits <= 24, f"Expected `grid` >= 1 and `bits` in 2..24 but got {grid} and {bits}")
         self.threshold = threshold
         self.colluding = colluding
         self.grid = grid

@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fedlight.core.codec import Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
 from fedlight.privacy.ledger import Ledger
-from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, require
+from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, import_extra
 from fedlight.privacy.protection import Protection
 
 
@@ -86,19 +86,15 @@ class PrivacyMechanism(ABC):
         simulation_seed: int | None = None,
     ) -> None:
         require_choice("accountant", accountant, ("auto", "pld", "rdp"))
-        if clip <= 0 or not 0 < delta < 1:
-            raise ConfigurationError(f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
+        require(clip > 0 and 0 < delta < 1, f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
         if noise_multiplier is None and target_epsilon is None:
             raise ConfigurationError(
                 "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"
             )
-        if (noise_multiplier is not None and noise_multiplier < LEAST_MULTIPLIER) or (target_epsilon is not None and target_epsilon <= 0):
-            raise ConfigurationError(
-                f"Expected `noise_multiplier` >= {LEAST_MULTIPLIER} and `target_epsilon` > 0 but got "
-                f"{noise_multiplier} and {target_epsilon}"
-            )
+        require(target_epsilon is None or target_epsilon > 0, f"Expected `target_epsilon` > 0 but got {target_epsilon}")
         self.clip = clip
         self.noise_multiplier = noise_multiplier
+        require_least(self, noise_multiplier=LEAST_MULTIPLIER)
         self.target_epsilon = target_epsilon
         self.delta = delta
         self.accountant = accountant
@@ -121,7 +117,7 @@ class PrivacyMechanism(ABC):
         Raises:
             ConfigurationError: if the mechanism cannot protect such a run, or its target does not allow one round.
         """
-        require("dp_accounting")
+        import_extra("dp_accounting")
         if self.delta >= 1 / population:
             raise ConfigurationError(
                 f"Expected `delta` below 1 / {population:,} clients but got {self.delta}: publishing one client at random would satisfy it"

@@ -92,7 +92,7 @@ def _cumulative(deviation: float) -> tuple[np.ndarray, int]:
 
 @cache
 def _opendp() -> Any:
-    opendp = require("opendp.prelude")
+    opendp = import_extra("opendp.prelude")
     opendp.enable_features("contrib")
     return opendp
 
@@ -104,7 +104,7 @@ def _opendp_sampler(deviation: float) -> Any:
     return opendp.m.make_gaussian(integers, opendp.l2_distance(T="f64"), deviation)
 
 
-def require(module: str) -> Any:
+def import_extra(module: str) -> Any:
     """Return a module of the optional dependencies ``privacy``.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require, require_least
 from fedlight.core.random import numpy_generator
 
 STAGES = ("advertise_keys", "share_keys", "train", "consistency_check", "unmasking")
@@ -65,8 +65,7 @@ class DropOut(Availability):
     independent = True
 
     def __init__(self, probability: float = 0.3) -> None:
-        if not 0 <= probability < 1:
-            raise ConfigurationError(f"Expected `probability` in [0, 1) but got {probability}")
+        require(0 <= probability < 1, f"Expected `probability` in [0, 1) but got {probability}")
         self.probability = probability
 
     def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
@@ -86,15 +85,12 @@ class Times:
     """
 
     def __init__(self, seconds_per_sample: float = 0.01, spread: float = 0.5, noise: float = 0.2, start: float = 1.0) -> None:
-        if seconds_per_sample <= 0 or spread < 0 or noise < 0 or start < 0:
-            raise ConfigurationError(
-                "Expected `seconds_per_sample` > 0 and `spread`, `noise` and `start` >= 0 but got "
-                f"{seconds_per_sample}, {spread}, {noise} and {start}"
-            )
+        require(seconds_per_sample > 0, f"Expected `seconds_per_sample` > 0 but got {seconds_per_sample}")
         self.seconds_per_sample = seconds_per_sample
         self.spread = spread
         self.noise = noise
         self.start = start
+        require_least(self, spread=0, noise=0, start=0)
 
     def seconds(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
         """Return the time of each client, float64 ``[cohort]``."""
@@ -115,8 +111,7 @@ class Deadline(Availability):
     independent = True
 
     def __init__(self, seconds: float, times: Times | None = None) -> None:
-        if seconds <= 0:
-            raise ConfigurationError(f"Expected `seconds` > 0 but got {seconds}")
+        require(seconds > 0, f"Expected `seconds` > 0 but got {seconds}")
         self.seconds = seconds
         self.times = times or Times()
 
@@ -134,8 +129,7 @@ class FirstToAnswer(Availability):
     """
 
     def __init__(self, count: int, times: Times | None = None) -> None:
-        if count < 1:
-            raise ConfigurationError(f"Expected `count` >= 1 but got {count}")
+        require(count >= 1, f"Expected `count` >= 1 but got {count}")
         self.count = count
         self.times = times or Times()
 

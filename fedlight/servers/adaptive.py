@@ -89,15 +89,7 @@ class FedAdam(AdaptiveServer):
 
 
 class FedYogi(FedAdam):
-    """``v`` moves toward the squares by steps whose size does not depend on ``v`` (Zaheer et al. 2018, Yogi).
-
-    Args:
-        params: the global model's parameters.
-        lr: server learning rate; the paper searches it for every task.
-        beta1: decay of the running mean of aggregates.
-        beta2: 1 minus the size of the steps of ``v``.
-        tau: least denominator, the degree of adaptivity.
-    """
+    """``v`` moves toward the squares by ``1 - beta2`` of a square, whatever its own size (Zaheer et al. 2018, Yogi)."""
 
     def grow(self, v: Tensor, square: Tensor, group: dict[str, Any]) -> None:
         """Move ``v`` toward the square by a share of the square."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedlight.clients.pooling import quicken_pooling
+from fedlight.clients.layers import quicken_pooling
 from fedlight.core.memory import keep_freed_memory
 from fedlight.modules import BenchmarkCNN, LeNet5, SmallCNN
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from fedlight.callbacks import RoundCheckpoint, RoundProgressBar, RunSummary
 from fedlight.clients import Engine, FedAvg
-from fedlight.clients.pooling import quicken_pooling
+from fedlight.clients.layers import quicken_pooling
 from fedlight.core.layout import flatten
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.data import IID, ArrayFile, DataSource, FederatedDataModule, Uniform

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from fedlight.callbacks.progress import RoundProgressBar
@@ -58,25 +57,31 @@ class Federated(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> None: ...
 
 
-class Terminal(RoundProgressBar):
-    """A bar on a terminal that is a string."""
+class Terminal(io.StringIO):
+    """A terminal that is a string."""
 
-    def __init__(self, refresh_rate: float = 1e9) -> None:
-        super().__init__(refresh_rate)
-        self.screen = io.StringIO()
-
-    def _make_console(self) -> Console:
-        return Console(file=self.screen, force_terminal=True, width=130, color_system=None, legacy_windows=False)
+    def isatty(self) -> bool:
+        return True
 
     @property
     def frames(self) -> list[str]:
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.screen.getvalue())
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
         return [frame.strip() for frame in re.split(r"[\r\n]+", text) if frame.strip()]
 
     @property
     def sane(self) -> bool:
-        shown, hidden = self.screen.getvalue().rfind("\x1b[?25h"), self.screen.getvalue().rfind("\x1b[?25l")
-        return shown > hidden
+        """What is printed next begins a line."""
+        return self.getvalue().endswith("\n")
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 130) -> Terminal:
+    """Return a terminal that is stderr from now on, where nothing is too quick to be shown."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("fedlight.callbacks.progress._SECONDS", 0.0)
+    for name, value in {"COLUMNS": str(columns + 1), "LINES": "30", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    return screen
 
 
 BATCHES = DataLoader(range(4), batch_size=1)  # type: ignore[arg-type]
@@ -101,7 +106,7 @@ def test_plain_output_is_a_line_every_tenth_of_the_rounds(capsys: pytest.Capture
     out, err = capsys.readouterr()
     shown = lines(err)
     assert rounds(shown) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
-    assert re.fullmatch(r"Round 2/20 · [\d.]+/s · 0:00:\d\d left · loss 0.500 · up 2.00 kB · ratio 137x · down 2.00 MB", shown[0])
+    assert re.fullmatch(r"Round 2/20 · [\d.]+/s · 00:\d\d left · ratio 137x · loss 0.500 · up 2.00 kB · down 2.00 MB", shown[0])
     assert "val acc" not in shown[3]
     assert "val acc 10.0%" in shown[4], "a line waits for the validation that follows its round"
     assert "in all" in shown[-1]
@@ -126,10 +131,17 @@ def test_a_resumed_run_goes_on_from_its_round(tmp_path, capsys: pytest.CaptureFi
     assert rounds(shown) == [8, 10, 12, 14, 16, 18, 20]
     assert "8/20" in shown[0]
 
-    bar = Terminal()
-    trainer(bar, 20).fit(Federated(), ROUNDS, ckpt_path=tmp_path / "seven.ckpt")
-    assert re.search("Round 7/20$", bar.frames[0])
-    assert "Round 20/20" in bar.frames[-1]
+
+def test_a_resumed_bar_goes_on_from_its_round(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    first = trainer(RoundProgressBar(), 7)
+    first.fit(Federated(), ROUNDS)
+    first.save_checkpoint(tmp_path / "seven.ckpt")
+    terminal.truncate(0)
+    trainer(RoundProgressBar(), 20).fit(Federated(), ROUNDS, ckpt_path=tmp_path / "seven.ckpt")
+    shown = [frame for frame in terminal.frames if "Round" in frame]
+    assert re.search("Round 7/20$", shown[0])
+    assert "Round 20/20" in shown[-1]
 
 
 def test_a_repeated_round_does_not_move_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,22 +157,23 @@ def test_a_run_of_unknown_length_counts_without_a_total(capsys: pytest.CaptureFi
     assert not any(re.match(r"Round \d+/", line) for line in shown)
 
 
-def test_the_bar_shows_every_round_and_leaves_the_terminal_sane() -> None:
-    bar = Terminal()
-    trainer(bar, 5, val_check_interval=2).fit(Federated(), ROUNDS, BATCHES)
-    assert sorted(set(rounds(bar.frames))) == [0, 1, 2, 3, 4, 5]
-    assert "Round 5/5" in bar.frames[-1]
-    assert "val acc 4.0%" in bar.frames[-1]
-    assert "Sanity" not in bar.screen.getvalue()
-    assert "Validating" not in bar.screen.getvalue()
-    assert bar.sane
+def test_the_bar_shows_every_round_and_leaves_the_terminal_sane(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    trainer(RoundProgressBar(), 5, val_check_interval=2).fit(Federated(), ROUNDS, BATCHES)
+    assert sorted(set(rounds(terminal.frames))) == [0, 1, 2, 3, 4, 5]
+    assert "Round 5/5" in terminal.frames[-1]
+    assert "val acc 4.0%" in terminal.frames[-1]
+    assert "Sanity" not in terminal.getvalue()
+    assert "Validating" not in terminal.getvalue()
+    assert terminal.sane
 
 
 def test_tensors_are_read_no_more_often_than_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_terminal(monkeypatch)
     reads = []
     monkeypatch.setattr("fedlight.callbacks.progress._metrics", lambda trainer: reads.append(trainer.global_step) or [])
-    bar = Terminal(refresh_rate=0.001)
-    trainer(bar, 200).fit(Federated(), ROUNDS)
+    monkeypatch.setattr("fedlight.callbacks.progress._SECONDS", 1000.0)
+    trainer(RoundProgressBar(), 200).fit(Federated(), ROUNDS)
     assert reads == [0, 200], "once when the bar opens, once when training ends"
 
 
@@ -168,30 +181,30 @@ def test_any_metric_may_be_missing(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(Federated, "log_dict", lambda *args, **kwargs: None)
     trainer(RoundProgressBar(), 2).fit(Federated(), ROUNDS)
     shown = lines(capsys.readouterr().err)
-    assert re.fullmatch(r"Round 2/2 · [\d.]+/s · 0:00:\d\d in all", shown[-1])
+    assert re.fullmatch(r"Round 2/2 · [\d.]+/s · 00:\d\d in all", shown[-1])
 
 
-def test_an_error_gives_the_terminal_back() -> None:
-    bar, streams = Terminal(), (sys.stdout, sys.stderr)
+def test_an_error_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    streams = (sys.stdout, sys.stderr)
     with pytest.raises(ZeroDivisionError):
-        trainer(bar).fit(Federated(fail=ZeroDivisionError()), ROUNDS)
-    assert bar.sane
-    assert "Round 3/20" in bar.frames[-1]
+        trainer(RoundProgressBar()).fit(Federated(fail=ZeroDivisionError()), ROUNDS)
+    assert terminal.sane
+    assert "Round 3/20" in terminal.frames[-1]
     assert (sys.stdout, sys.stderr) == streams
 
 
-def test_an_interrupt_gives_the_terminal_back() -> None:
-    bar = Terminal()
+def test_an_interrupt_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
     with pytest.raises(SystemExit):
-        trainer(bar).fit(Federated(fail=KeyboardInterrupt()), ROUNDS)
-    assert bar.sane
-    assert "Round 3/20" in bar.frames[-1]
+        trainer(RoundProgressBar()).fit(Federated(fail=KeyboardInterrupt()), ROUNDS)
+    assert terminal.sane
+    assert "Round 3/20" in terminal.frames[-1]
 
 
 def test_log_records_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", original)
-    handler = logging.StreamHandler(original)
+    terminal = open_terminal(monkeypatch)
+    handler = logging.StreamHandler(terminal)
     logger = logging.getLogger("fedlight.test_progress")
     logger.addHandler(handler)
 
@@ -200,44 +213,46 @@ def test_log_records_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> No
             logger.warning("client %d was dropped", batch)
             super().training_step(batch, batch_idx)
 
-    bar = Terminal()
     try:
-        trainer(bar, 3).fit(Talkative(), ROUNDS)
+        trainer(RoundProgressBar(), 3).fit(Talkative(), ROUNDS)
     finally:
         logger.removeHandler(handler)
-    assert [frame for frame in bar.frames if "dropped" in frame] == [f"client {i} was dropped" for i in range(3)]
-    assert "dropped" not in original.getvalue()
-    assert handler.stream is original
+    assert [frame for frame in terminal.frames if "dropped" in frame] == [f"client {i} was dropped" for i in range(3)]
+    assert handler.stream is terminal
 
 
-@pytest.mark.parametrize(("stage", "name"), [("test", "Testing"), ("validate", "Validating"), ("predict", "Predicting")])
-def test_the_other_stages_have_a_bar_of_batches(stage: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Terminal()
-    getattr(trainer(bar), stage)(Federated(), BATCHES)
-    frames = [frame for frame in bar.frames if name in frame]
-    assert re.search(f"{name} 0/4$", frames[0])
-    assert f"{name} 4/4" in frames[-1]
-    assert bar.sane
-    capsys.readouterr()
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_the_other_stages_print_no_lines_without_a_terminal(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     getattr(trainer(RoundProgressBar()), stage)(Federated(), BATCHES)
     assert lines(capsys.readouterr().err) == []
 
 
-def test_rounds_then_test_in_one_process() -> None:
-    bar = Terminal()
-    runner = trainer(bar, 2)
+@pytest.mark.parametrize(("stage", "name"), [("test", "Testing"), ("validate", "Validation"), ("predict", "Predicting")])
+def test_the_other_stages_have_a_bar_of_batches(
+    stage: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = open_terminal(monkeypatch)
+    getattr(trainer(RoundProgressBar()), stage)(Federated(), BATCHES)
+    frames = [frame for frame in terminal.frames if name in frame]
+    assert "0/4" in frames[0] and "4/4" in frames[-1]
+    assert terminal.sane
+    assert "4/4" not in capsys.readouterr().out, "stdout is left to results"
+
+
+def test_rounds_then_test_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    runner = trainer(RoundProgressBar(), 2)
     runner.fit(Federated(), ROUNDS)
     runner.test(Federated(), BATCHES)
-    assert "Testing 4/4" in bar.frames[-1]
-    assert bar.sane
+    assert re.search("Testing.* 4/4", terminal.frames[-1])
+    assert terminal.sane
 
 
 def test_a_narrow_terminal_gets_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    bar = Terminal()
-    monkeypatch.setattr(bar, "_make_console", lambda: Console(file=bar.screen, force_terminal=True, width=40, color_system=None))
-    trainer(bar, 3).fit(Federated(), ROUNDS)
-    assert max(map(len, bar.frames)) <= 40
-    assert bar.frames[-1].endswith("…")
+    terminal = open_terminal(monkeypatch, columns=40)
+    trainer(RoundProgressBar(), 3).fit(Federated(), ROUNDS)
+    assert max(map(len, terminal.frames)) <= 40
+    assert terminal.frames[-1].endswith("…")
 
 
 @pytest.mark.parametrize("switch_off", [lambda: RoundProgressBar(refresh_rate=0), lambda: _disabled(RoundProgressBar())])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedlight.clients import ClientTask, FedAvg, LocalModel, Sequential
-from fedlight.clients.pooling import MaxPool2d, quicken_pooling
+from fedlight.clients.layers import MaxPool2d, quicken_pooling
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
 

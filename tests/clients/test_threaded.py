@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedlight.clients import ClientTask, Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded
-from fedlight.clients.dropout import OwnDropout, own_dropout
+from fedlight.clients.layers import OwnDropout, own_dropout
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import BenchmarkCNN

@@ -4,11 +4,8 @@ import builtins
 import warnings
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedlight.compare.labels import Box, place_labels
 from fedlight.compare.picture import draw, draw_pictures
 from fedlight.core.errors import ConfigurationError
 
@@ -25,27 +22,6 @@ def row(codec: str, accuracy: float = 0.95, sent: float = 1e6, std: float | None
 
 
 ROWS = [row("none", 0.96, 8e6), row("mine"), row("twin"), row("alone", 0.9, 2e6, None)]
-FRAME = Box(0, 0, 1000, 600)
-
-
-@given(st.lists(st.tuples(st.floats(100, 800), st.floats(100, 500)), min_size=1, max_size=10))
-def test_labels_cover_neither_each_other_nor_points(points):
-    taken = [Box(x - 7, y - 7, 14, 14) for x, y in points]
-    boxes = place_labels(points, [(100.0, 14.0)] * len(points), FRAME, taken)
-    for i, box in enumerate(boxes):
-        assert box.overlap(FRAME) == pytest.approx(box.area)
-        assert all(box.overlap(other) < 1 for other in [*boxes[:i], *taken])
-
-
-def test_a_lone_point_has_its_label_to_the_right():
-    (box,) = place_labels([(500, 300)], [(80, 14)], FRAME)
-    assert 500 < box.x < 520 and box.y == 293
-
-
-def test_overlap_is_an_area():
-    assert Box(0, 0, 2, 2).overlap(Box(1, 1, 5, 5)) == 1
-    assert Box(0, 0, 1, 1).overlap(Box(1, 0, 1, 1)) == 0
-    assert Box(0, 0, 2, 2).nearest(5, 1) == (2, 1)
 
 
 def test_the_figure_names_every_codec_and_its_axes():
@@ -53,7 +29,8 @@ def test_the_figure_names_every_codec_and_its_axes():
         warnings.simplefilter("error")
         figure = draw(ROWS, "total_bytes", "bytes", "none", "Digits, 5 rounds, seeds 0, 1")
     (axes,) = figure.axes
-    assert {text.get_text() for text in axes.texts} == {"none", "mine (8x)", "twin (8x)", "alone (8x)"}
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.texts} == {"none", "mine (8x)", "twin (8x)", "alone (8x)"}
     assert axes.get_xscale() == "log" and "accuracy" in axes.get_ylabel() and axes.get_title().startswith("Digits, 5 rounds, seeds 0, 1")
 
 

@@ -83,7 +83,7 @@ def test_affine_draws_one_change_an_image_and_brings_in_the_darkest_value():
 def test_affine_refuses_what_cannot_be():
     with pytest.raises(ConfigurationError, match="Affine expected images"):
         Affine()(torch.zeros(3, 9), torch_generator(0))
-    with pytest.raises(ConfigurationError, match="scale in"):
+    with pytest.raises(ConfigurationError, match="`scale` in"):
         Affine(scale=1.0)
     assert Affine()(images()[:0], torch_generator(0)).shape == (0, 2, 5, 7)
 

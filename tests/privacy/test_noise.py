@@ -72,6 +72,6 @@ def test_what_is_missing_is_named_with_the_way_out(monkeypatch):
 
     monkeypatch.setattr(noise, "import_module", absent)
     with pytest.raises(ConfigurationError, match=r"'dp_accounting' to be installed.*pip install 'fedlight\[privacy\]'"):
-        noise.require("dp_accounting.rdp")
+        noise.import_extra("dp_accounting.rdp")
     monkeypatch.setattr(noise, "import_module", import_module)
-    assert noise.require("dp_accounting")
+    assert noise.import_extra("dp_accounting")

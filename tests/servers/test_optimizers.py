@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from fedlight.core.errors import ConfigurationError
-from fedlight.servers import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fedlight.servers import FedAdagrad, FedAdam, FedYogi
 
 SECOND_MOMENTS = {
     FedAdagrad: lambda v, s: v + s,
     FedAdam: lambda v, s: 0.99 * v + 0.01 * s,
     FedYogi: lambda v, s: v - 0.01 * s * torch.sign(v - s),
 }
-OPTIMIZERS = [*SECOND_MOMENTS, FedAvgM]
+FED_AVG_M = partial(torch.optim.SGD, lr=1.0, momentum=0.9)  # Hsu et al. 2019, arXiv 1909.06335, section 4.3
+OPTIMIZERS = [*SECOND_MOMENTS, FED_AVG_M]
 AGGREGATES = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -41,7 +43,7 @@ def test_steps_are_those_of_algorithm_2(kind):
 
 def test_momentum_adds_up_past_aggregates():
     parameter = torch.nn.Parameter(torch.zeros(5))
-    end = walk(FedAvgM([parameter]), parameter, AGGREGATES[:2])
+    end = walk(FED_AVG_M([parameter]), parameter, AGGREGATES[:2])
     torch.testing.assert_close(end, -(1.9 * AGGREGATES[0] + AGGREGATES[1]))
 
 

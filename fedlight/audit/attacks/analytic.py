@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.victim import Victim
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.random import torch_generator
 
 
@@ -85,12 +85,8 @@ class LastLayerLabels(Attack):
     probabilities. The attack decodes codes first, and recovers no pixels.
     """
 
+    name = "iDLG labels"
     needs_gradients = False
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "iDLG labels"
 
     @staticmethod
     def layer(victim: Victim) -> str:
@@ -164,18 +160,13 @@ class RobbingTheFed(Attack):
         strength: size of what the layer adds to the model's input.
     """
 
+    name = "Robbing the Fed (malicious server)"
     needs_gradients = False
 
     def __init__(self, bins: int = 64, strength: float = 1e-2) -> None:
-        if bins < 2 or strength <= 0:
-            raise ConfigurationError(f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
+        require(bins >= 2 and strength > 0, f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
         self.bins = bins
         self.strength = strength
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "Robbing the Fed (malicious server)"
 
     def tamper(self, victim: Victim, context: Auxiliary) -> nn.Module:
         """Return the model with the layer in front."""

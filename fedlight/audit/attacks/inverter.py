@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedlight.audit.attacks.base import Attack, Case, Guess
 from fedlight.audit.priors import small_network
 from fedlight.audit.views import View
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require, require_counts
 from fedlight.core.random import torch_generator
 
 
@@ -30,21 +30,16 @@ class LearnedInverter(Attack):
         pairs: largest number of auxiliary pairs.
     """
 
+    name = "learned inverter"
     needs_gradients = False
 
     def __init__(self, width: int = 256, steps: int = 2000, inputs: int = 1024, pairs: int = 4000) -> None:
-        if min(width, steps, inputs, pairs) < 1:
-            raise ConfigurationError(f"Expected `width`, `steps`, `inputs` and `pairs` >= 1 but got {width}, {steps}, {inputs} and {pairs}")
+        require_counts(width=width, steps=steps, inputs=inputs, pairs=pairs)
         self.width = width
         self.steps = steps
         self.inputs = inputs
         self.pairs = pairs
         self._trained: weakref.WeakKeyDictionary[View, tuple[nn.Module, Tensor, Tensor, Tensor | None]] = weakref.WeakKeyDictionary()
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return "learned inverter"
 
     def shortened(self) -> Self:
         """Return a copy with fewer steps and pairs."""
@@ -55,8 +50,7 @@ class LearnedInverter(Attack):
 
     def check(self, case: Case) -> None:
         """Refuse several images."""
-        if case.count > 1:
-            raise ConfigurationError("the learned inverter is trained for one image of one client")
+        require(case.count <= 1, "the learned inverter is trained for one image of one client")
 
     def run(self, case: Case, generator: torch.Generator) -> Guess:
         """Return the image for the observation; the network is trained once for each view."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fedlight.audit.attacks.analytic import LastLayerLabels
 from fedlight.audit.attacks.base import Attack, Case, Guess
 from fedlight.audit.priors import Pixels, Prior, TotalVariation
-from fedlight.core.errors import ConfigurationError, require_choice
+from fedlight.core.errors import require, require_choice, require_counts
 
 Labels = Literal["known", "inferred", "joint"]
 
@@ -40,8 +40,7 @@ class GradientMatching(Attack):
     unroll = False
 
     def __init__(self, steps: int, restarts: int, labels: Labels, prior: Prior | None, quick_steps: int) -> None:
-        if steps < 1 or restarts < 1:
-            raise ConfigurationError(f"Expected `steps` and `restarts` >= 1 but got {steps} and {restarts}")
+        require_counts(steps=steps, restarts=restarts)
         require_choice("labels", labels, ("known", "inferred", "joint"))
         self.steps = steps
         self.restarts = restarts
@@ -129,14 +128,7 @@ class DLG(GradientMatching):
 
 
 class FedAvgInversion(DLG):
-    """DLG through the client's local steps: the guess goes through the same training, and the attack compares whole updates.
-
-    Args:
-        steps: iterations of L-BFGS.
-        restarts: number of starts; the one with the smallest loss counts.
-        labels: `known`, `inferred` (iDLG's, from the last layer), or `joint` (searched for with the images).
-        prior: what the attacker knows about images (nothing if not given).
-    """
+    """DLG through the client's local steps: the guess goes through the same training, and the attack compares whole updates."""
 
     unroll = True
 
@@ -156,8 +148,7 @@ class InvertingGradients(GradientMatching):
 
     def __init__(self, steps: int = 4800, lr: float = 0.1, restarts: int = 1, labels: Labels = "known", prior: Prior | None = None) -> None:
         super().__init__(steps, restarts, labels, prior or TotalVariation(1e-4), quick_steps=steps)
-        if lr <= 0:
-            raise ConfigurationError(f"Expected `lr` > 0 but got {lr}")
+        require(lr > 0, f"Expected `lr` > 0 but got {lr}")
         self.lr = lr
 
     def distance(self, predicted: Tensor, seen: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from bare import BareLoop, BareThreads, ClientTurn
 from torch import Tensor, distributed, nn
 
-from fedlight.clients.pooling import quicken_pooling
+from fedlight.clients.layers import quicken_pooling
 from fedlight.core.cores import usable_cores
 from fedlight.core.memory import keep_freed_memory
 from peers.job import Job, Watch, load_job, options

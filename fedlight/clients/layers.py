@@ -1,4 +1,7 @@
-"""Faster max pooling on the CPU, with the same results as torch, bit for bit (`tests/benchmarks/pooling.py`)."""
+"""Layers of a client's model that replace torch's, with the same results, bit for bit.
+
+Max pooling is faster on the CPU (`tests/benchmarks/pooling.py`); dropout draws the same numbers regardless of other threads.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,23 @@ LEAST_CHANNELS = 16
 
 def quicken_pooling(network: nn.Module) -> None:
     """Make every ``nn.MaxPool2d`` of a network a `MaxPool2d`, in place; subclasses are unchanged."""
-    for layer in network.modules():
-        if type(layer) is nn.MaxPool2d:
-            layer.__class__ = MaxPool2d  # the layer stays the same object, with its options and hooks
+    _replace(network, nn.MaxPool2d, MaxPool2d)
+
+
+def own_dropout(network: nn.Module) -> torch.Generator:
+    """Make every ``nn.Dropout`` of a network on the CPU draw from the returned generator, in place; subclasses are unchanged."""
+    generator = torch.Generator()
+    for layer in _replace(network, nn.Dropout, OwnDropout):
+        layer.__dict__["generator"] = generator
+    return generator
+
+
+def _replace(network: nn.Module, kind: type[nn.Module], by: type[nn.Module]) -> list[nn.Module]:
+    """Turn layers of exactly this class into another, in place, and return them: the same objects, with their options and hooks."""
+    layers = [layer for layer in network.modules() if type(layer) is kind]
+    for layer in layers:
+        layer.__class__ = by
+    return layers
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -50,3 +67,16 @@ class _ChannelsLast(torch.autograd.Function):
         x, indices = ctx.saved_tensors
         scattered: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *ctx.options, indices)
         return scattered, None
+
+
+class OwnDropout(nn.Dropout):
+    """Draws the same numbers as torch's layer on the CPU, from ``generator`` instead of the process's generator."""
+
+    generator: torch.Generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` with some entries set to zero and the others scaled up, in the same shape."""
+        if not self.training or not 0 < self.p < 1:
+            return super().forward(x)
+        kept = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+        return x.mul_(kept) if self.inplace else x * kept
