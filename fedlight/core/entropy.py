@@ -75,7 +75,7 @@ class EntropyFormat:
         if code.is_floating_point():
             raise MessageError(f"Expected an integer code for an entropy-coded format but got {code.dtype}: round it first")
         values = code.detach().cpu().numpy()
-        if (beyond := np.abs(values) > self.limit).any():
+        if (beyond := (values > self.limit) | (values < -self.limit)).any():
             raise MessageError(f"Expected integers within +-{self.limit} but the one at coordinate {int(beyond.argmax())} is larger")
         values = values[self._order].astype(np.int32)
         return self._encode(values, int(_SHIFTS[self._bits(values).argmin()]))
@@ -90,7 +90,10 @@ class EntropyFormat:
             MessageError: if the payload is no such code's.
         """
         if not 2 <= len(payload) <= self.payload_bytes or len(payload) % 4 != 2 or payload[0] >= len(_SHIFTS):
-            raise MessageError(f"Expected an entropy-coded payload of at most {self.payload_bytes} bytes but got {len(payload)} others")
+            raise MessageError(
+                f"Expected an entropy-coded payload of 2 bytes and whole words, {self.payload_bytes} bytes at most, but got {len(payload)} "
+                f"that begin with {bytes(payload[:1]).hex() or 'nothing'}"
+            )
         shift = int(_SHIFTS[payload[0]])
         decoder = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32))
         try:
