@@ -1,8 +1,9 @@
 """Entropy-coded integers: one public step, rounding with a dead zone, and as many bits as a coefficient tells.
 
-At less than two bits a coefficient no fixed widths come near the rate-distortion bound; one uniform quantiser followed by an entropy
-coder is a quarter of a bit away from it at any rate (Gish & Pierce 1968; Sullivan 1996, IEEE Trans. Inf. Theory 42(5), on dead zones). Put
-it behind a codec that gathers the energy, such as `TwoSidedCodec`, with some 20 coefficients for each that a message of float32 would hold.
+At less than two bits a coefficient no fixed widths come near the rate-distortion bound; one uniform quantiser followed by an entropy coder
+is a quarter of a bit away from it at high rates (Gish & Pierce 1968) and less at low ones (Sullivan 1996, IEEE Trans. Inf. Theory 42(5),
+on dead zones). Put it behind a codec that gathers the energy, such as `TwoSidedCodec`, with some 20 coefficients for each float that a
+message would hold.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ RATE = 0.7
 """How much of a message's excess, relative to the bytes asked, the step's logarithm grows by: about what makes up for it at once."""
 
 MOST_EXCESS = 2.0
-LARGEST_GAIN = 2.0**60
+LARGEST_GAIN = 2.0**30
+
+SMALLEST = 1e-20
+"""The smallest size of updates that a step is fitted to: float32 holds it over the largest gain."""
 
 
 class EntropyEncoder(QuantizeEncoder):
@@ -129,7 +133,7 @@ class EntropyCodec(Codec):
         assert isinstance(self.encoder, EntropyEncoder)
         assert isinstance(self.decoder, EntropyDecoder)
         updates, private = next(iter(bank)), Private(torch.Generator())
-        high = 2 * float(updates.abs().max().clamp(min=1e-30))
+        high = 2 * float(updates.abs().max().clamp(min=SMALLEST))
         low = high / 2**20
         while high / low > 1.01:
             self.encoder.step.fill_(math.sqrt(low * high))

@@ -75,10 +75,10 @@ class EntropyFormat:
         if code.is_floating_point():
             raise MessageError(f"Expected an integer code for an entropy-coded format but got {code.dtype}: round it first")
         values = code.detach().cpu().numpy()
-        if (beyond := np.abs(values) > self.limit).any():
+        if (beyond := (values > self.limit) | (values < -self.limit)).any():
             raise MessageError(f"Expected integers within +-{self.limit} but the one at coordinate {int(beyond.argmax())} is larger")
-        values = values[self._order].astype(np.int32)
-        return self._encode(values, int(_SHIFTS[self._bits(values).argmin()]))
+        values = values[self._order].astype(np.int32, copy=False)
+        return self._encode(values + np.int32(_LIMIT), int(_SHIFTS[self._bits(values).argmin()]))
 
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` (int32) that ``pack`` wrote.
@@ -90,18 +90,21 @@ class EntropyFormat:
             MessageError: if the payload is no such code's.
         """
         if not 2 <= len(payload) <= self.payload_bytes or len(payload) % 4 != 2 or payload[0] >= len(_SHIFTS):
-            raise MessageError(f"Expected an entropy-coded payload of at most {self.payload_bytes} bytes but got {len(payload)} others")
+            raise MessageError(
+                f"Expected an entropy-coded payload of 2 bytes and whole words, {self.payload_bytes} bytes at most, but got {len(payload)} "
+                f"that begin with {bytes(payload[:1]).hex() or 'nothing'}"
+            )
         shift = int(_SHIFTS[payload[0]])
         decoder = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32))
         try:
             parts = [decoder.decode(_model(index), count) for index, count in self._models(shift)]
         except AssertionError as error:
             raise MessageError(f"Expected an entropy-coded payload but could not decode it: {error}") from error
-        values = np.concatenate([np.zeros(0, np.int32), *parts]) - np.int32(_LIMIT)
-        if self._encode(values, shift) != payload:
+        symbols = np.concatenate([np.zeros(0, np.int32), *parts])
+        if self._encode(symbols, shift) != payload:
             raise MessageError("Expected an entropy-coded payload of one code and nothing else but got more or less than that")
-        code = np.empty_like(values)
-        code[self._order] = values
+        code = np.empty_like(symbols)
+        code[self._order] = symbols - np.int32(_LIMIT)
         return torch.from_numpy(code)
 
     def ideal_bytes(self, code: Tensor) -> float:
@@ -126,17 +129,16 @@ class EntropyFormat:
     def _bits(self, values: np.ndarray) -> np.ndarray:
         """Return the information of ordered values ``[length]`` under every common factor, ``[shifts]``."""
         levels, counts = self._runs
-        starts = np.cumsum(counts) - counts
-        sizes = np.abs(values.astype(np.int64))
-        others, sums = (np.add.reduceat(each, starts) if self.length else np.zeros(0) for each in (np.minimum(sizes, 1), sizes))
+        runs = np.split(values, np.cumsum(counts)[:-1])
+        others, sums = np.array([np.count_nonzero(run) for run in runs]), np.array([np.abs(run).sum() for run in runs])
         models = np.clip(levels.astype(int) + _SHIFTS[:, None], 0, TOP)
         costs = (counts - others) * _ZERO[models] + others * _OTHER[models] + sums * _DECAY[models] / math.log(2)
         total: np.ndarray = costs.sum(1)
         return total
 
-    def _encode(self, values: np.ndarray, shift: int) -> bytes:
-        """Return the payload of ordered values under a common factor."""
-        encoder, symbols, start = stream.queue.RangeEncoder(), values + np.int32(_LIMIT), 0
+    def _encode(self, symbols: np.ndarray, shift: int) -> bytes:
+        """Return the payload of ordered symbols ``[length]``, values plus the limit, under a common factor."""
+        encoder, start = stream.queue.RangeEncoder(), 0
         for index, count in self._models(shift):
             encoder.encode(symbols[start : start + count], _model(index))
             start += count
