@@ -51,7 +51,7 @@ def test_the_command_line_imports_little_beyond_lightning():
     )
     foreign = {name.split(".")[0] for name in imported} - {*sys.stdlib_module_names}
     foreign = {name for name in foreign if not name.startswith(("__editable__", "_cython_"))}  # compiled packages share Cython's own
-    assert foreign <= {"fedlight", "safetensors", "msgpack", "rich", "yaml", "jsonargparse"}
+    assert foreign <= {"fedlight", "safetensors", "msgpack", "constriction", "tqdm", "rich", "yaml", "jsonargparse"}
     later = ("fedlight.audit", "fedlight.compare.command", "fedlight.aggregation.secure.")
     assert not [name for name in imported if name.startswith(later)]
 

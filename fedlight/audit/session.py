@@ -89,7 +89,8 @@ class Session:
                 code = view.view if isinstance(view, NoisyView) else view
                 if isinstance(code, CodeView):
                     row.code_dim = code.codec.encoder.code_dim
-                    row.message_ratio = 4 * code.codec.encoder.dim / code.codec.encoder.format.payload_bytes
+                    if code.codec.fixed_width:
+                        row.message_ratio = 4 * code.codec.encoder.dim / code.codec.encoder.format.payload_bytes
                 self.rows.append(fill(row, result, control, most_common(target.context.labels), observation == observation.control))
                 self.shown.append((row, result, control))
                 self.advance("")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from fedlight.core.codec import Codec, require_additive
+from fedlight.core.codec import Codec, require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange
@@ -61,6 +61,7 @@ class GradientCodes(Callback):
     def __post_init__(self) -> None:
         codec = self.codec
         require_additive(codec, "all-reducing gradients")
+        require_fixed_width(codec, "all-reducing gradients")
         if codec.trained:
             raise ConfigurationError(
                 f"Expected a codec that is fitted in closed form but {type(codec).__name__} is trained step by step, for which there is no "

@@ -105,7 +105,8 @@ def settings_of(part: object) -> str:
     A partial, which the command line makes of an optimizer, is spelled out: what it calls, and with what.
     """
     if isinstance(part, partial):
-        arguments = [*map(settings_of, part.args), *(f"{name}={settings_of(value)}" for name, value in part.keywords.items())]
+        given = [_name(value) if callable(value) and not isinstance(value, type) else settings_of(value) for value in part.args]
+        arguments = [*given, *(f"{name}={settings_of(value)}" for name, value in part.keywords.items())]
         return f"partial({', '.join([_name(part.func), *arguments])})"
     if inspect.isroutine(part):
         return _name(part)

@@ -51,7 +51,7 @@ class Call:
 
     Attributes:
         context: what everybody knows before the current pass.
-        cohort: the invited clients, sorted.
+        cohort: the invited clients, in the sampler's order.
         stage: the stage that the requests are of.
         requests: what to send next: nothing to an empty cohort.
         over: whether the attempt has ended, with an aggregate or without.
@@ -196,6 +196,7 @@ class Call:
         with server.watch.section("sum"):
             self._collector.receive(TRAIN, client, reply.payload, weight)
         self.answered.add(client)
+        self._bytes.codes += len(reply.payload)
         self.inside += bool(reply.inside)
         if self.context.step == 0:
             self._weights[client] = weight
@@ -267,7 +268,7 @@ class Call:
         if self.over:
             self.aggregate = None
             return
-        server.codec.decoder.record_lengths(self._bytes.mean_message(), self.decoder_state)
+        server.codec.decoder.record_lengths(self._bytes.codes / max(self.codes.count, 1), self.decoder_state)
         if server.privacy is not None:
             device = server.model.device
             self.codes, self.noise = release(server.privacy, server.codec, self.context, self.codes, self.inside, device)
@@ -292,14 +293,15 @@ class Call:
         server, own, seen, first = self.server, self._bytes, self.observed, self.context.step == 0
         codec, device = server.codec, server.model.device
         integers = codec.additive and bool(codec.encoder.format_at(self.context.step).bits)
-        counts = [own.up, own.sent, own.down, own.dropped, self.inside, self._first_replies if first else 0, seen.loss, seen.trained]
+        replies = self._first_replies if first else 0
+        counts = [own.up, own.codes, own.sent, own.down, own.dropped, self.inside, replies, seen.loss, seen.trained]
         counts += [client in self.answered for client in self.cohort]
         with server.watch.section("all_reduce"):
             merged = merge([float(n) for n in counts], self.codes, codec.decoder.sum_length(self.context.step), integers, device)
-            own.up, own.sent, own.down, dropped, self.inside, replies = map(int, merged[:6])
-            self.counted = {client for client, heard in zip(self.cohort, merged[8:], strict=True) if heard}
+            own.up, own.codes, own.sent, own.down, dropped, self.inside, replies = map(int, merged[:7])
+            self.counted = {client for client, heard in zip(self.cohort, merged[9:], strict=True) if heard}
             if first:
-                seen.loss, seen.trained = merged[6], int(merged[7])
+                seen.loss, seen.trained = merged[7], int(merged[8])
                 self.absent = len(self.cohort) - replies
                 if seen.true is not None and several_processes():
                     kind = sum_dtype(torch.float32)
@@ -319,12 +321,8 @@ class Call:
 
 
 class _PassBytes:
-    """What this process counts in a pass: bytes up and down, of handshakes apart, messages, and clients dropped."""
+    """What this process counts in a pass: bytes up, those of summed codes, down, of handshakes apart; messages, clients dropped."""
 
     def __init__(self) -> None:
-        self.up = self.down = self.codec = self.sent = self.dropped = 0
+        self.up = self.codes = self.down = self.codec = self.sent = self.dropped = 0
         self.handshake_up = self.handshake_down = 0
-
-    def mean_message(self) -> float:
-        """Return the mean bytes of a message."""
-        return self.up / self.sent if self.sent else 0.0
