@@ -26,7 +26,7 @@ from fedlight.codecs import ChainCodec, EntropyCodec, TransformCodec, TwoSidedCo
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, State
 from fedlight.core.entropy import EntropyFormat
-from fedlight.core.export import encoder_bytes
+from fedlight.core.export import encoder_file
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.core.simulate import simulate_round
 from fedlight.core.wire import HEADER, Message
@@ -97,7 +97,7 @@ def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:
         "ideal_bytes": fmean(ideal or lengths),
         "ratio": 4 * codec.encoder.dim / fmean(lengths),
         "coefficients": codec.encoder.code_dim,
-        "encoder_bytes": encoder_bytes(codec),
+        "encoder_bytes": len(encoder_file(codec)),
     }
 
 

@@ -103,7 +103,15 @@ def call_of(codec, updates) -> Any:
         aggregate = codec.decoder.decode(codes.mean(), context, {})
     current = SimpleNamespace(model=Model(torch.zeros(LAYOUT.dim), torch.empty(0)))
     return SimpleNamespace(
-        context=context, codes=codes, aggregate=aggregate, current=current, buffers=[], decoder_state={}, answered={0}, refused=None
+        context=context,
+        codes=codes,
+        aggregate=aggregate,
+        current=current,
+        buffers=[],
+        decoder_state={},
+        answered={0},
+        counted={0},
+        refused=None,
     )
 
 
