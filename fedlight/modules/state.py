@@ -74,7 +74,7 @@ def fingerprint(module: FederatedRun) -> dict[str, str]:
         "data and partition": module.data.fingerprint(),
         "client sampler": settings_of(module.data.sampler),
         "augmentation": settings_of(module.data.augmentation),
-        "loss": repr(module.loss),
+        "loss": loss_settings(module.loss),
         "network": network_settings(module.network),
         "algorithm": settings_of(module.algorithm),
         "availability": settings_of(module.availability),
@@ -123,6 +123,12 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> str:
     """Return class and settings of an optimizer as text, however it was made."""
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     return f"{_name(type(optimizer))}({settings_of(groups)})"
+
+
+def loss_settings(loss: nn.Module) -> str:
+    """Return a loss as text, with the numbers and names among its attributes, which its own text may leave out."""
+    plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
+    return f"{loss!r}{settings_of(plain)}"
 
 
 def network_settings(network: nn.Module) -> str:

@@ -96,6 +96,8 @@ class Call:
         self._collector: Collector
         self._asked: set[int] = set()
         self._replied: set[int] = set()
+        self._passed: set[int] = set()  # whose message of this stage was taken in
+        self._lacked: set[int] = set()  # who was sent the whole download already
         self._again: list[int] = []
         self._payloads: Mapping[int, bytes] = {}
         self._first_replies = 0
@@ -127,14 +129,14 @@ class Call:
                 self._ask(server.aggregator.stages[0], clients)
             except MessageError as error:
                 self._fail(error)
-                self.over = True
+                self.over, self.aggregate = True, None
 
     def _ask(self, stage: str, everybody: Sequence[int]) -> None:
         """Begin a stage: make the requests."""
         payloads = self._collector.requests(stage)
         self.stage, self._payloads = stage, payloads or {}
         clients = everybody if payloads is None else sorted(payloads)
-        self._asked, self._replied, self._again = set(clients), set(), []
+        self._asked, self._replied, self._passed, self._again = set(clients), set(), set(), []
         self.requests = [self._request(client) for client in clients]
 
     def _request(self, client: int) -> Request:
@@ -166,9 +168,12 @@ class Call:
             return
         if bytes(reply.payload[: len(LACKS)]) == LACKS and len(reply.payload) == len(LACKS):
             self._bytes.up += len(LACKS)
-            if client in self._again:
-                self._drop(client, "it still lacks what its download builds on")
+            first = self.stage == self.server.aggregator.stages[0] and self.context.step == 0
+            if not first or client in self._lacked:
+                self._replied.add(client)
+                self._drop(client, "it lacks what this attempt builds on")
             else:
+                self._lacked.add(client)
                 self._again.append(client)
             return
         self._replied.add(client)
@@ -186,6 +191,7 @@ class Call:
         server, client = self.server, reply.client
         if self.stage != TRAIN:
             self._collector.receive(self.stage, client, reply.payload, 1)
+            self._passed.add(client)
             return
         weight = self._weights.get(client, 1) if reply.weight is None else reply.weight
         if weight < 1:
@@ -196,6 +202,7 @@ class Call:
         with server.watch.section("sum"):
             self._collector.receive(TRAIN, client, reply.payload, weight)
         self.answered.add(client)
+        self._passed.add(client)
         self._bytes.codes += len(reply.payload)
         self.inside += bool(reply.inside)
         if self.context.step == 0:
@@ -247,7 +254,7 @@ class Call:
         if at + 1 < len(stages):
             try:
                 with self.server.watch.section("sum"):
-                    self._ask(stages[at + 1], sorted(self.answered))
+                    self._ask(stages[at + 1], sorted(self._passed))
                 return
             except MessageError as error:
                 self._fail(error)

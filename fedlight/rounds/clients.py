@@ -13,7 +13,7 @@ from fedlight.core.codec import Key, State
 from fedlight.core.errors import MessageError
 from fedlight.rounds.availability import Attempt, Availability, Full
 from fedlight.rounds.host import ClientHost
-from fedlight.rounds.messages import Reply, ReplyFormat, Request
+from fedlight.rounds.messages import Reply, ReplyFormat, Request, Simulation
 from fedlight.rounds.reduce import gather
 from fedlight.rounds.shares import balanced_shares
 
@@ -131,7 +131,11 @@ class ThroughBytes(Clients):
         with closing(self.clients.exchange(carried)) as replies:
             for reply in replies:
                 bare = reply.stage != TRAIN or requests[0].context.step > 0
-                yield self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+                try:
+                    arrived = self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+                except MessageError as error:
+                    arrived = Reply(reply.client, reply.stage, b"", simulation=Simulation(reason=str(error)))
+                yield arrived
 
     def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
         """Return these bytes around the simulated clients."""

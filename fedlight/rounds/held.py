@@ -82,16 +82,16 @@ class HeldModels:
 
     def _take_codecs(self, client: int, download: Download) -> None:
         for version, data in download.encoders:
-            self._versions.setdefault(client, set()).add(version)
             if version not in self._encoders:
                 self._encoders[version], self._decoders[version] = read_codec(data)
                 self._files[version] = [data]
+            self._versions.setdefault(client, set()).add(version)
         for version, data in download.decoders:
-            self._replayable.setdefault(client, set()).add(version)
             if version not in self._decoders:
                 raise Lacks(f"it lacks version {version} of the encoder")
             write_decoder(self._decoders[version], data)
             self._files[version][1:] = [data]
+            self._replayable.setdefault(client, set()).add(version)
 
     def forget(self, client: int) -> None:
         """Forget all that a client held."""

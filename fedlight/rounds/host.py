@@ -225,8 +225,9 @@ class ClientHost:
             return self._nothing(request, str(error))
 
     def _nothing(self, request: Request, reason: str) -> Reply:
-        self.store.drop(request.client)
-        self._pending.pop(request.client, None)
+        if request.stage == TRAIN:  # of what comes after, the code is in the sum already
+            self.store.drop(request.client)
+            self._pending.pop(request.client, None)
         return Reply(request.client, request.stage, b"", simulation=Simulation(reason=reason))
 
     def _send(self, request: Request, held: Held, update: ClientUpdate) -> Reply:

@@ -28,7 +28,7 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
                     call.receive(reply)
             call.advance()
         done = server.finish(call)
-        clients.settle(call.context.key, call.answered if done else ())
+        clients.settle(call.context.key, call.counted if done else ())
         if done:
             return call
         reasons += [f"client {client}: {reason}" for client, reason in call.dropped]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedlight.core.codec import Context, Decoder
 from fedlight.core.errors import MessageError
+from fedlight.core.precision import exactly
 from fedlight.core.running_sum import RunningSum
 
 MAGIC = b"FS"
@@ -106,7 +107,7 @@ def apply_sum(weights: Tensor, message: bytes, decoder: Decoder, round: int) -> 
         MessageError: if the message is damaged or belongs to another round or codec.
     """
     mean, broadcast, lr = read_sum(message, decoder.code_dim, round, decoder.fingerprint)
-    with torch.no_grad():
+    with exactly(weights.device):
         aggregate = decoder.decode(mean.to(weights.device), Context(round=round, broadcast=broadcast), {})
         weights.add_(aggregate.to(weights), alpha=-lr)
 

@@ -65,7 +65,7 @@ def test_a_stop_ends_the_workers_too_and_what_was_done_stays_done(stop, tmp_path
         process.send(stop)
         assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop], process.last_words()
         told = process.log.read_text()
-        assert "Traceback" not in told and ("the same command goes on" in told) == (stop is not signal.SIGKILL), told
+        assert "Traceback" not in told and ("the same command resumes" in told) == (stop is not signal.SIGKILL), told
         wait_until(lambda: not group_lives(process.pid), [])
     finally:
         if group_lives(process.pid):

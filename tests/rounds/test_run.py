@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedlight.aggregation import TRAIN, PlainAggregator, Sealer
+from fedlight.aggregation.base import PlainCollector
 from fedlight.clients import FedAvg
 from fedlight.codecs import ChainCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TransformCodec
-from fedlight.core.errors import RoundFailedError
+from fedlight.core.errors import MessageError, RoundFailedError
 from fedlight.privacy import CentralDP
 from fedlight.rounds import CatchUp, Clients, DropOut, FullModel
-from fedlight.rounds.messages import Reply
+from fedlight.rounds.messages import LACKS, Reply
 from tests.rounds.federation import CLIENTS, Federation, federation
 
 
@@ -211,3 +213,59 @@ def test_states_go_on_from_where_they_were_saved() -> None:
     second.run(3)
     assert torch.equal(whole.weights, second.weights)
     assert whole.server.state.traffic == second.server.state.traffic
+
+
+class Amnesiac(Clients):
+    """One client says for ever that it lacks something."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+
+    def exchange(self, requests):
+        for reply in self.clients.exchange(requests):
+            yield Reply(reply.client, reply.stage, LACKS) if reply.client == 3 else reply
+
+    def settle(self, key, counted):
+        self.clients.settle(key, counted)
+
+
+def test_a_client_that_lacks_something_for_ever_is_dropped() -> None:
+    call = federation(cohort=everybody, wrap=Amnesiac).run(1).calls[0]
+    assert call.dropped == [(3, "it lacks what this attempt builds on")] and call.answered == set(everybody(0, 0)) - {3}
+
+
+def test_a_reply_that_cannot_be_parsed_costs_its_sender_alone() -> None:
+    class Short(Amnesiac):
+        def exchange(self, requests):
+            for reply in self.clients.exchange(requests):
+                yield Reply(3, reply.stage, b"x") if reply.client == 3 else reply
+
+    call = federation(cohort=everybody, by_samples=True, through_bytes=True, wrap=Short).run(1).calls[0]
+    assert [client for client, _ in call.dropped] == [3] and "Expected a reply of more than 4 bytes" in call.dropped[0][1]
+
+
+class Greeting(PlainAggregator):
+    """Asks everybody for a greeting before the code; whoever does not greet is not asked to train."""
+
+    stages = ("hello", TRAIN)
+
+    def sealer(self) -> Sealer:
+        class Polite(Sealer):
+            def answer(self, stage, client, payload, held) -> bytes:
+                if client == 5:
+                    raise MessageError("it greets nobody")
+                return b"hello"
+
+        return Polite()
+
+    def collector(self, context, codec, cohort, model, device):
+        class Listening(PlainCollector):
+            def receive(self, stage, client, message, weight):
+                return None if stage == "hello" else super().receive(stage, client, message, weight)
+
+        return Listening(context, codec.decoder, device)
+
+
+def test_a_stage_asks_those_who_passed_the_one_before() -> None:
+    call = federation(aggregator=Greeting(), cohort=everybody).run(1).calls[0]
+    assert call.answered == set(everybody(0, 0)) - {5} and call.dropped == [(5, "it greets nobody")]
