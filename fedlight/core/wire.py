@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -108,17 +109,17 @@ class JointFormat:
         if not self.parts:
             raise MessageError("Expected a joint format of at least one part but got none")
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Number of entries of all parts together."""
         return sum(part.length for part in self.parts)
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of the widest part if all hold integers, else 0."""
         return max(part.bits for part in self.parts) if all(part.bits for part in self.parts) else 0
 
-    @property
+    @cached_property
     def payload_bytes(self) -> int:
         """Predicted length of ``pack``'s result."""
         return sum(part.payload_bytes for part in self.parts)
