@@ -100,7 +100,7 @@ class CodecPart(nn.Module):
 
     @property
     def fingerprint(self) -> int:
-        """The first 4 bytes of the digest, which messages carry: they tell mistakes, the whole digest tells malice."""
+        """The first 4 bytes of the digest, which messages carry: they reveal mistakes, the whole digest reveals malice."""
         return int.from_bytes(self.digest[:4], "little")
 
     @property

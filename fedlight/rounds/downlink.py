@@ -102,7 +102,7 @@ class CatchUp(Downlink):
     The initial model is a seed, so a client that holds nothing yet has missed every round so far. To take a round's step itself a client
     needs the codec of that round: the encoder, and what the decoder has beyond it, are sent where it lacks them. A client that
     downloads the model needs the current encoder alone, so nobody downloads more than with FullModel. BatchNorm statistics are sent as
-    they are, but to a client that missed no round. Exact for codecs whose decoding depends on nothing but the code and the broadcast, and
+    they are, except to a client that missed no round. Exact for codecs whose decoding depends on nothing but the code and the broadcast, and
     plain SGD at the server: the client ends with the server's model (``fedlight.rounds.sums.apply_sum``).
 
     Args:
@@ -188,7 +188,7 @@ class CatchUp(Downlink):
         self.held[client] = -1
 
     def finished(self, context: Context, codes: RunningSum, codec: Codec, lr: float) -> None:
-        """Keep the round's sum as a message, and forget those that are longer together than the model."""
+        """Keep the round's sum as a message, and forget the oldest sums, which are longer in total than any model and codec."""
         self.sums[context.round] = codec.version, write_sum(codes, context, codec.encoder.fingerprint, lr)
         assert codec.layout is not None
         room = 8 * codec.layout.dim + sum(len(part) for pair in self.files.values() for part in pair)

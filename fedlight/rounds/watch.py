@@ -18,7 +18,7 @@ class ClientWatch:
     """Sees what happens on the clients' side of a round; this one does nothing. A ``MessageError`` drops the client."""
 
     def section(self, step: str) -> AbstractContextManager[object]:
-        """Return what to run a ``step`` of a round in, such as a profiler's section. Entered once a client or less often."""
+        """Return what to run a ``step`` of a round in, such as a profiler's section. Entered at most once per client."""
         return _UNTIMED
 
     def each_in_section(self, step: str, items: Iterable[T]) -> Iterator[T]:

@@ -52,10 +52,8 @@ def fits(codec: Codec) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", [name for name, make in CODECS.items() if fits(make())])
 def test_every_codec(name: str) -> None:
-    if not fits(CODECS[name]()):
-        pytest.skip("its code would be longer than an update of 83 numbers")
     same(lambda **way: federation(CODECS[name](), **way))
 
 
