@@ -102,7 +102,7 @@ class CatchUp(Downlink):
     The initial model is a seed, so a client that holds nothing yet has missed every round so far. To take a round's step itself a client
     needs the codec of that round: the encoder, and what the decoder has beyond it, are sent where it lacks them. A client that
     downloads the model needs the current encoder alone, so nobody downloads more than with FullModel. BatchNorm statistics are sent as
-    they are, except to a client that missed no round. Exact for codecs whose decoding depends on nothing but the code and the broadcast, and
+    they are, except to clients that missed no round. Exact for codecs whose decoding depends only on the code and the broadcast, and for
     plain SGD at the server: the client ends with the server's model (``fedlight.rounds.sums.apply_sum``).
 
     Args:

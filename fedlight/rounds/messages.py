@@ -23,7 +23,7 @@ from fedlight.core.packing import pack, unpack
 from fedlight.core.wire import Message
 
 LACKS = b"lacks"
-"""The reply of a client that lacks what its download builds on, such as the model of an earlier round: the server then sends it everything."""
+"""The reply of a client that lacks what its download builds on, such as the model of an earlier round: it is sent everything."""
 
 _LENGTH = struct.Struct("<I")
 
