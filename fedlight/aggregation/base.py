@@ -78,6 +78,13 @@ class Sealer:
         """
         return held.encoder.message(code, held.context)
 
+    def suspend(self, client: int) -> bytes:
+        """Return the secrets that a client holds in the middle of an attempt, and forget them; empty if there are none."""
+        return b""
+
+    def resume(self, client: int, secrets: bytes, held: Held) -> None:
+        """Go on from what ``suspend`` returned, once."""
+
 
 class Collector(ABC):
     """The server's half of one pass: what it asks of the clients, stage by stage, and the sum of what they send.
@@ -128,6 +135,9 @@ class Aggregator(ABC):
 
     def check(self, setting: AggregationSetting) -> None:  # noqa: B027 (most have nothing to refuse)
         """Refuse, with a ``ConfigurationError``, a run that cannot work: before anything is trained."""
+
+    def enroll(self, directory: Mapping[int, bytes], settings: str) -> None:  # noqa: B027 (most need no keys)
+        """Take the identity keys and the settings of clients that do not live in this process."""
 
     def sealer(self) -> Sealer:
         """Return the clients' half."""

@@ -20,7 +20,7 @@ from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import Message
 
 if TYPE_CHECKING:
-    from fedlight.aggregation.secure import SecureClient, SecureServer, Session
+    from fedlight.aggregation.secure import Directory, Identities, SecureClient, SecureServer, Session
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class SecureAggregator(Aggregator):
         secure.check_threshold(cohort, self.threshold)
         self.max_weight = max_weight
         self.sim_logs = sim_logs
-        self.identities = secure.Identities()
+        self.identities: Identities | Directory = secure.Identities()
         self._training = ""
 
     def check(self, setting: AggregationSetting) -> None:
@@ -127,6 +127,13 @@ class SecureAggregator(Aggregator):
             log.warning(
                 "Secure aggregation of %d clients: the sum of so few codes tells much about each; %d or more hide better", self.cohort, FEW
             )
+
+    def enroll(self, directory: Mapping[int, bytes], settings: str) -> None:
+        """Take the clients' identity keys, and the settings that they train by."""
+        from fedlight.aggregation import secure
+
+        assert isinstance(directory, secure.Directory)
+        self.identities, self._training = directory, settings
 
     def sealer(self) -> Sealer:
         """Return the clients' half; simulated clients get the identities that this object keeps in memory."""
@@ -186,6 +193,16 @@ class SecureSealer(Sealer):
         if client not in self._clients:
             raise ProtocolError(f"Expected a session that client {client} takes part in but there is none")
         return self._clients[client].masked_code(payload, code.detach().cpu().numpy(), weight)
+
+    def suspend(self, client: int) -> bytes:
+        """Return the client's secrets and forget them."""
+        return self._clients.pop(client).suspend() if client in self._clients else b""
+
+    def resume(self, client: int, secrets: bytes, held: Held) -> None:
+        """Go on with the session that the secrets are of."""
+        from fedlight.aggregation import secure
+
+        self._begin(client, secure.session_of(secrets), held).resume(secrets)
 
     def _begin(self, client: int, payload: bytes, held: Held) -> SecureClient:
         from fedlight.aggregation import secure

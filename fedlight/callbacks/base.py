@@ -23,6 +23,7 @@ from fedlight.data import FederatedDataModule
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.availability import Availability
 from fedlight.rounds.call import Call
+from fedlight.rounds.clients import Clients
 from fedlight.rounds.downlink import Downlink
 from fedlight.rounds.held import HeldModels
 from fedlight.rounds.messages import ClientUpdate, Reply
@@ -70,6 +71,7 @@ class FederatedRun(LightningModule, ABC):
     held: HeldModels
     weighting: str
     batch_norm: str
+    clients: Clients | None
     min_clients: int
     seed: int
     pretrain_seconds: float

@@ -1,12 +1,12 @@
-"""The federated data of a run: clients, cohorts, proxy data and evaluation sets, as a LightningDataModule."""
+"""The federated data of a run: clients, cohorts, proxy data and evaluation sets. No Lightning."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+from typing import Self
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from fedlight.core.random import numpy_generator
 from fedlight.data.arrays import Arrays, standardize
 from fedlight.data.augment import Augmentation
 from fedlight.data.holdout import HoldOut
-from fedlight.data.loaders import Batches, Rounds
 from fedlight.data.partition import Dirichlet, Partition, Partitioner
 from fedlight.data.sampling import ClientSampler, Uniform
 from fedlight.data.sources import DataSource, Digits
@@ -27,7 +26,7 @@ ROOT_VARIABLE = "FEDLIGHT_DATA"
 Pair = tuple[Tensor, Tensor]
 
 
-class FederatedDataModule(L.LightningDataModule):
+class FederatedData:
     """A data set split over clients, in memory, with everything that a federated run needs from data.
 
     After `setup`: ``x`` ``[samples, *input_shape]`` float32 and ``y`` ``[samples]`` int64 hold the samples of all clients;
@@ -103,11 +102,6 @@ class FederatedDataModule(L.LightningDataModule):
         self._ready = False
         _check_arguments(self)
 
-    def __str__(self) -> str:
-        # Lightning's version needs the dataset of every loader, which these do not have.
-        state = f"{len(self.y)} samples of {self.num_population} clients" if self._ready else "not set up"
-        return f"{type(self).__name__}({self.source.name}, {type(self.partitioner).__name__}: {state})"
-
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -140,7 +134,7 @@ class FederatedDataModule(L.LightningDataModule):
                 augmentation.validate(self.input_shape)
         self._ready = True
 
-    def to(self, device: torch.device | str) -> FederatedDataModule:
+    def to(self, device: torch.device | str) -> Self:
         """Move all tensors in memory to ``device`` and return the module itself."""
         self.x, self.y = self.x.to(device), self.y.to(device)
         validates_on_proxy = self.val is self.proxy
@@ -202,52 +196,6 @@ class FederatedDataModule(L.LightningDataModule):
         digest.update(self.y.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    # -- loaders ---------------------------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> Rounds:
-        """Return an endless loader with one item per round."""
-        return Rounds()
-
-    def val_dataloader(self) -> list[Batches[tuple[Tensor, ...]]]:
-        """Return [batches (x, y) of the validation set] and, if clients hold out samples, batches (x, y, client) as second item."""
-        if (own := self.source.loaders("val")) is not None:
-            return own  # type: ignore[no-any-return]
-        if self.val is None:
-            return []
-        loaders = [self._batches("val")]
-        if len(self.holdout.order):
-            loaders.append(self._holdout_batches())
-        return loaders
-
-    def test_dataloader(self) -> Batches[tuple[Tensor, ...]]:
-        """Return batches (x, y) of the test set."""
-        if (own := self.source.loaders("test")) is not None:
-            return own  # type: ignore[no-any-return]
-        return self._batches("test")
-
-    def predict_dataloader(self) -> Batches[Tensor]:
-        """Return batches x of the test set, in order."""
-        if (own := self.source.loaders("predict")) is not None:
-            return own  # type: ignore[no-any-return]
-        return Batches(len(self.test[1]), lambda rows: self.test[0][rows], self.eval_batch_size)
-
-    def _batches(self, name: str) -> Batches[tuple[Tensor, ...]]:
-        # Looks the pair up for each batch, so that a loader from before `to` uses the moved tensors.
-        def fetch(rows: slice) -> tuple[Tensor, ...]:
-            x, y = getattr(self, name)
-            return x[rows], y[rows]
-
-        return Batches(len(getattr(self, name)[1]), fetch, self.eval_batch_size)
-
-    def _holdout_batches(self) -> Batches[tuple[Tensor, ...]]:
-        order, clients = torch.from_numpy(self.holdout.order), torch.from_numpy(self.holdout.clients)
-
-        def fetch(rows: slice) -> tuple[Tensor, ...]:
-            index = order[rows].to(self.x.device)
-            return self.x[index], self.y[index], clients[rows].to(self.x.device)
-
-        return Batches(len(order), fetch, self.eval_batch_size)
-
     # -- parts of setup --------------------------------------------------------------------------------------------
 
     def _load(self, source: DataSource) -> Arrays:
@@ -284,7 +232,7 @@ def _move(pair: Pair | None, device: torch.device | str) -> Pair | None:
     return None if pair is None else (pair[0].to(device), pair[1].to(device))
 
 
-def _check_arguments(data: FederatedDataModule) -> None:
+def _check_arguments(data: FederatedData) -> None:
     """Raise ConfigurationError for arguments that are wrong whatever the data set is."""
     require(data.eval_batch_size >= 1, f"eval_batch_size: expected at least 1, got {data.eval_batch_size}.")
     require(0 <= data.client_holdout < 1, f"client_holdout: expected a share of at least 0 and below 1, got {data.client_holdout}.")

@@ -1,9 +1,25 @@
-"""LightningModules: federated rounds and the pretraining of a codec; small networks to start with."""
+"""LightningModules: federated rounds and the pretraining of a codec; small networks to start with.
 
-from fedlight.modules.federated import FederatedModule
+What needs Lightning is imported when it is asked for: a client that trains one of the networks needs none.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedlight.core.lazy import import_on_demand
 from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
-from fedlight.modules.pretraining import CodecPretrainingModule
 from fedlight.modules.recurrent import CharLSTM
 from fedlight.modules.resnet import ResNet18
 
+if TYPE_CHECKING:
+    from fedlight.modules.federated import FederatedModule
+    from fedlight.modules.pretraining import CodecPretrainingModule
+
 __all__ = ["MLP", "BenchmarkCNN", "CharLSTM", "CodecPretrainingModule", "FederatedModule", "LeNet5", "ResNet18", "SmallCNN"]
+
+__getattr__, __dir__ = import_on_demand(
+    __name__,
+    {
+        "CodecPretrainingModule": "fedlight.modules.pretraining",
+        "FederatedModule": "fedlight.modules.federated",
+    },
+)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -44,6 +45,7 @@ from fedlight.rounds import (
     Availability,
     ClientHost,
     Clients,
+    Connection,
     Downlink,
     Full,
     FullModel,
@@ -208,9 +210,10 @@ class FederatedModule(Forwarding):
         self.task.setup(stage)
         if stage != "fit":
             return
-        with self.trainer.precision_plugin.forward_context():
-            model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
-            self.engine.check(model, self.algorithm, self.data.client_data(0), self.batch_norm == "local", device)
+        if self.clients is None or self.clients.simulates:
+            with self.trainer.precision_plugin.forward_context():
+                model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
+                self.engine.check(model, self.algorithm, self.data.client_data(0), self.batch_norm == "local", device)
         if self.clients is not None and self.trainer.world_size > 1:
             raise ConfigurationError(
                 f"Expected one process with `clients` {type(self.clients).__name__} but got {self.trainer.world_size}: set "
@@ -219,7 +222,8 @@ class FederatedModule(Forwarding):
         self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
-        self.downlink.reset(drawn=not self.server_state.rounds)  # a second fit goes on from weights that nobody can draw
+        # A second fit goes on from weights that nobody can draw, and over a network nobody draws them.
+        self.downlink.reset(drawn=not self.server_state.rounds and (self.clients is None or self.clients.simulates))
         self.server_state.reset()
         self.store = ClientStore(self.client_memory_mb)
         self.held = HeldModels(self.codec)
@@ -236,25 +240,19 @@ class FederatedModule(Forwarding):
         self.data.to(self.device)
         self.codec.to(self.device)
         watch = CallbackWatch(self)
-        simulated = Simulated(
-            self._host(watch),
-            self.availability,
-            lambda client: self.algorithm.work(self.data.client_size(client)),
-            self.aggregator.stages,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
         shown = not self.aggregator.hides_messages
         buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
         format = ReplyFormat(buffers, self.weighting == "samples" and shown, self.privacy is not None and self.privacy.sends_bits)
-        self._connection = simulated if self.clients is None else self.clients.attach(simulated, format)
+        simulated = partial(self._simulated, watch)
+        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population)
+        self._connection = simulated() if self.clients is None else self.clients.attach(run)
         self.server = Server(
             LightningModel(self, self.network),
             self.codec,
             self.algorithm,
             self.aggregator,
             self.downlink,
-            cohort=self.data.cohort,
+            cohort=self._cohort,
             population=self.data.num_population,
             privacy=self.privacy,
             state=self.server_state,
@@ -265,6 +263,26 @@ class FederatedModule(Forwarding):
             watch=watch,
             compares=self._compares,
         )
+
+    def _simulated(self, watch: CallbackWatch) -> Clients:
+        """Return the clients that this process simulates."""
+        return Simulated(
+            self._host(watch),
+            self.availability,
+            lambda client: self.algorithm.work(self.data.client_size(client)),
+            self.aggregator.stages,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+
+    def _cohort(self, number: int, attempt: int) -> np.ndarray:
+        """Return who is invited: the sampler's cohort, drawn among those who are there if somebody is not."""
+        drawn = self.data.cohort(number, attempt)
+        present = self._connection.present(min(self.server.least_clients, len(drawn)))
+        if present is None or set(drawn.tolist()) <= set(present):
+            return drawn
+        there = np.array(sorted(present), dtype=np.int64)
+        return there[self.data.sampler.sample(len(there), self.seed, number, attempt)] if len(there) > len(drawn) else there
 
     def _host(self, watch: CallbackWatch) -> ClientHost:
         """Return the clients' side of the rounds, for all clients that this process simulates."""

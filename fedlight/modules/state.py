@@ -153,6 +153,7 @@ def run_state(module: FederatedRun) -> dict[str, Any]:
         "downlink": module.downlink.state_dict(),
         "clients": module.store.state_dict(),
         "held": module.held.state_dict(),
+        "connection": module.clients.state_dict() if module.clients else {},
         "privacy": module.privacy.state_dict() if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
@@ -185,6 +186,8 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
     if fitting:
         module.downlink.load_state_dict(state["downlink"])
         module.held.load_state_dict(state["held"])
+        if module.clients:
+            module.clients.load_state_dict(state["connection"])
     module.store.load_state_dict(state["clients"])
     if module.privacy and state.get("privacy"):
         module.privacy.load_state_dict(state["privacy"])

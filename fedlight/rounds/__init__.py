@@ -17,7 +17,7 @@ Nothing here needs Lightning.
 
 from fedlight.rounds.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
 from fedlight.rounds.call import Call
-from fedlight.rounds.clients import Clients, Simulated, ThroughBytes
+from fedlight.rounds.clients import Clients, Connection, Simulated, ThroughBytes
 from fedlight.rounds.downlink import CatchUp, Downlink, FullModel
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import ClientUpdate, Download, Reply, ReplyFormat, Request
@@ -31,6 +31,7 @@ __all__ = [
     "ClientHost",
     "ClientUpdate",
     "Clients",
+    "Connection",
     "Deadline",
     "Downlink",
     "Download",

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fedlight.aggregation.base import TRAIN
-from fedlight.core.codec import Key, State
+from fedlight.aggregation.base import TRAIN, Aggregator
+from fedlight.core.codec import Codec, Key, State
 from fedlight.core.errors import MessageError
+from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.availability import Attempt, Availability, Full
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Reply, ReplyFormat, Request, Simulation
 from fedlight.rounds.reduce import gather
 from fedlight.rounds.shares import balanced_shares
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What carries requests may know of a run, before it begins.
+
+    Attributes:
+        format: what follows the payload of a reply that carries a code.
+        simulated: makes the clients of this process.
+        codec: the codec, maybe not fitted yet.
+        aggregator: how codes are summed.
+        privacy: the mechanism that protects codes, if any.
+        population: how many clients there are.
+    """
+
+    format: ReplyFormat
+    simulated: Callable[[], Clients]
+    codec: Codec
+    aggregator: Aggregator
+    privacy: PrivacyMechanism | None = None
+    population: int = 0
 
 
 class Clients(ABC):
@@ -34,9 +58,23 @@ class Clients(ABC):
         Over a network clients read it in their next request (``Request.settled``).
         """
 
-    def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
-        """Return what a run talks to, before it begins: this, unless it needs the ``simulated`` clients of this process."""
+    simulates: ClassVar[bool] = True
+    """Whether the clients live in this process, so that a run needs their data."""
+
+    def attach(self, run: Connection) -> Clients:
+        """Return what a run talks to, before it begins: this, unless it needs the simulated clients of this process."""
         return self
+
+    def present(self, least: int) -> list[int] | None:
+        """Return the clients that can be asked now, None for all; waits, for as long as makes sense, for at least so many."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run has to know of the connection."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most remember nothing)
+        """Restore what ``state_dict`` returned."""
 
 
 class Simulated(Clients):
@@ -137,6 +175,6 @@ class ThroughBytes(Clients):
                     arrived = Reply(reply.client, reply.stage, b"", simulation=Simulation(reason=str(error)))
                 yield arrived
 
-    def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
+    def attach(self, run: Connection) -> Clients:
         """Return these bytes around the simulated clients."""
-        return ThroughBytes(self.clients or simulated, self.format or format)
+        return ThroughBytes(self.clients or run.simulated(), self.format or run.format)

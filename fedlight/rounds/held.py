@@ -61,7 +61,7 @@ class HeldModels:
         model = download.model if download.model is not None else self._caught_up(client, download)
         if download.keep:
             self._models[client] = (download.round, model)
-        return model, self._encoders[download.version] if download.version else self.codec.encoder
+        return model, self.encoder(download.version)
 
     def _caught_up(self, client: int, download: Download) -> Model:
         """Return the model after the server's steps that the client missed."""
@@ -92,6 +92,14 @@ class HeldModels:
             write_decoder(self._decoders[version], data)
             self._files[version][1:] = [data]
             self._replayable.setdefault(client, set()).add(version)
+
+    def encoder(self, version: int) -> Encoder:
+        """Return an encoder that was downloaded, or for version 0 the one that nobody downloads."""
+        return self._encoders[version] if version else self.codec.encoder
+
+    def version_of(self, encoder: Encoder) -> int:
+        """Return the version of an encoder."""
+        return next((version for version, own in self._encoders.items() if own is encoder), 0)
 
     def forget(self, client: int) -> None:
         """Forget all that a client held."""

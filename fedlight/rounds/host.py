@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Codec, Context, Encoder, Private, State
 from fedlight.core.errors import MessageError
+from fedlight.core.model import Model
+from fedlight.core.packing import as_bytes, as_tensor
 from fedlight.core.precision import exactly
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.core.wire import Message, saturation
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.held import HeldModels, Lacks
-from fedlight.rounds.messages import LACKS, ClientUpdate, Reply, Request, Simulation
+from fedlight.rounds.messages import LACKS, ClientUpdate, Reply, Request, Simulation, context_bytes, parse_context
 from fedlight.rounds.watch import ClientWatch
 
 Encode = Callable[[Encoder, Tensor, Context, Private], Tensor]
@@ -54,6 +57,7 @@ class ClientHost:
         encode: the encoding step.
         watch: who follows.
         compares: whether the simulation looks at codes in a round.
+        private_seed: seed of what a client draws for itself, such as batches and rounding: the public one in a simulation.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ClientHost:
         encode: Encode = encode_update,
         watch: ClientWatch | None = None,
         compares: Callable[[int], bool] = lambda number: False,
+        private_seed: Callable[[Context], int] = lambda context: context.seed,
     ) -> None:
         self.model = model
         self.algorithm = algorithm
@@ -88,6 +93,7 @@ class ClientHost:
         self.encode = encode
         self.watch = watch or ClientWatch()
         self.compares = compares
+        self.private_seed = private_seed
         self.held = held or HeldModels(codec)
         self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
         self._handshake: dict[int, Held] = {}  # what clients hold in the stages of an attempt
@@ -148,6 +154,32 @@ class ClientHost:
     def _shake_hands(self, request: Request, held: Held) -> Reply:
         return Reply(request.client, request.stage, self.sealer.answer(request.stage, request.client, request.payload, held))
 
+    # -- clients whose process ends between two messages -------------------------------------------------------------------------
+
+    def suspend(self, client: int) -> dict[str, Any]:
+        """Return what a client holds in the middle of an attempt, beside secrets, as plain data and tensors."""
+        held, update = self._handshake[client], self._pending.get(client)
+        return {
+            "context": as_tensor(context_bytes(held.context)),
+            "version": self.held.version_of(held.encoder),
+            "model": (held.model.weights, held.model.buffers),
+            "update": None if update is None else vars(update),
+        }
+
+    def resume(self, client: int, state: Mapping[str, Any]) -> Held:
+        """Go on from what ``suspend`` returned, and return what the client holds."""
+        encoder = self.held.encoder(state["version"])
+        held = self._handshake[client] = Held(parse_context(as_bytes(state["context"])), encoder, Model(*state["model"]))
+        if state["update"] is not None:
+            self._pending[client] = ClientUpdate(**state["update"])
+        return held
+
+    def waits(self, client: int) -> bool:
+        """Whether a client keeps its update for another pass of the codec."""
+        return client in self._pending
+
+    # -- training and sending ----------------------------------------------------------------------------------------------------
+
     def _next_pass(self, request: Request, held: Held) -> Reply:
         if request.client not in self._pending:
             raise MessageError("it has no update of this attempt")
@@ -196,8 +228,9 @@ class ClientHost:
             weights, buffers = self.personal.restore(norm, weights, buffers)
         own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
         x, y = self.data(client)
-        generator = torch_generator(context.seed, *context.key, client, "batches")
-        noise = derive_seed(context.seed, *context.key, client, "dropout")
+        seed = self.private_seed(context)
+        generator = torch_generator(seed, *context.key, client, "batches")
+        noise = derive_seed(seed, *context.key, client, "dropout")
         memory = Memory(own, context.broadcast.get("algorithm", {}))
         device = self.model.weights.device
         return ClientTask(client, x, y, weights.to(device), buffers.to(device), generator, noise, memory, norm)
@@ -257,7 +290,7 @@ class ClientHost:
     def _encoded(self, request: Request, held: Held, update: ClientUpdate) -> tuple[Message, bool | None, Tensor]:
         """Return the message, the clipping bit where it is sent, and the code itself."""
         context, encoder, client = held.context, held.encoder, update.client
-        generator = torch_generator(context.seed, *context.key, client, "encode", context.step)
+        generator = torch_generator(self.private_seed(context), *context.key, client, "encode", context.step)
         private = Private(generator, self.store.draft(client).setdefault("codec", {}))
         plain = update.update if update.usable else torch.zeros_like(update.update, dtype=torch.float32)
         code, inside = self.encode(encoder, plain, context, private), None

@@ -9,11 +9,11 @@ Needs the packages of the extra ``secure``; nothing here needs Lightning.
 | ``session.py`` | what everybody agrees on before an attempt at a round |
 | ``messages.py`` | the bytes of every message |
 | ``client.py``, ``server.py`` | the two sides as state machines that eat and give bytes |
-| ``identities.py`` | identity keys of simulated clients |
+| ``identities.py`` | identity keys: of simulated clients, and in files |
 """
 
-from fedlight.aggregation.secure.client import SecureClient
-from fedlight.aggregation.secure.identities import Identities
+from fedlight.aggregation.secure.client import SecureClient, session_of
+from fedlight.aggregation.secure.identities import Directory, Identities
 from fedlight.aggregation.secure.primitives import Identity
 from fedlight.aggregation.secure.server import SecureServer
 from fedlight.aggregation.secure.session import SESSION_BYTES, Session, check_threshold, default_threshold
@@ -21,6 +21,7 @@ from fedlight.aggregation.secure.sums import SumFormat
 
 __all__ = [
     "SESSION_BYTES",
+    "Directory",
     "Identities",
     "Identity",
     "SecureClient",
@@ -29,4 +30,5 @@ __all__ = [
     "SumFormat",
     "check_threshold",
     "default_threshold",
+    "session_of",
 ]

@@ -14,6 +14,7 @@ from fedlight.aggregation.secure.primitives import KEY, SECRET, Identity, KeyPai
 from fedlight.aggregation.secure.session import Session, require_enough, require_known
 from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.errors import ProtocolError
+from fedlight.core.packing import pack, unpack
 
 
 class SecureClient:
@@ -88,6 +89,34 @@ class SecureClient:
     def _forget(self) -> None:
         self._forget_keys()
         self._shares = {}
+
+    # -- between two processes -------------------------------------------------------------------------------------------------
+
+    def suspend(self) -> bytes:
+        """Return everything that the next stage needs, secrets included, and forget it here: nothing once the session is over.
+
+        Whoever keeps it must delete it before it is resumed: a copy that is resumed twice would answer a stage twice.
+        """
+        if self._next is None:
+            return b""
+        pairs = [None if pair is None else pair.secret for pair in (self._channel, self._mask)]
+        keys, roster = vars(self._keys), [[client, vars(keys)] for client, keys in self._roster.items()]
+        tables = [list(map(list, table.items())) for table in (self._channels, self._pair_masks, self._shares)]
+        following, self._next = self._next, None
+        state = [int(following), self.session.id, *pairs, self._seeds, keys, roster, self._seen, *tables, self._sharers, self._survivors]
+        self._forget()
+        return pack(state)
+
+    def resume(self, state: bytes) -> None:
+        """Take over what ``suspend`` returned, in a client of the same session."""
+        following, _, channel, mask, seeds, keys, roster, self._seen, channels, pair_masks, shares, sharers, survivors = unpack(state)
+        self._next = Stage(following)
+        self._channel, self._mask = (None if secret is None else KeyPair(secret) for secret in (channel, mask))
+        self._seeds, self._keys = (seeds[0], seeds[1]), Keys(**keys)
+        self._roster = {client: Keys(**own) for client, own in roster}
+        self._channels, self._pair_masks = dict(channels), dict(pair_masks)
+        self._shares = {client: (share[0], share[1]) for client, share in shares}
+        self._sharers, self._survivors = tuple(sharers), tuple(survivors)
 
     # -- 0 ---------------------------------------------------------------------------------------------------------------------
 
@@ -203,3 +232,9 @@ class SecureClient:
             revealed = {client: self._shares[client][0] for client in asked.survivors}
             revealed |= {client: self._shares[client][1] for client in asked.dropped}
             return messages.write_unmasking(session, self.client, revealed)
+
+
+def session_of(state: bytes) -> bytes:
+    """Return the id of the session that a suspended client takes part in."""
+    id: bytes = unpack(state)[1]
+    return id

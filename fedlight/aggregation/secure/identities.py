@@ -1,11 +1,17 @@
-"""Identity keys of simulated clients; in a deployment each lies with its client, and the public ones are known beforehand."""
+"""Identity keys: of simulated clients in memory; in a deployment each lies with its client, and the public ones are known beforehand."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fedlight.aggregation.secure.primitives import KEY, Identity
+from fedlight.core.errors import ConfigurationError
 
 
 class Identities(Mapping[int, bytes]):
@@ -29,3 +35,62 @@ class Identities(Mapping[int, bytes]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+class Directory(Mapping[int, bytes]):
+    """Public identity keys (32 bytes) by client, read from a folder of ``NAME.pub`` files, and this client's own key if it has one.
+
+    Keys are Ed25519 in OpenSSH's form: ``ssh-keygen -t ed25519 -N "" -f NAME`` makes a pair.
+
+    Args:
+        folder: the folder of public keys, which came to this machine on a way that the server has no hand in.
+        names: the names of all clients; a client's number is its place.
+        own: the file of this client's private key; None at the server.
+
+    Raises:
+        ConfigurationError: if a key is missing or of another kind, or two clients have the same.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], own: Path | None = None) -> None:
+        self._keys = {client: _public(folder / f"{name}.pub") for client, name in enumerate(names)}
+        if len(set(self._keys.values())) < len(self._keys):
+            raise ConfigurationError(f"Expected a key of its own for each client but two files in {folder} hold the same: replace one")
+        self._own = None if own is None else _private(own)
+        if self._own is not None and self._own.public not in self._keys.values():
+            raise ConfigurationError(f"Expected the public key of {own} in {folder} but it is not there: copy {own}.pub to the directory")
+
+    def of(self, client: int) -> Identity:
+        """Return this client's own key; no other is here."""
+        if self._own is None or self._own.public != self._keys.get(client):
+            raise ConfigurationError(f"Expected the identity key of client {client} but the one here is of another")
+        return self._own
+
+    def __getitem__(self, client: int) -> bytes:
+        return self._keys[client]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _public(path: Path) -> bytes:
+    key = _load(path, load_ssh_public_key)
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigurationError(f'Expected an Ed25519 key in {path} but got another kind: make one with ssh-keygen -t ed25519 -N ""')
+    return key.public_bytes_raw()
+
+
+def _private(path: Path) -> Identity:
+    key = _load(path, lambda data: load_ssh_private_key(data, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(f'Expected an Ed25519 key in {path} but got another kind: make one with ssh-keygen -t ed25519 -N ""')
+    return Identity(key.private_bytes_raw())
+
+
+def _load(path: Path, load: Callable[[bytes], object]) -> object:
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"Expected a key in OpenSSH's form, without a passphrase, in {path} but: {error}") from error

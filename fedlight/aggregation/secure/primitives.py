@@ -39,6 +39,11 @@ class KeyPair:
         self._private = X25519PrivateKey.from_private_bytes(private)
         self.public = self._private.public_key().public_bytes_raw()
 
+    @property
+    def secret(self) -> bytes:
+        """The 32 private bytes that the pair was made of, as X25519 uses them."""
+        return self._private.private_bytes_raw()
+
     def agree(self, public: bytes) -> bytes:
         """Return the secret (32 bytes) shared with the owner of ``public``.
 
@@ -103,9 +108,9 @@ def unseal(key: bytes, sealed: bytes, bound_to: bytes, whose: str, nonce: bytes 
 
 def split(secret: bytes, threshold: int, shares: int) -> list[bytes]:
     """Return ``shares`` shares of 16 bytes each of a secret of 16 bytes; any ``threshold`` of them tell it, fewer tell nothing."""
-    return [share for _, share in Shamir.split(threshold, shares, secret)]
+    return [share for _, share in Shamir.split(threshold, shares, secret, ssss=False)]
 
 
 def combine(shares: dict[int, bytes]) -> bytes:
     """Return the secret of exactly ``threshold`` shares by their places (from 0). One that is wrong gives a wrong secret, silently."""
-    return Shamir.combine([(place + 1, share) for place, share in shares.items()])
+    return Shamir.combine([(place + 1, share) for place, share in shares.items()], ssss=False)

@@ -1,0 +1,319 @@
+"""One client of a deployed federation: its `node.yaml`, and its answer to a letter of the server."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.personal import PersonalNorm
+from fedlight.clients.store import ClientStore
+from fedlight.core.errors import ConfigurationError, MessageError
+from fedlight.core.packing import as_bytes, as_tensor
+from fedlight.data.arrays import Arrays
+from fedlight.data.datamodule import FederatedData
+from fedlight.data.sources import DataSource
+from fedlight.deploy.disk import RunFolder
+from fedlight.deploy.protocol import Envelope, Letter, OtherVersionError, Status, answer, settings_digest
+from fedlight.deploy.settings import NotAllowedError, Parts, build, read_settings
+from fedlight.rounds.host import ClientHost
+from fedlight.rounds.messages import Download, Request
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[Tensor, Tensor]
+
+
+class ClientData(ABC):
+    """The samples of one client."""
+
+    @abstractmethod
+    def load(self) -> Pair:
+        """Return inputs ``[samples, ...]`` and targets ``[samples]``."""
+
+
+class OwnData(ClientData):
+    """All training samples of a data source on this machine.
+
+    Args:
+        source: Where the samples come from.
+        root: Folder of data files.
+        mean: What is taken from every channel of an image (nothing if not given): the same at every client and at the server.
+        deviation: What every channel is divided by then.
+    """
+
+    def __init__(
+        self, source: DataSource, root: str = "data", mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
+    ) -> None:
+        self.source = source
+        self.root = Path(root).expanduser()
+        self.mean = mean
+        self.deviation = deviation
+
+    def load(self) -> Pair:
+        """Return the samples."""
+        self.source.prepare(self.root)
+        data: Arrays = self.source.load(self.root)
+        x = data.x_train
+        if self.mean is not None:
+            x = x - torch.tensor(self.mean).view(1, -1, 1, 1)
+        if self.deviation is not None:
+            x = x / torch.tensor(self.deviation).view(1, -1, 1, 1)
+        return x, data.y_train
+
+
+class Share(ClientData):
+    """One client's share of a public data set, as a simulation makes it: to try out a deployment.
+
+    Args:
+        data: The data set and its partition, as in the section `data` of a simulation.
+        client: Which of its clients this one is.
+    """
+
+    def __init__(self, data: FederatedData, client: int) -> None:
+        self.data = data
+        self.client = client
+
+    def load(self) -> Pair:
+        """Return the client's samples, in the simulation's order."""
+        self.data.prepare_data()
+        self.data.setup()
+        return self.data.client_data(self.client)
+
+
+class NodeConfig:
+    """What the owner of a client decides: the content of `node.yaml`.
+
+    Args:
+        name: The client's name in the server's list of nodes.
+        data: The client's samples.
+        state: Folder of what the client keeps between messages, for its owner alone.
+        identity: File of the private identity key, which secure aggregation needs.
+        directory: Folder of all clients' public identity keys (``NAME.pub``).
+        allow: Further modules or classes that a run may name, beside fedlight's and torch's layers and optimizers.
+        device: Where the client trains.
+        threads: CPU threads of a training.
+        attempts: How many attempts' states are kept, for a server that resumes from an older checkpoint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: ClientData,
+        state: str,
+        identity: str | None = None,
+        directory: str | None = None,
+        allow: Sequence[str] = (),
+        device: str = "cpu",
+        threads: int = 1,
+        attempts: int = 16,
+    ) -> None:
+        self.name = name
+        self.data = data
+        self.state = Path(state).expanduser()
+        self.identity = None if identity is None else Path(identity).expanduser()
+        self.directory = None if directory is None else Path(directory).expanduser()
+        self.allow = tuple(allow)
+        self.device = torch.device(device)
+        self.threads = threads
+        self.attempts = attempts
+
+    @classmethod
+    def read(cls, path: Path) -> NodeConfig:
+        """Return what a file says.
+
+        Raises:
+            ConfigurationError: if there is no such file, or something in it is wrong.
+        """
+        if not path.is_file():
+            raise ConfigurationError(
+                f"Expected the configuration of this node but there is no file {path}: `fedlight flower init` writes one"
+            )
+        try:
+            return build(cls, yaml.safe_load(path.read_text()))
+        except Exception as error:  # whatever the named classes raise
+            raise ConfigurationError(f"Expected a node's configuration in {path} but: {error}") from error
+
+
+class NoKeysError(ConfigurationError):
+    """The client has no identity key, or no directory of the others'."""
+
+
+class Node:
+    """Answers the letters of a server, one at a time. All that it keeps between two is on its disk, so that its process may end.
+
+    Args:
+        config: what the client's owner decided.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self._parts: dict[bytes, Parts] = {}
+
+    @cached_property
+    def samples(self) -> Pair:
+        """The client's samples, loaded once."""
+        x, y = self.config.data.load()
+        return x.to(self.config.device), y.to(self.config.device)
+
+    def answer(self, letter: Letter) -> bytes:
+        """Return the answer to a letter; whatever goes wrong is logged here, and the server is told a fixed reason."""
+        torch.set_num_threads(self.config.threads)
+        try:
+            envelope = Envelope.parse(letter.question)
+            if envelope.name != self.config.name:
+                log.error("The server's letter is for %r and this node is %r", envelope.name, self.config.name)
+                return answer(Status.OTHER_NAME)
+            with self._alone():
+                return self._answer(envelope, letter.download)
+        except Exception as error:  # nothing of a client's errors may reach the server: their words could hold data
+            status = next((status for kind, status in _STATUSES if isinstance(error, kind)), Status.FAILED)
+            log.error("No answer (%s): %s", status.name, error, exc_info=status is Status.FAILED)
+            return answer(status)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep a second process of the same client waiting."""
+        self.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.config.state / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _answer(self, envelope: Envelope, download: bytes) -> bytes:
+        folder = RunFolder(self.config.state, envelope.run, self.config.attempts)
+        parts = self._settings(envelope, folder)
+        if parts is None:
+            return answer(Status.LACKS_SETTINGS)
+        request = Request.parse(envelope.client, envelope.request)
+        if download:
+            request = Request(request.client, request.stage, request.context, Download.parse(download), request.payload, request.settled)
+        host = self._host(parts)
+        visit = Visit(host, folder, request)
+        visit.begin()
+        reply = next(host.answers([request]))
+        if reply.simulation is not None and reply.simulation.reason:
+            log.warning("Round %d: nothing usable to send: %s", request.context.round, reply.simulation.reason)
+        visit.end()
+        log.info("Round %d, %s: %d bytes", request.context.round, request.stage, reply.nbytes)
+        return answer(Status.ANSWER, reply.to_bytes())
+
+    def _settings(self, envelope: Envelope, folder: RunFolder) -> Parts | None:
+        """Return what the run's settings make, None if they are not here."""
+        if envelope.digest not in self._parts:
+            kept = folder.read("settings")
+            text = envelope.settings or (as_bytes(kept["text"]).decode() if kept else "")
+            if not text or settings_digest(text) != envelope.digest:
+                return None
+            if envelope.settings:
+                folder.write("settings", {"text": as_tensor(text.encode())})
+            self._parts[envelope.digest] = self._enrolled(read_settings(text, self.config.allow), envelope)
+        return self._parts[envelope.digest]
+
+    def _enrolled(self, parts: Parts, envelope: Envelope) -> Parts:
+        """Return the parts, with the identity keys where secure aggregation needs them."""
+        if parts.terms.nodes[envelope.client : envelope.client + 1] != (self.config.name,):
+            raise ConfigurationError(f"Expected the number of {self.config.name} but got {envelope.client}")
+        if parts.aggregator.hides_messages:
+            from fedlight.aggregation.secure import Directory  # needs packages that the rest does without
+
+            if self.config.identity is None or self.config.directory is None:
+                raise NoKeysError("Expected `identity` and `directory` in node.yaml, which secure aggregation needs")
+            try:
+                directory = Directory(self.config.directory, parts.terms.nodes, self.config.identity)
+            except ConfigurationError as error:
+                raise NoKeysError(str(error)) from error
+            parts.aggregator.enroll(directory, envelope.digest.hex())
+        return parts
+
+    def _host(self, parts: Parts) -> ClientHost:
+        network, loss = parts.network.to(self.config.device), parts.loss.to(self.config.device)
+        own_seed = secrets.randbits(62)
+        return ClientHost(
+            LocalModel(network, lambda module, x, y: loss(module(x), y), self.config.device, parts.augmentation),
+            parts.algorithm,
+            lambda client: self.samples,
+            parts.codec,
+            sealer=parts.aggregator.sealer(),
+            hides_messages=parts.aggregator.hides_messages,
+            by_samples=parts.weighting == "samples",
+            personal=PersonalNorm(network) if parts.batch_norm == "local" else None,
+            privacy=parts.privacy,
+            store=ClientStore(),
+            private_seed=(lambda context: context.seed) if parts.terms.reproducible else (lambda context: own_seed),
+        )
+
+
+class Visit:
+    """What a client reads from its disk before it answers one request, and writes before the answer leaves.
+
+    Args:
+        host: the client's side of a round.
+        folder: the run's part of the disk.
+        request: the request.
+    """
+
+    def __init__(self, host: ClientHost, folder: RunFolder, request: Request) -> None:
+        self.host = host
+        self.folder = folder
+        self.request = request
+        self.client = request.client
+
+    def begin(self) -> None:
+        """Take up the client's state as the last attempt that counted left it, and what the attempt in progress holds."""
+        host, folder, request, client = self.host, self.folder, self.request, self.client
+        first, key = request.download is not None, request.context.key
+        held = folder.read("held")
+        if held is not None:
+            host.held.load_state_dict(held)
+        kept = folder.state(request.settled)
+        if kept is None and request.settled is not None and host.stateful:
+            log.warning("What this client keeps between rounds is gone: it begins anew")
+        draft = None if first else folder.state(key)
+        host.store.load_state_dict(
+            {"kept": {} if kept is None else {client: kept}, "drafts": {} if draft is None else {client: (key, draft)}}
+        )
+        secret = folder.take_secret("session")  # deleted before it is used
+        if first:
+            return
+        attempt = folder.read("attempt")
+        if attempt is not None:
+            now = host.resume(client, attempt)
+            if secret:
+                host.sealer.resume(client, secret, now)
+
+    def end(self) -> None:
+        """Write what later requests build on; the answer may leave once it is on the disk."""
+        host, folder, request, client = self.host, self.folder, self.request, self.client
+        download = request.download
+        if download is not None and (download.keep or download.encoders or download.decoders):
+            folder.write("held", host.held.state_dict())
+        draft = host.store.take_draft([client]).get(client)
+        if draft is not None:
+            folder.keep_state(request.context.key, draft, request.settled)
+        secret = host.sealer.suspend(client)
+        if secret or host.waits(client):
+            folder.write("attempt", host.suspend(client))
+        else:
+            folder.delete("attempt")
+        if secret:
+            folder.keep_secret("session", secret)
+
+
+_STATUSES: tuple[tuple[type[Exception], Status], ...] = (
+    (OtherVersionError, Status.OTHER_VERSION),
+    (NotAllowedError, Status.NOT_ALLOWED),
+    (NoKeysError, Status.NO_KEYS),
+    (ConfigurationError, Status.BAD_SETTINGS),
+    (MessageError, Status.FAILED),
+    (OSError, Status.NO_ROOM),
+)

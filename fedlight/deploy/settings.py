@@ -1,0 +1,159 @@
+"""The settings that a client gets from the server: what it trains, and how. No weights, no data, no code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from fedlight.aggregation import Aggregator, PlainAggregator
+from fedlight.clients import Algorithm, FedAvg
+from fedlight.core.codec import Codec
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.export import codec_from_config
+from fedlight.core.layout import Layout
+from fedlight.data.augment import Augmentation
+from fedlight.privacy import AccountingSetting, PrivacyMechanism
+
+T = TypeVar("T")
+
+PARTS = ("network", "algorithm", "loss", "privacy", "aggregator", "weighting", "batch_norm")
+"""What of a run's `model` clients have to know beside the codec."""
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+class NotAllowedError(ConfigurationError):
+    """The settings name a class that the client does not allow."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run fixes beyond its YAML.
+
+    Attributes:
+        codec: the codec that updates are encoded with, as ``Codec.config`` tells it.
+        nodes: the names of all clients; a client's number is its place.
+        reproducible: whether batches and rounding are drawn from the public seed.
+        accounting: what the noise of privacy is calibrated to.
+        population: how many clients there are.
+    """
+
+    codec: Mapping[str, Any]
+    nodes: tuple[str, ...]
+    reproducible: bool = False
+    accounting: AccountingSetting | None = None
+    population: int = 0
+
+
+def write_settings(model: Mapping[str, Any], augmentation: Any, terms: Terms) -> str:
+    """Return the settings as text, of a run's configured ``model`` and ``data.augmentation`` and of what the run fixes beyond."""
+    told = {"model": {name: model[name] for name in PARTS if model.get(name) is not None}, "augmentation": augmentation}
+    return json.dumps({**told, "terms": asdict(terms)}, sort_keys=True)
+
+
+class Parts:
+    """What a client makes of the settings.
+
+    Args:
+        network: The model: maps inputs to logits, or to what ``loss`` takes.
+        algorithm: Local training.
+        loss: Loss of outputs and targets (cross entropy if not given).
+        privacy: Differential privacy.
+        aggregator: How codes are summed.
+        weighting: Whether clients count equally, or by their number of samples.
+        batch_norm: Whether BatchNorm layers are averaged, or stay with each client.
+        augmentation: Random change of training images.
+    """
+
+    codec: Codec
+    terms: Terms
+
+    def __init__(
+        self,
+        network: nn.Module,
+        algorithm: Algorithm | None = None,
+        loss: nn.Module | None = None,
+        privacy: PrivacyMechanism | None = None,
+        aggregator: Aggregator | None = None,
+        weighting: Literal["equal", "samples"] = "equal",
+        batch_norm: Literal["mean", "local"] = "mean",
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.network = network
+        self.algorithm = algorithm or FedAvg(lr=0.05, steps=10, batch_size=32)
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.privacy = privacy
+        self.aggregator = aggregator or PlainAggregator()
+        self.weighting = weighting
+        self.batch_norm = batch_norm
+        self.augmentation = augmentation
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of what a client uploads."""
+        return Layout.of(self.network).stacked(self.algorithm.vectors, self.algorithm.scalars)
+
+
+def read_settings(text: str, allowed: Collection[str] = ()) -> Parts:
+    """Return what ``write_settings`` described.
+
+    Nothing is imported before every dotted name in the text is of fedlight, a layer or a loss of torch, or begins with one of ``allowed``.
+
+    Raises:
+        NotAllowedError: if it names anything else.
+        ConfigurationError: if it cannot be built here.
+    """
+    given = json.loads(text)
+    model = dict(given["model"])
+    if given["augmentation"] is not None:
+        model["augmentation"] = given["augmentation"]
+    for name in _dotted([model]):
+        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in ("fedlight", "torch.nn", "torch.optim", *allowed)):
+            raise NotAllowedError(
+                f"Expected a class of fedlight or one that node.yaml allows but the server names {name}: add it to `allow`"
+            )
+    try:
+        parts = build(Parts, model)
+    except Exception as error:  # whatever the classes raise
+        raise ConfigurationError(f"Expected settings that can be built here but: {error}") from error
+    if any(base.__module__.startswith("lightning.") for base in type(parts.network).__mro__):  # which is never imported here
+        raise ConfigurationError("Expected a network and a `loss` but got a LightningModule")
+    terms = given["terms"]
+    accounting = None if terms["accounting"] is None else AccountingSetting(**terms["accounting"])
+    parts.terms = Terms(terms["codec"], tuple(terms["nodes"]), terms["reproducible"], accounting, terms["population"])
+    parts.codec = codec_from_config(terms["codec"])
+    if not parts.codec.needs_fit:
+        parts.codec.bind(parts.layout)
+    if parts.privacy is not None:
+        if parts.privacy.simulation_seed is not None:
+            raise ConfigurationError("Expected no `simulation_seed`: whoever knows it can take the noise off. Leave it out")
+        assert accounting is not None, "a run with privacy has it"
+        parts.privacy.calibrate(accounting, parts.terms.population)
+    return parts
+
+
+def build(cls: type[T], arguments: Mapping[str, Any]) -> T:
+    """Return an object of a class with these arguments, parts in it by `class_path` and `init_args`, as a YAML has them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "made")
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    made: T = make(parser.parse_object({"made": dict(arguments)})).made
+    return made
+
+
+def _dotted(values: Any) -> Iterator[str]:
+    """Yield every text that looks like the import path of something."""
+    if isinstance(values, Mapping):
+        values = [*values.keys(), *values.values()]
+    if isinstance(values, str):
+        if _DOTTED.fullmatch(values):
+            yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _dotted(value)
