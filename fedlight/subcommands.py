@@ -14,5 +14,7 @@ SUBCOMMANDS = {
     "predict": "Write the labels that the model of a checkpoint gives the test set.",
     "pretrain": "Train the codec on proxy data, report its error on held-out updates, and write encoder and decoder.",
     "compare": "Run codecs over seeds on one data set and model, and write accuracy against bytes as table, files and pictures.",
+    "flower": "Deploy on a network: write the files of a deployment, or run a demonstration (needs the extra `flower`).",
+    "node": "Run one client of a deployed federation until it is stopped.",
     "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
 }

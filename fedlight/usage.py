@@ -22,6 +22,10 @@ def main() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):
         print(overview(), end="")
         return
+    if sys.argv[1:2] in (["node"], ["flower"]):
+        from fedlight.flower.commands import main as deploy  # without Lightning
+
+        raise SystemExit(deploy(sys.argv[1:]))
     from fedlight.cli import main as run
 
     run()

@@ -46,6 +46,16 @@ class RunFolder:
         with replacing(self.folder / f"{name}.pt") as file:
             torch.save(state, file)
 
+    def text(self, name: str) -> str:
+        """Return a text, empty if it is not here."""
+        path = self.folder / f"{name}.json"
+        return path.read_text() if path.is_file() else ""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text."""
+        with replacing(self.folder / f"{name}.json") as file:
+            file.write(text.encode())
+
     def delete(self, name: str) -> None:
         """Delete a file, if there is one."""
         (self.folder / f"{name}.pt").unlink(missing_ok=True)

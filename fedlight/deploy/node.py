@@ -19,9 +19,9 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.errors import ConfigurationError, MessageError
-from fedlight.core.packing import as_bytes, as_tensor
 from fedlight.data.arrays import Arrays
 from fedlight.data.datamodule import FederatedData
+from fedlight.data.sampling import Everyone
 from fedlight.data.sources import DataSource
 from fedlight.deploy.disk import RunFolder
 from fedlight.deploy.protocol import Envelope, Letter, OtherVersionError, Status, answer, settings_digest
@@ -82,6 +82,7 @@ class Share(ClientData):
 
     def __init__(self, data: FederatedData, client: int) -> None:
         self.data = data
+        self.data.sampler = Everyone()  # who takes part in a round is the server's matter
         self.client = client
 
     def load(self) -> Pair:
@@ -130,7 +131,7 @@ class NodeConfig:
 
     @classmethod
     def read(cls, path: Path) -> NodeConfig:
-        """Return what a file says.
+        """Return what the section `node` of a file says; relative paths in it start from the file's folder.
 
         Raises:
             ConfigurationError: if there is no such file, or something in it is wrong.
@@ -140,9 +141,13 @@ class NodeConfig:
                 f"Expected the configuration of this node but there is no file {path}: `fedlight flower init` writes one"
             )
         try:
-            return build(cls, yaml.safe_load(path.read_text()))
-        except Exception as error:  # whatever the named classes raise
-            raise ConfigurationError(f"Expected a node's configuration in {path} but: {error}") from error
+            given = dict(yaml.safe_load(path.read_text())["node"])
+            for name in ("state", "identity", "directory"):
+                if given.get(name) is not None:
+                    given[name] = str(path.parent / Path(given[name]).expanduser())
+            return build(cls, given)
+        except Exception as error:  # whatever is wrong with a file that somebody wrote, or with what it names
+            raise ConfigurationError(f"Expected a section `node` with the configuration of a client in {path} but: {error}") from error
 
 
 class NoKeysError(ConfigurationError):
@@ -210,19 +215,30 @@ class Node:
     def _settings(self, envelope: Envelope, folder: RunFolder) -> Parts | None:
         """Return what the run's settings make, None if they are not here."""
         if envelope.digest not in self._parts:
-            kept = folder.read("settings")
-            text = envelope.settings or (as_bytes(kept["text"]).decode() if kept else "")
+            text = envelope.settings or folder.text("settings")
             if not text or settings_digest(text) != envelope.digest:
                 return None
             if envelope.settings:
-                folder.write("settings", {"text": as_tensor(text.encode())})
-            self._parts[envelope.digest] = self._enrolled(read_settings(text, self.config.allow), envelope)
-        return self._parts[envelope.digest]
-
-    def _enrolled(self, parts: Parts, envelope: Envelope) -> Parts:
-        """Return the parts, with the identity keys where secure aggregation needs them."""
+                folder.write_text("settings", text)
+            self._parts[envelope.digest] = self._built(text)
+        parts = self._parts[envelope.digest]
         if parts.terms.nodes[envelope.client : envelope.client + 1] != (self.config.name,):
             raise ConfigurationError(f"Expected the number of {self.config.name} but got {envelope.client}")
+        return parts
+
+    def preload(self) -> None:
+        """Read the settings of every run that are on the disk, so that processes forked from this one need not."""
+        for path in self.config.state.glob("*/settings.json"):
+            text = path.read_text()
+            if settings_digest(text) not in self._parts:
+                try:
+                    self._parts[settings_digest(text)] = self._built(text)
+                except (ConfigurationError, ImportError) as error:
+                    log.debug("Settings in %s: %s", path, error)  # the process that answers says so
+
+    def _built(self, text: str) -> Parts:
+        """Return the parts, with the identity keys where secure aggregation needs them."""
+        parts = read_settings(text, self.config.allow)
         if parts.aggregator.hides_messages:
             from fedlight.aggregation.secure import Directory  # needs packages that the rest does without
 
@@ -232,7 +248,7 @@ class Node:
                 directory = Directory(self.config.directory, parts.terms.nodes, self.config.identity)
             except ConfigurationError as error:
                 raise NoKeysError(str(error)) from error
-            parts.aggregator.enroll(directory, envelope.digest.hex())
+            parts.aggregator.enroll(directory, settings_digest(text).hex())
         return parts
 
     def _host(self, parts: Parts) -> ClientHost:

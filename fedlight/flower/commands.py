@@ -1,0 +1,92 @@
+"""`fedlight node` and `fedlight flower`: the commands of a deployment on Flower."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedlight.core.errors import ConfigurationError
+
+NAMES = ("hospital-0", "hospital-1", "hospital-2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `fedlight flower`."""
+    made = argparse.ArgumentParser("fedlight flower", description="Deploy a federated run on Flower's SuperLink and SuperNodes.")
+    commands = made.add_subparsers(dest="command", metavar="<command>", required=True)
+    init = commands.add_parser("init", help="write the files of a deployment")
+    init.add_argument("folder", type=Path)
+    init.add_argument("--nodes", nargs="+", default=list(NAMES), help="the names of the clients")
+    init.add_argument("--lab", action="store_true", help="everything for one machine: certificates and keys too")
+    demo = commands.add_parser("demo", help="run a SuperLink and three nodes on this machine, train, show the table, and stop them")
+    demo.add_argument("--folder", type=Path, default=None, help="where to leave logs and checkpoints (a temporary folder if not given)")
+    demo.add_argument("--rounds", type=int, default=20)
+    for name, what in (("superlink", "flower-superlink"), ("run", "flwr run")):
+        offline = commands.add_parser(name, help=f"`{what}`, in the environment in which it calls nobody", add_help=False)
+        offline.add_argument("arguments", nargs=argparse.REMAINDER)
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `fedlight node FILE` or `fedlight flower COMMAND` and return the exit status."""
+    try:
+        return node(arguments[1:]) if arguments[0] == "node" else flower(arguments[1:])
+    except (ConfigurationError, OSError) as error:
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        return 2
+
+
+def node(arguments: Sequence[str]) -> int:
+    """Run a node until it is stopped."""
+    made = argparse.ArgumentParser("fedlight node", description="Run one client of a deployed federation until it is stopped.")
+    made.add_argument("file", type=Path, help="the node's node.yaml")
+    from fedlight.flower.worker import run_node  # takes seconds: torch
+
+    return run_node(made.parse_args(arguments).file)
+
+
+def flower(arguments: Sequence[str]) -> int:
+    """Run one of the commands of `fedlight flower`."""
+    given = parser().parse_args(arguments)
+    if given.command == "init":
+        return init(given.folder, given.nodes, given.lab)
+    if given.command == "demo":
+        from fedlight.flower.demo import demonstrate
+
+        return demonstrate(given.folder, given.rounds)
+    return offline({"superlink": ["flower-superlink"], "run": ["flwr", "run"]}[given.command] + given.arguments)
+
+
+def init(folder: Path, nodes: Sequence[str], lab: bool) -> int:
+    """Write the files of a deployment and say what to do with them."""
+    from fedlight.flower.files import write_app, write_lab
+
+    if not lab:
+        write_app(folder / "app", nodes, "logs", Path("directory"))
+        print(f"{folder}/app: the app of the server. What else a deployment needs: docs/deployment.md")
+        return 0
+    write_lab(folder, nodes)
+    print(NEXT.format(root=folder.absolute(), nodes=" ".join(nodes)))
+    return 0
+
+
+NEXT = """\
+Everything for one machine is in {root}. In four terminals:
+
+  cd {root} && fedlight flower superlink --ssl-ca-certfile ca.crt --ssl-certfile superlink.crt --ssl-keyfile superlink.key \\
+      --enable-supernode-auth --database state.db
+  export FLWR_HOME={root}/flower && cd {root} && for n in {nodes}; do flwr supernode register keys/$n.node.pub lab --name $n; done
+  cd {root} && for n in {nodes}; do fedlight node $n.yaml & done; wait
+  export FLWR_HOME={root}/flower && fedlight flower run {root}/app lab --stream
+
+TensorBoard: tensorboard --logdir {root}/logs"""
+
+
+def offline(command: list[str]) -> int:
+    """Become a program of Flower, which calls nobody in this environment."""
+    from fedlight.flower import program  # sets the environment
+
+    os.execv(program(command[0]), command)

@@ -1,0 +1,216 @@
+"""`fedlight flower demo`: a SuperLink and three nodes on this machine, with TLS and node keys; trains the digits and stops everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.flower import program
+from fedlight.flower.commands import NAMES
+from fedlight.flower.files import write_lab
+
+START = 120.0
+"""Seconds that the SuperLink and the nodes have to start, on a busy machine."""
+
+
+def demonstrate(folder: Path | None, rounds: int) -> int:
+    """Run the demonstration and return its exit status."""
+    with _folder(folder) as root:
+        start, lab = time.monotonic(), Lab(root / "lab")
+        try:
+            lab.start()
+            print(f"SuperLink and {len(NAMES)} nodes are up after {time.monotonic() - start:.0f} s: {lab.root}", flush=True)
+            status = lab.run("--trainer.max_steps", str(rounds))
+            print(lab.traffic(), flush=True)
+        except KeyboardInterrupt:
+            print("stopping", flush=True)
+            status = 128 + signal.SIGINT
+        finally:
+            lab.stop()
+        print(f"{time.monotonic() - start:.0f} s in all; everything that was started is stopped", flush=True)
+        return status
+
+
+class Lab:
+    """A deployment on this machine.
+
+    Args:
+        root: a new folder for its files.
+        names: the nodes.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str] = NAMES) -> None:
+        self.root = root
+        self.names = list(names)
+        port, *ports = free_ports(1 + len(names))
+        self.address = f"127.0.0.1:{port}"
+        write_lab(root, names, self.address, ports)
+        self.environment = {**os.environ, "FLWR_HOME": str(root / "flower"), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start the SuperLink, register the nodes, start them, and wait until all are online."""
+        self.start_superlink()
+        for name in self.names:
+            self.flwr("supernode", "register", str(self.root / "keys" / f"{name}.node.pub"), "lab", "--name", name)
+            self.start_node(name)
+        self.wait(lambda: self.online() >= len(self.names), "the nodes to be online")
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it answers."""
+        port = self.address.rpartition(":")[2]
+        tls = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "superlink.crt", "--ssl-keyfile", "superlink.key"]
+        own = ["--host", "127.0.0.1", "--port", port, "--enable-supernode-auth", "--database", "state.db"]
+        self.launch("superlink", [program("flower-superlink"), *own, *tls])
+        self.wait(lambda: _answers(int(port)), "the SuperLink to answer")
+
+    def start_node(self, name: str) -> None:
+        """Start a node."""
+        self.launch(name, [sys.executable, "-m", "fedlight", "node", str(self.root / f"{name}.yaml")])
+
+    def launch(self, name: str, command: list[str]) -> None:
+        """Start a program in a session of its own; what it says goes to a file."""
+        with (self.root / f"{name}.log").open("ab") as file:
+            self._running[name] = subprocess.Popen(
+                command, cwd=self.root, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait(self, until: Callable[[], bool], what: str) -> None:
+        """Wait for something.
+
+        Raises:
+            ConfigurationError: if it does not happen in time, or a program ended meanwhile.
+        """
+        end = time.monotonic() + START
+        while not until():
+            for name, process in self._running.items():
+                if process.poll() is not None:
+                    raise ConfigurationError(f"Expected {name} to run but it ended with {process.returncode}: {self.said(name)}")
+            if time.monotonic() > end:
+                raise ConfigurationError(f"Expected {what} within {START:.0f} s but it took longer: see the .log files in {self.root}")
+            time.sleep(0.3)
+
+    def said(self, name: str, lines: int = 3) -> str:
+        """Return the last lines of what a program said."""
+        return " / ".join((self.root / f"{name}.log").read_text(errors="replace").strip().splitlines()[-lines:])
+
+    def flwr(self, *arguments: str) -> str:
+        """Run a command of Flower's and return what it printed."""
+        done = subprocess.run([program("flwr"), *arguments], env=self.environment, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise ConfigurationError(f"Expected flwr {' '.join(arguments[:2])} to work but: {(done.stdout + done.stderr).strip()[-500:]}")
+        return done.stdout
+
+    def listed(self, *arguments: str) -> dict[str, Any]:
+        """Return what a command of Flower's prints as JSON."""
+        found: dict[str, Any] = json.loads(self.flwr(*arguments, "--format", "json"))
+        return found
+
+    def online(self) -> int:
+        """Return how many nodes are online."""
+        return sum(node["status"] == "online" for node in self.listed("supernode", "list", "lab")["nodes"])
+
+    def run(self, *options: str, resume: bool = False) -> int:
+        """Run the app, show what both ends say, and return the exit status: 0 if it ran to its end."""
+        config = [f'options="{" ".join(options)}"', f"resume={str(resume).lower()}"]
+        command = [program("flwr"), "run", str(self.root / "app"), "lab", "--stream", "--run-config", " ".join(config)]
+        read = {name: (self.root / f"{name}.log").stat().st_size for name in self.names}
+        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    self._show(read)
+            except BaseException:
+                process.terminate()
+                raise
+        self._show(read)
+        runs = self.listed("list", "lab")["runs"]
+        newest = max(runs, key=lambda run: run["pending-at"])
+        return 0 if newest["status"] == "finished:completed" else 1
+
+    def _show(self, read: dict[str, int]) -> None:
+        """Print what the nodes have said since."""
+        for name in self.names:
+            with (self.root / f"{name}.log").open("rb") as file:
+                file.seek(read[name])
+                for line in file.read().decode(errors="replace").splitlines():
+                    print(f"  [{name}] {line}", flush=True)
+                read[name] = file.tell()
+
+    def traffic(self) -> str:
+        """Return a line about the bytes that Flower carried."""
+        runs = self.listed("list", "lab")["runs"]
+        both = [run["network-traffic"] for run in runs]
+        up, down = (sum(run[name] for run in both) for name in ("inbound-bytes", "outbound-bytes"))
+        return f"Flower carried {up:,} bytes up and {down:,} bytes down, its own part included (HTTP headers, about 9 kB a message, not)."
+
+    def stop(self) -> None:
+        """Stop the nodes, then the SuperLink, with all that they started."""
+        names = [name for name in self._running if name != "superlink"]
+        for group in (names, ["superlink"]):
+            for name in group:
+                self.end(name, signal.SIGTERM)
+            for name in group:
+                self._reap(name)
+
+    def end(self, name: str, number: int) -> None:
+        """Send a program a signal, if it runs."""
+        if name in self._running and self._running[name].poll() is None:
+            self._running[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        """Kill a program and all that it started."""
+        process = self._running.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _reap(self, name: str) -> None:
+        process = self._running.pop(name, None)
+        if process is None:
+            return
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # whatever of its session is left
+        except ProcessLookupError:
+            return
+        process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [made.getsockname()[1] for made in sockets]
+    for made in sockets:
+        made.close()
+    return ports
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as made:
+        made.settimeout(1)
+        return made.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="fedlight-") as made:
+        yield Path(made)

@@ -1,0 +1,261 @@
+"""`fedlight node`: a SuperNode, and beside it a process that has imported everything and forks for each message.
+
+By default Flower starts a Python process for every message, which imports torch before it reads the first byte. Flower's own switch
+`--isolation process` lets another program run the messages, and this is one. The app's own code is neither unpacked nor run here: every
+message is answered by `fedlight.flower.client`. Everything of Flower's that is no public interface is in this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+import torch
+import yaml
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp as flower
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.deploy.settings import Parts, build
+from fedlight.flower import client, program
+
+log = logging.getLogger("fedlight.node")
+
+POLL = 0.1
+REFUSED = 90.0
+"""Seconds for which a SuperNode that exits at once is started again: a SuperLink refuses a crashed node's key for about a minute."""
+
+
+@dataclass
+class Link:
+    """How a node reaches its SuperLink: the section `flower` of `node.yaml`.
+
+    Args:
+        superlink: Address of the SuperLink, as host:port.
+        key: File of the node's private key (EC, OpenSSH's form), whose public half is registered at the SuperLink.
+        root_certificates: File of the certificate authority that signed the SuperLink's certificate (the system's if not given).
+        insecure: Whether to do without TLS: on a machine of one's own only.
+        port: Port on this machine, on 127.0.0.1, that SuperNode and worker talk through.
+    """
+
+    superlink: str
+    key: str | None = None
+    root_certificates: str | None = None
+    insecure: bool = False
+    port: int = 9094
+
+    @classmethod
+    def read(cls, path: Path) -> Link:
+        """Return what a `node.yaml` says; raises ``ConfigurationError`` if something is wrong."""
+        try:
+            link = build(cls, yaml.safe_load(path.read_text())["flower"])
+        except Exception as error:  # whatever is wrong with a file that somebody wrote
+            raise ConfigurationError(f"Expected a section `flower` with the SuperLink's address in {path} but: {error}") from error
+        for name in ("key", "root_certificates"):
+            value = getattr(link, name)
+            if value is not None:
+                found = path.parent / Path(value).expanduser()
+                if not found.is_file():
+                    raise ConfigurationError(f"Expected `flower.{name}` of {path} to be a file but there is no {found}: correct the path")
+                setattr(link, name, str(found))
+        return link
+
+    def command(self, node: Path, secret: Path) -> list[str]:
+        """Return the command that starts the SuperNode."""
+        trust = ["--insecure"] if self.insecure else (["--root-certificates", self.root_certificates] if self.root_certificates else [])
+        own = ["--auth-supernode-private-key", self.key] if self.key else []
+        local = ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        return [program("flower-supernode"), "--superlink", self.superlink, *trust, *own, *local, "--node-config", f'fedlight="{node}"']
+
+
+class Supervisor:
+    """Keeps a SuperNode running: starts it, and starts it again when it ends."""
+
+    def __init__(self, command: list[str], output: Path) -> None:
+        self.command = command
+        self.output = output
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._refused: float | None = None  # since when it exits at once
+        self._next = 0.0
+
+    def look(self) -> None:
+        """Start the SuperNode if it does not run.
+
+        Raises:
+            ConfigurationError: if it cannot reach or convince the SuperLink.
+        """
+        now = time.monotonic()
+        if self._process is not None and self._process.poll() is None:
+            if now - self._started > 20:
+                self._refused = None
+            return
+        if now < self._next:
+            return
+        if self._process is not None:
+            self._ended(now)
+        with self.output.open("ab") as file:
+            self._process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
+        self._started, self._next = now, now + 5
+
+    def _ended(self, now: float) -> None:
+        assert self._process is not None
+        last = self.reason()
+        if now - self._started > 20:
+            self._refused = None
+        self._refused = now if self._refused is None else self._refused
+        hopeless = "CERTIFICATE_VERIFY_FAILED" in last
+        if hopeless or now - self._refused > REFUSED:
+            raise ConfigurationError(
+                f"Expected the SuperNode to join the SuperLink but it ended with status {self._process.returncode}: {last}. "
+                f"Check address, `root_certificates` and `key`, and that the key is registered; all of its output is in {self.output}"
+            )
+        log.warning("The SuperNode ended with status %d (%s): starting it again", self._process.returncode, last)
+
+    def reason(self) -> str:
+        """Return what the SuperNode said last that tells why it ended."""
+        lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines()[-60:] if line.strip()]
+        telling = [line for line in lines if any(word in line for word in ("CERTIFICATE", "code", "Error", "ERROR", "refused"))]
+        return (telling or lines or ["it said nothing"])[-1][:300]
+
+    def stop(self) -> None:
+        """End the SuperNode."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+class Worker:
+    """Asks the SuperNode for messages and answers each in a process of its own, forked from this one.
+
+    Args:
+        path: the node's `node.yaml`.
+        link: its section `flower`.
+        secret: what SuperNode and worker prove themselves with.
+    """
+
+    def __init__(self, path: Path, link: Link, secret: bytes) -> None:
+        self.path = path
+        self.address = f"127.0.0.1:{link.port}"
+        guard = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"}))
+        once = make_simple_http_retry_invoker()
+        once.max_tries = 1  # the loop asks again
+        self._client = RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=True,  # to this machine only
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), guard],
+            retry_invoker=once,
+        )
+        self.node = client.node_of(str(path))
+        samples = self.node.samples  # loaded before the first fork, once for all messages
+        build(Parts, {"network": {"class_path": "torch.nn.Identity"}})  # which imports all that settings can name
+        self.node.preload()
+        log.info("%s holds %d samples", self.node.config.name, len(samples[1]))
+        self._children: set[int] = set()
+
+    def look(self) -> None:
+        """Fork for a message, if there is one, and collect the processes that have ended."""
+        try:
+            response = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+        except httpx.HTTPError:
+            return  # the SuperNode is not there yet, or not any more
+        if response.HasField("task") and response.token:
+            process = os.fork()
+            if process == 0:
+                self._answer(response.token)
+            self._children.add(process)
+        for process in list(self._children):
+            if os.waitpid(process, os.WNOHANG)[0]:
+                self._children.discard(process)
+                self.node.preload()
+
+    def _answer(self, token: str) -> NoReturn:
+        """Answer one message, in the forked process."""
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is this process's parent that Ctrl-C ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            unpacked: Any = lambda *_, **__: None  # noqa: E731
+            flower.install_from_fab = unpacked
+            flower.get_load_client_app_fn = lambda **_: lambda *_: client.app
+            flower.run_clientapp(runtime_api_address=self.address, token=token, insecure=True)
+            status = 0
+        except SystemExit as done:
+            status = int(done.code or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def stop(self) -> None:
+        """End the processes that still answer."""
+        for process in self._children:
+            os.kill(process, signal.SIGTERM)
+
+
+class _StopError(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def run_node(path: Path) -> int:
+    """Run a node until it is stopped, and return the exit status: 0 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        ConfigurationError: if `node.yaml` is wrong, or the SuperLink does not let the node in.
+    """
+    torch.set_num_threads(1)  # no threads in a process that forks
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name, level in (("fedlight.node", logging.INFO), ("fedlight.deploy", logging.INFO), ("flwr", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("flwr").propagate = False  # it prints for itself
+    path = path.expanduser().absolute()
+    node, link = client.node_of(str(path)), Link.read(path)
+    node.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret, file = secrets.token_bytes(32), node.config.state / "worker.secret"
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(secret)
+    supervisor = Supervisor(link.command(path, file), node.config.state / "supernode.log")
+
+    def stop(number: int, frame: object) -> None:
+        raise _StopError(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    worker = None
+    try:
+        supervisor.look()
+        worker = Worker(path, link, secret)
+        log.info("%s is ready for %s", node.config.name, link.superlink)
+        while True:
+            supervisor.look()
+            worker.look()
+            time.sleep(POLL)
+    except _StopError as stopped:
+        log.info("%s stops", node.config.name)
+        return 0 if stopped.number == signal.SIGINT else 128 + stopped.number
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if worker is not None:
+            worker.stop()
+        supervisor.stop()
+        file.unlink(missing_ok=True)
