@@ -84,6 +84,7 @@ def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
             "additive": module.codec.additive,
             "train_seconds": module.seconds_trained(),
             "pretrain_seconds": module.pretrain_seconds,
+            **{f"{name}_bytes": int(value) for name, value in (module.clients.figures() if module.clients else {}).items()},
             **(module.privacy.report() if module.privacy else {}),
             "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
         }

@@ -19,7 +19,10 @@ DAYS = 365
 
 
 def make_authority(folder: Path) -> None:
-    """Write `ca.crt`, and `superlink.crt` and `superlink.key` that it signed for 127.0.0.1 and localhost; the authority's key is not kept."""
+    """Write `ca.crt`, and `superlink.crt` and `superlink.key` that it signed for 127.0.0.1 and localhost.
+
+    The authority's own key is not kept.
+    """
     key, name = ec.generate_private_key(ec.SECP384R1()), _name("fedlight lab")
     authority = _certificate(name, key, name, key, authority=True)
     own = ec.generate_private_key(ec.SECP384R1())

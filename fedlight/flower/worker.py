@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpx
 import torch
@@ -192,9 +192,8 @@ class Worker:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is this process's parent that Ctrl-C ends
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            unpacked: Any = lambda *_, **__: None  # noqa: E731
-            flower.install_from_fab = unpacked
-            flower.get_load_client_app_fn = lambda **_: lambda *_: client.app
+            # Nothing of the app is unpacked or loaded: this node runs no code but its own.
+            vars(flower).update(install_from_fab=lambda *_, **__: None, get_load_client_app_fn=lambda **_: lambda *_: client.app)
             flower.run_clientapp(runtime_api_address=self.address, token=token, insecure=True)
             status = 0
         except SystemExit as done:

@@ -400,7 +400,8 @@ class FederatedModule(Forwarding):
             return
         with self.server.watch.section("log"):
             dim = self.layout.dim
-            log_round(self, round_metrics(self.server, call, dim), call.context.round)
+            carried = {f"bytes/{name}": value for name, value in self._connection.figures().items()}
+            log_round(self, round_metrics(self.server, call, dim) | carried, call.context.round)
             log_comparison(self, call, self.algorithm.vectors * dim)  # numbers beside the vectors would drown them
 
     # -- state -----------------------------------------------------------------------------------------------------

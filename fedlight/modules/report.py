@@ -50,6 +50,8 @@ _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("of which encoders", "codec_bytes", format_bytes),
     ("keys and shares, up", "handshake_uplink_bytes", format_bytes),
     ("keys and shares, down", "handshake_downlink_bytes", format_bytes),
+    ("carried by Flower, up", "engine_uplink_bytes", format_bytes),
+    ("carried by Flower, down", "engine_downlink_bytes", format_bytes),
     ("pretraining", "pretrain_seconds", _seconds),
     ("training", "train_seconds", _seconds),
 )

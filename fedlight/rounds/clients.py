@@ -69,6 +69,10 @@ class Clients(ABC):
         """Return the clients that can be asked now, None for all; waits, for as long as makes sense, for at least so many."""
         return None
 
+    def figures(self) -> dict[str, float]:
+        """Return what the connection has to say of itself, such as the bytes that it carried, by name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run has to know of the connection."""
         return {}
