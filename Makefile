@@ -7,7 +7,7 @@ DEV_ENV := $(VENV)/.installed-dev
 # A process for every core (at most 8), each with whole files: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test test-all check bench env clean
+.PHONY: help demo deploy-demo test test-all check bench env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -15,6 +15,9 @@ help: ## list the targets
 
 demo: $(TEST_ENV) ## train on the digits with and without a codec and compare
 	$(BIN)/fedlight fit --config configs/digits.yaml --baseline true
+
+deploy-demo: $(TEST_ENV) ## run a SuperLink and three nodes on this machine, train, and stop them
+	$(BIN)/fedlight flower demo
 
 test: $(TEST_ENV) ## run the tests, but for those marked slow
 	$(PYTEST) -m "not slow" --hypothesis-profile quick
