@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DESCRIPTION = (
     "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
-    "Start with `fedlight fit --config configs/digits.yaml`; the number of rounds is --trainer.max_steps."
+    "Start with `fedlight fit --config digits`; the number of rounds is --trainer.max_steps."
 )
 
 SUBCOMMANDS = {
@@ -15,4 +15,6 @@ SUBCOMMANDS = {
     "pretrain": "Train the codec on proxy data, report its error on held-out updates, and write encoder and decoder.",
     "compare": "Run codecs over seeds on one data set and model, and write accuracy against bytes as table, files and pictures.",
     "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
+    "configs": "List the configurations that ship with fedlight, or copy some to edit them.",
+    "doctor": "Show versions, extras, threads, data and devices, what is missing and the command that adds it.",
 }
