@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
+from fedlight.console.configs import with_files
+from fedlight.console.errors import one_sentence
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
@@ -136,31 +138,28 @@ def _built(args: list[str]) -> FederatedCLI:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
-    given = sys.argv[1:] if args is None else args
     try:
-        # Each subcommand imports what only it needs.
-        if given[:1] == ["compare"]:
-            from fedlight.compare.command import compare
-
-            if status := compare(given[1:], dry_run, fit):
-                raise SystemExit(status)
-            return
-        if given[:1] == ["audit"]:
-            from fedlight.audit.command import audit
-
-            audit(given[1:], audit_parts)
-            return
-        open_cli(FederatedCLI, args)
-    except Exception as error:
-        own = own_error(error)
-        if own is None:
-            raise
-        logging.getLogger(__name__).debug("details", exc_info=True)
-        print(f"fedlight: error: {own}", file=sys.stderr)
-        raise SystemExit(2) from error
+        with one_sentence():
+            _run(None if args is None else with_files(args))
     except SIGTERMException as stopped:  # Lightning would end with status 0, as if the run were complete
         print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from stopped
+
+
+def _run(args: list[str] | None) -> None:
+    given = sys.argv[1:] if args is None else args
+    # Each subcommand imports what only it needs.
+    if given[:1] == ["compare"]:
+        from fedlight.compare.command import compare
+
+        if status := compare(given[1:], dry_run, fit):
+            raise SystemExit(status)
+    elif given[:1] == ["audit"]:
+        from fedlight.audit.command import audit
+
+        audit(given[1:], audit_parts)
+    else:
+        open_cli(FederatedCLI, args)
 
 
 if __name__ == "__main__":

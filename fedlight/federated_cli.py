@@ -51,10 +51,10 @@ class FederatedCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Add `compare` and `audit` to the help: they are not methods of a Trainer and have their own parsers (`cli.main`)."""
+        """Add the others to the help: they are no methods of a Trainer and have parsers of their own (`usage`, `cli.main`)."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None
-        for name in ("compare", "audit"):
+        for name in (name for name in SUBCOMMANDS if name not in self.subcommands()):
             parser._subcommands_action.add_subcommand(name, ArgumentParser(), help=SUBCOMMANDS[name])
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DESCRIPTION = (
     "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
-    "Start with `fedlight fit --config configs/digits.yaml`; the number of rounds is --trainer.max_steps."
+    "Start with `fedlight fit --config digits`; the number of rounds is --trainer.max_steps."
 )
 
 SUBCOMMANDS = {
@@ -17,4 +17,6 @@ SUBCOMMANDS = {
     "flower": "Deploy on a network: write the files of a deployment, or run a demonstration (needs the extra `flower`).",
     "node": "Run one client of a deployed federation until it is stopped.",
     "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
+    "configs": "List the configurations that ship with fedlight, or copy some to edit them.",
+    "doctor": "Show versions, extras, threads, data and devices, what is missing and the command that adds it.",
 }

@@ -1,16 +1,20 @@
-"""The command `fedlight`: its help is instant, because only a subcommand imports torch and Lightning, which takes seconds."""
+"""The command `fedlight`: help and what needs no training answer at once, because only a run imports torch and Lightning."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
 
+_EPILOG = "For the options of a subcommand: fedlight fit --help."
+
 
 def overview() -> str:
     """Return the text of `fedlight --help`."""
-    parser = argparse.ArgumentParser("fedlight", description=DESCRIPTION, epilog="For the options of a subcommand: fedlight fit --help.")
+    parser = argparse.ArgumentParser("fedlight", description=DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(title="subcommands", metavar="<subcommand>")
     for name, what in SUBCOMMANDS.items():
         commands.add_parser(name, help=what)
@@ -18,14 +22,40 @@ def overview() -> str:
 
 
 def main() -> None:
-    """Print the overview for a bare `--help`, else run the command line."""
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    """Answer what needs no run, else check the arguments and run the command line."""
+    args = sys.argv[1:]
+    if not args or args in (["-h"], ["--help"]):
         print(overview(), end="")
-        return
-    if sys.argv[1:2] in (["node"], ["flower"]):
-        from fedlight.flower.commands import main as deploy  # without Lightning
+    elif args == ["--version"]:
+        from importlib.metadata import version
 
-        raise SystemExit(deploy(sys.argv[1:]))
-    from fedlight.cli import main as run
+        print(f"fedlight {version('fedlight')}")
+    else:
+        _run(args)
 
-    run()
+
+def _run(args: list[str]) -> None:
+    # Classes of the user's own are found in the current folder, as `python -m fedlight` finds them.
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    from fedlight.console.errors import one_sentence
+
+    with one_sentence():
+        if args[0] == "configs":
+            from fedlight.console.configs import command
+
+            return command(args[1:])
+        if args[0] == "doctor":
+            from fedlight.console.doctor import command as doctor
+
+            return doctor()
+        if args[0] in ("node", "flower"):
+            from fedlight.flower.commands import main as deploy  # without Lightning
+
+            raise SystemExit(deploy(args))
+        from fedlight.console.configs import with_files
+
+        sys.argv[1:] = with_files(args)
+        from fedlight.cli import main as run
+
+        run()

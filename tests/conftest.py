@@ -12,6 +12,22 @@ settings.register_profile("quick", settings.get_profile("fedlight"), max_example
 settings.load_profile("fedlight")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``quick(n)``: `make test` runs n of a test's rows, spread evenly over its table; the others are slow."""
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("quick"):
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in tables.values():
+        mark = rows[0].get_closest_marker("quick")
+        assert mark is not None
+        kept = {i * len(rows) // mark.args[0] for i in range(mark.args[0])}
+        for i, row in enumerate(rows):
+            if i not in kept:
+                row.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny tensors gain nothing from threads, and one thread gives the same bits on any machine."""

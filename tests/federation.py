@@ -153,8 +153,11 @@ def learned(bits: int = 6) -> ChainCodec:
     return ChainCodec([AutoencoderCodec(ratio=2, block_size=16, width=4), QuantizeCodec(bits=bits)])
 
 
+SHORT = CodecTraining(steps=4, check_every=2)
+
+
 def pretraining() -> CodecPretraining:
-    return CodecPretraining(ProxyFederation(rounds=10, clients=4, samples=10), CodecTraining(steps=4, check_every=2))
+    return CodecPretraining(ProxyFederation(rounds=10, clients=4, samples=10), SHORT)
 
 
 def federated_data(**changes: Any) -> FederatedDataModule:

@@ -23,6 +23,8 @@ PACKAGES = ("aggregation", "callbacks", "clients", "codecs", "data", "metrics", 
 
 # What only those need who write a codec, an algorithm, a data source or a report; it stays in its subpackage.
 FOR_AUTHORS = {
+    "Connection",
+    "FederatedData",
     *("AccountingSetting", "AggregationSetting", "Arrays", "ClientTask", "Ledger", "LocalModel", "LocalResult", "Memory", "Objective"),
     *("Call", "ClientHost", "ClientUpdate", "Collector", "Download", "GlobalModel", "Held", "Reply", "ReplyFormat", "Request"),
     *("Sealer", "Server", "ServerState", "Simulated", "TRAIN", "Watch", "run_round"),

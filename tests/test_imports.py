@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pytest
+
 import fedlight
 from tests.federation import environment
 
@@ -83,6 +85,7 @@ def test_the_module_is_known_to_modules_alone() -> None:
     assert all(name == "fedlight" or name.startswith(allowed) for name in users)
 
 
+@pytest.mark.slow
 def test_a_round_needs_no_lightning() -> None:
     """A server that draws a cohort loads neither Lightning nor what comes with it."""
     code = (

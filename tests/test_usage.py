@@ -22,7 +22,7 @@ def python(code: str) -> str:
 
 
 def test_every_subcommand_has_a_line():
-    assert {*SUBCOMMANDS} == {*FederatedCLI.subcommands(), "compare", "audit"}
+    assert {*SUBCOMMANDS} == {*FederatedCLI.subcommands(), "compare", "audit", "configs", "doctor", "flower", "node"}
 
 
 def test_help_needs_neither_torch_nor_lightning():
@@ -71,3 +71,21 @@ def test_a_file_before_the_subcommand_may_have_a_section_for_each(tmp_path):
     cli = open_cli(DryRun, ["--config", str(path), *FIT[:1], *FIT[3:]], exit_on_error=False)
     assert all(options(cli).values())
     assert cli.datamodule.num_clients == 7
+
+
+@pytest.mark.parametrize(("given", "expected"), [("--version", "fedlight 0."), ("configs", "digits ")])
+def test_what_needs_no_run_needs_no_torch(given, expected):
+    printed = python(
+        f"import sys; sys.argv = ['fedlight', {given!r}]; from fedlight.usage import main; main();"
+        "print('imported:', *{'torch', 'lightning', 'numpy', 'jsonargparse', 'fedlight.cli'} & {*sys.modules})"
+    )
+    assert expected in printed and printed.strip().endswith("imported:")
+
+
+def test_a_configuration_of_no_such_name_ends_before_any_import():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fedlight", "fit", "--config", "digitz"],
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "did you mean digits?" in done.stderr.splitlines()[-1]
+    assert "| torch" not in done.stderr

@@ -32,7 +32,10 @@ def audit_parser() -> ArgumentParser:
     """Return the parser of `fedlight audit`."""
     parser = ArgumentParser(prog="fedlight audit", description=SUBCOMMANDS["audit"], exit_on_error=False)
     parser.add_argument(
-        "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/audit_digits.yaml."
+        "-c",
+        "--config",
+        action="config",
+        help="Path to a YAML file with these options, or the name of a shipped one, such as audit_digits.",
     )
     parser.add_class_arguments(Audit, None, fail_untyped=False)
     return parser

@@ -31,7 +31,10 @@ def compare_parser() -> ArgumentParser:
     """Return the parser of `fedlight compare`."""
     parser = ArgumentParser(prog="fedlight compare", description=SUBCOMMANDS["compare"], exit_on_error=False)
     parser.add_argument(
-        "-c", "--config", action="config", help="Path to a YAML file with these options, such as configs/compare_digits.yaml."
+        "-c",
+        "--config",
+        action="config",
+        help="Path to a YAML file with these options, or the name of a shipped one, such as compare_digits.",
     )
     parser.add_class_arguments(Comparison, None)
     return parser

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fedlight.console.configs import find
 from fedlight.core.errors import ConfigurationError, require
 
 Tree = dict[str, Any]
@@ -23,7 +24,8 @@ class Comparison:
     """Codecs, seeds and server learning rates to compare on one configuration of `fedlight fit`.
 
     Args:
-        base: Configuration of `fedlight fit` that every run starts from, in this file's folder or else in the current folder.
+        base: Configuration of `fedlight fit` that every run starts from, in this file's folder or else in the current folder,
+            or the name of a shipped one.
         codecs: Changes to it for each codec, by name: any part of a `fit` configuration, or null for no codec.
         reference: Name of the one uncompressed entry of `codecs`, the reference of all gaps.
         seeds: Seeds of the results; a seed fixes initial weights, partition, cohorts and batches for every codec.
@@ -190,15 +192,19 @@ def digest(parsed: Tree, run: Run) -> str:
 
 
 def read_base(base: str, folder: Path | None) -> Tree:
-    """Return the mapping in the YAML file ``base``, found in ``folder`` or else in the current one.
+    """Return the mapping in the YAML file ``base``, found in ``folder``, or else in the current one or by name.
 
     Raises:
         ConfigurationError: if the file does not exist or holds no mapping.
     """
-    places = [Path(base).expanduser()] if folder is None else [folder / Path(base).expanduser(), Path(base).expanduser()]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise ConfigurationError(f"Expected `base` to be a configuration of `fedlight fit` but there is no file {base}: correct the path")
+    near = None if folder is None else folder / Path(base).expanduser()
+    try:
+        path = near if near is not None and near.is_file() else find(base)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"Expected `base` to be a configuration of `fedlight fit` but there is no file {base}: correct the path, or name one of "
+            "`fedlight configs`"
+        ) from error
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -171,6 +171,7 @@ def test_secrets_come_from_the_operating_system_alone():
     assert {name for name in names if "secrets" in names[name]} == {"client.py", "identities.py"}
 
 
+@pytest.mark.slow
 def test_without_the_packages_the_way_out_is_told():
     code = (
         "import sys\n"

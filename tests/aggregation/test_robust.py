@@ -74,6 +74,7 @@ def distance(aggregator: Aggregator | None, codec, attack: bool) -> torch.Tensor
     return weights_of(module) - before
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_a_round_with_an_attacker_goes_about_where_it_goes_without(rule, make):

@@ -150,6 +150,7 @@ DROP_OUTS = [
 ]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("drop_outs", DROP_OUTS, ids=["two at any stage", "keys", "shares", "codes", "late"])
 def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
     """Whose attempts that failed are repeated: the later attempt's numbers are part of what clients draw."""

@@ -112,6 +112,7 @@ def test_labels_without_a_bias_are_read_from_the_weights_of_one_image(digits, co
         LastLayerLabels().check(case)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("labels", ["known", "inferred", "joint"])
 def test_dlg_inverts_the_plain_gradient_of_a_sigmoid_lenet(labels, digits, context):
     assert quality(DLG(200, 3, labels), lenet(), digits, context).min() > 30
@@ -155,6 +156,7 @@ def test_an_imprint_changes_what_the_model_says_only_a_little(digits, context):
     assert (tampered(x) - victim.network(x)).abs().max() < 0.1 * victim.network(x).std()
 
 
+@pytest.mark.slow
 def test_an_inverter_learns_more_than_the_label_from_plain_gradients(digits, context):
     attack = LearnedInverter(steps=400, pairs=300)
     values, means = [], []

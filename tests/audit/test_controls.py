@@ -163,6 +163,7 @@ def test_guesses_are_right_without_noise_and_as_good_as_a_coin_with_much():
     assert abs(right_guesses(scores, inside, 500) - 250) < 60
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("noise", [0.5, 1.0, 5.0])
 @pytest.mark.parametrize("rounds", [1, 10])
 def test_canaries_refute_no_epsilon_that_the_accountant_proves(noise, rounds):

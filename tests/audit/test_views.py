@@ -55,6 +55,7 @@ CODECS = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", CODECS)
 def test_a_prediction_is_what_arrives_up_to_rounding_and_has_gradients(name):
     make, linear = CODECS[name]

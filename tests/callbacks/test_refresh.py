@@ -59,6 +59,7 @@ def test_it_happens_before_every_n_th_round_and_raises_the_version(make):
     assert len(set(watch.fingerprints)) == 3 and watch.fingerprints[2] != watch.fingerprints[3] == watch.fingerprints[5]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("every", "stop_after", "versions"),
     [(1, None, [1, 2, 3, 4, 5, 6]), (2, 2, [1, 1, 2, 2, 2, 2]), (2, 3, [1, 1, 2, 2, 2, 2]), (2, 4, [1, 1, 2, 2, 3, 3]), (9, None, [1] * 6)],
@@ -120,6 +121,7 @@ class IdentityLike(IdentityCodec):
     needs_fit = True
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("make", [transform, learned])
 @pytest.mark.parametrize(("at", "growth"), [(3, None), (4, None), (6, None), (3, 1.0)])
 def test_a_resumed_run_is_a_straight_run_bit_for_bit(make, at, growth, tmp_path):
@@ -173,6 +175,7 @@ def grown(growth: float, error: float, monkeypatch) -> tuple[Any, Watch, list[An
     return history, watch, asked
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("growth", "error", "fits"), [(1.2, 0.59, False), (1.2, 0.61, True), (1.0, 0.5, False), (1.0, 0.51, True)])
 def test_with_growth_it_fits_only_where_the_error_has_grown(growth, error, fits, monkeypatch):
     history, watch, asked = grown(growth, error, monkeypatch)
@@ -301,6 +304,7 @@ def test_past_aggregates_are_fitted_to_as_the_server_saw_them(make, monkeypatch)
     torch.testing.assert_close(shapes[0], ratio * shapes[1], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("at", [2, 4, 5])
 def test_a_resumed_run_has_the_same_history(at, tmp_path):
     def fit(rounds: int, ckpt_path: Any = None) -> Any:

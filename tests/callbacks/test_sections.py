@@ -40,6 +40,7 @@ def test_the_steps_of_a_round_are_listed():
     assert sections(steps=6) == expected, "a section is entered once a local step"
 
 
+@pytest.mark.slow
 def test_pretraining_refresh_and_validation_are_listed_where_they_take_place():
     refresh = CodecRefresh(1, ProxyFederation(rounds=10, clients=4, samples=10))
     found = sections(learned(), callbacks=[refresh], limit_val_batches=1.0, val_check_interval=1, num_sanity_val_steps=0)

@@ -35,6 +35,7 @@ def test_the_budget_is_never_exceeded_and_bits_save_error(cost: Cost, deviation:
             torch.testing.assert_close(found.error[mine], expected_error(deviation, found.step, bits, cohort)[mine])
 
 
+@pytest.mark.quick(6)
 @costs
 @pytest.mark.parametrize("kind", ["drawn", "equal", "two kinds"])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])

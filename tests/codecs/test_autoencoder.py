@@ -44,6 +44,7 @@ def closure_value(codec: Codec, bank: UpdateBank) -> torch.Tensor:
         return (codec.reconstruct(bank.updates) - target).square().sum() / target.square().sum()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("blocks", "size"), [("rows", 13), ("flat", 19)])  # neither needs padding
 @pytest.mark.parametrize("ratio", [4, 8])
 def test_a_linear_autoencoder_learns_pca(blocks: str, size: int, ratio: float, banks: tuple[UpdateBank, UpdateBank]) -> None:

@@ -38,6 +38,7 @@ def test_the_hash_comes_from_the_seed_and_is_not_downloaded() -> None:
     assert CountSketchCodec(4).bind(Layout.vector(DIM)).encoder.byte_size() == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("rows", [1, 2, 4, 5])
 def test_an_estimate_is_right_on_average_over_hashes(rows: int) -> None:
     update = torch.randn(60, generator=torch.Generator().manual_seed(1))

@@ -37,12 +37,14 @@ def run(**variables: str) -> tuple[bool, int]:
     return kept == "True", int(faults)
 
 
+@pytest.mark.slow
 def test_pages_are_asked_for_once() -> None:
     kept, faults = run()
     assert kept
     assert faults < PAGES, "forty megabytes, freed and allocated again, took their pages anew"
 
 
+@pytest.mark.slow
 def test_a_users_own_choice_stands() -> None:
     kept, faults = run(MALLOC_MMAP_THRESHOLD_="65536")
     assert not kept

@@ -69,6 +69,7 @@ def test_impossible_populations_are_refused(make):
         make(0)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("make", DRAWN)
 def test_hundred_thousand_clients(make):
     labels = labels_of(300_000)

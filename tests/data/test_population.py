@@ -39,6 +39,7 @@ def objects_made(work) -> int:
     return sys.getallocatedblocks() - before
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("partitioner", "clients"),
     [(IID(), CLIENTS), (Dirichlet(0.5), CLIENTS), (Shards(1), CLIENTS), (QuantitySkew(1.0), CLIENTS), (Natural(), None)],

@@ -32,6 +32,7 @@ def algorithm(request):
     return ALGORITHMS[request.param]()
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_it_trains_through_every_kind_of_codec(algorithm, codec):
     history = History()
@@ -40,6 +41,7 @@ def test_it_trains_through_every_kind_of_codec(algorithm, codec):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.quick(2)
 def test_ten_rounds_are_five_and_five_more(algorithm, tmp_path):
     def fit(rounds, ckpt_path=None, memory=1024.0):
         module = federated(mlp(dropout=0.2), algorithm=algorithm, codec=learned(), availability=DropOut(0.3), client_memory_mb=memory)

@@ -86,6 +86,7 @@ def test_pictures_are_left_as_files_and_in_tensorboard(tmp_path):
     assert events.Tags()["images"] == ["audit/initial_dlg"]
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_audited_beside_the_initial_one(tmp_path):
     run = ["--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     main(["fit", "--config", str(CONFIGS / "digits.yaml"), *run, "--model.codec", "null", "--data.proxy_samples", "200"])

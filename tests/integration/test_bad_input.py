@@ -87,6 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_ends_with_a_sentence_and_status_2(name, files, fedlight, tmp_path, capfd):
     options, message = MISTAKES[name]

@@ -128,6 +128,7 @@ def test_a_client_dropped_between_the_passes_keeps_its_old_residual():
     assert torch.isfinite(weights_of(module)).all()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "codec",
     [

@@ -268,6 +268,7 @@ def test_every_option_of_ours_is_explained_in_help(command, capsys):
         assert len(text.split()) >= 3, f"{name} has no help: {texts[name]!r}"
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize(
     "option",
     [

@@ -31,6 +31,7 @@ def test_there_are_comparisons():
     assert {path.stem for path in COMPARISONS} >= {"compare_digits", "compare_mnist"}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "path", [pytest.param(path, marks=[pytest.mark.slow] * long(path)) for path in COMPARISONS], ids=[path.stem for path in COMPARISONS]
 )
@@ -134,6 +135,7 @@ MISTAKES: dict[str, tuple[dict, str]] = {
 }
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_ends_with_a_sentence_and_status_2_before_anything_runs(name, tmp_path, capfd):
     changes, message = MISTAKES[name]

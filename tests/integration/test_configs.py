@@ -34,6 +34,7 @@ def test_there_are_configurations():
     assert {"digits.yaml", "pretrain.yaml", "mnist.yaml", "mnist_transform.yaml", "cifar10.yaml"} <= {path.name for path in CONFIGS}
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_parses(path, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -82,6 +83,7 @@ PARAMETERS = {"mnist": 61_706, "mnist_transform": 61_706, "mnist_secure": 61_706
 PARAMETERS |= {"mnist_entropy": 61_706, "mnist_fedlab": 199_210, "cifar10": 122_570}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_image_configurations_run_on_a_file_of_the_same_shape(name, tmp_path):
     write_npz(tmp_path / "images.npz", (3, 32, 32) if name == "cifar10" else (28, 28), samples=300)
@@ -116,6 +118,7 @@ def test_one_client_a_speaker_runs_on_a_made_up_text(tmp_path):
     assert figures["clients"] == 4 and figures["uplink_ratio"] > 20
 
 
+@pytest.mark.slow
 def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):
     write_npz(tmp_path / "images.npz", (28, 28), samples=300)
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]

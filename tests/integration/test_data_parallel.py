@@ -18,6 +18,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory):
     return ranks[0]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("codec", "hook"),
     [
@@ -52,6 +53,7 @@ def test_bytes_are_those_of_the_codes(fits):
     assert coded and fits["bytes"]["bytes"] == 4 * dim + 5 * short
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights_on_both(tmp_path):
     """What each process had left out, fitted codecs and counters are in the checkpoint."""
     for result in in_two_processes(lambda: resume(tmp_path), tmp_path):

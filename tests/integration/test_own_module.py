@@ -21,7 +21,7 @@ from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from fedlight.rounds import Download, Request
-from tests.federation import federated_data, weights_of
+from tests.federation import SHORT, federated_data, pretraining, weights_of
 from tests.own import Line, LitClassifier, LitLanguageModel, Points, Text
 
 
@@ -74,7 +74,7 @@ def test_a_language_model_with_batches_that_are_dicts():
 def test_a_codec_is_pretrained_on_samples_kept_from_the_clients():
     torch.manual_seed(0)
     module = fedlight.federate(LitClassifier(norm=False), Points(), num_clients=6, proxy_samples=40, codec=TwoSidedCodec(ratio=4))
-    trainer = fit(module, rounds=15)
+    trainer = fit(module, rounds=15, callbacks=[pretraining()])
     assert trainer.callback_metrics["val_accuracy"] > 0.85
     assert module.data.partition.sizes.sum() == 200
     assert module.server_state.traffic.mean_message < 4 * module.layout.dim / 3
@@ -83,7 +83,7 @@ def test_a_codec_is_pretrained_on_samples_kept_from_the_clients():
 def test_its_codec_is_refreshed_and_without_proxy_samples_that_is_refused_before_training(tmp_path):
     def refreshed(**settings) -> FederatedModule:
         module = fedlight.federate(LitClassifier(norm=False), Points(), num_clients=6, **settings)
-        fit(module, rounds=3, callbacks=[CodecRefresh(2, ProxyFederation(rounds=6, clients=3, samples=10))])
+        fit(module, rounds=3, callbacks=[pretraining(), CodecRefresh(2, ProxyFederation(rounds=6, clients=3, samples=10), SHORT)])
         return module
 
     trained = refreshed(proxy_samples=40, codec=TwoSidedCodec(ratio=4))

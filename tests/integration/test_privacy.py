@@ -97,6 +97,7 @@ CODECS = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("system", [False, True], ids=["seeded", "operating system"])
 @pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 def test_the_noise_in_the_sum_is_gaussian_of_the_stated_deviation_and_codes_are_clipped(make, system):
@@ -206,6 +207,7 @@ def test_a_budget_that_ends_within_a_round_ends_the_run_there():
     assert module.server_state.rounds == 1 and len(module.privacy.ledger) == 2 and module.privacy.epsilon() <= 2.2
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["central", "adaptive", "distributed", "local"])
 def test_a_resumed_run_keeps_ledger_norm_and_noise(kind, tmp_path):
     def make() -> FederatedModule:

@@ -55,6 +55,7 @@ class NeverAgain(CodecPretraining):
         super().on_fit_start(trainer, pl_module)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("norm", [False, True], ids=["", "local BatchNorm"])
 @pytest.mark.parametrize("kind", RUNS)
 def test_ten_rounds_are_five_and_five_more(kind, norm, tmp_path):
@@ -151,6 +152,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_folders(folder)[0]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path):
     """SIGTERM leaves a checkpoint of the round it struck after; SIGKILL the last regular one, whole."""

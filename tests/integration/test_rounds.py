@@ -45,6 +45,7 @@ def test_uplink_is_the_length_of_what_was_sent(make, norm, weighting):
     assert size > module.codec.encoder.format.length * (module.codec.encoder.format.bits or 32) / 8, "a message without a header"
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("weighting", ["equal", "samples"])
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 @pytest.mark.parametrize("make", [lambda: None, learned], ids=["identity", "learned"])

@@ -48,6 +48,7 @@ RUNS: dict[str, Any] = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("case", RUNS)
 def test_rounds_in_threads_are_those_of_one_client_after_another_bit_for_bit(case: str) -> None:
     ends = []

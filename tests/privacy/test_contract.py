@@ -133,6 +133,7 @@ def test_without_a_simulation_seed_no_seed_is_ever_used(row, monkeypatch):
     assert privacy.report()["privacy"]["noise"] == "operating system"
 
 
+@pytest.mark.quick(1)
 @rows
 def test_a_target_is_kept_and_stops_the_run(row):
     privacy, _ = begun(row, multiplier=None, target_epsilon=6.0)

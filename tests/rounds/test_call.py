@@ -156,6 +156,7 @@ def briefly(codec, bank) -> dict[str, float]:
     return {}
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0])
 def test_what_a_fitted_codec_decodes_is_trusted_however_large_updates_are(make, scale):
@@ -205,6 +206,7 @@ def test_looking_at_the_length_moves_no_gain():
     assert codec.decoder.broadcast({}) == before
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "make",
     [

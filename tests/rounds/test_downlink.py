@@ -147,6 +147,7 @@ def fitted(make: Any, downlink: Any, norm: bool = False, refreshed: bool = False
     return module, ledger.rounds
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 @pytest.mark.parametrize("kind", CODECS)
 def test_bytes_are_those_of_a_simulation_of_every_client(kind, norm):
@@ -162,6 +163,7 @@ def test_bytes_are_those_of_a_simulation_of_every_client(kind, norm):
         assert caught_up < 0.8 * full
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("hidden", [4, 40])
 @pytest.mark.parametrize("make", [transform, learned])
 def test_refreshed_codecs_are_paid_for_and_never_make_it_more_than_the_full_model(make, hidden):

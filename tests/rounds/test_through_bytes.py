@@ -52,6 +52,7 @@ def fits(codec: Codec) -> bool:
     return True
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize("name", [name for name, make in CODECS.items() if fits(make())])
 def test_every_codec(name: str) -> None:
     same(lambda **way: federation(CODECS[name](), **way))
@@ -73,6 +74,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("codec", [IdentityCodec, lambda: TopKCodec(2)], ids=["identity", "top-k"])
 @pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_every_algorithm(make: Callable[[], Any], codec: Callable[[], Codec]) -> None:
@@ -134,6 +136,7 @@ CATCHING_UP: dict[str, Callable[[], Codec]] = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 @pytest.mark.parametrize("codec", CATCHING_UP.values(), ids=CATCHING_UP)
 def test_every_downlink(codec: Callable[[], Codec], norm: bool) -> None:

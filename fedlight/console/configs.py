@@ -1,0 +1,104 @@
+"""The configurations that ship with fedlight: found by name, listed, copied."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedlight.console.names import did_you_mean
+from fedlight.core.errors import ConfigurationError
+
+_FLAGS = ("--config", "-c")
+
+
+def folder() -> Path:
+    """Return the folder of the shipped configurations: in an installed package inside it, in a checkout beside it."""
+    package = Path(__file__).parents[1]
+    return next((place for place in (package / "configs", package.parent / "configs") if place.is_dir()), package / "configs")
+
+
+def shipped() -> dict[str, Path]:
+    """Return the shipped configurations by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(folder().glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """Return the file that ``name`` means: a path that exists, else the shipped configuration of that name (`digits`, `digits.yaml`).
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = shipped()
+    plain = path.name.removesuffix(".yaml")
+    if path.parent in (Path("."), Path("configs")) and plain in known:
+        return known[plain]
+    raise ConfigurationError(
+        f"Expected `config` to be a YAML file or the name of a shipped configuration but got {name}"
+        f"{did_you_mean(plain, known)} (`fedlight configs` lists them)"
+    )
+
+
+def with_files(args: Sequence[str]) -> list[str]:
+    """Return arguments whose `--config` values are files, where a name of a shipped configuration was given.
+
+    Raises:
+        ConfigurationError: if a value is neither a file nor such a name.
+    """
+    return list(_replaced(args))
+
+
+def _replaced(args: Sequence[str]) -> Iterator[str]:
+    follows = False
+    for argument in args:
+        flag, equals, value = argument.partition("=")
+        if follows:
+            yield _file(argument)
+        elif equals and flag in _FLAGS:
+            yield f"{flag}={_file(value)}"
+        else:
+            yield argument
+        follows = not follows and argument in _FLAGS
+
+
+def _file(value: str) -> str:
+    """Return the file of a `--config` value; a configuration written out, or a flag where a value is missing, stays as it is."""
+    return value if not value or value.lstrip().startswith(("{", "-")) or "\n" in value else str(find(value))
+
+
+def summary(path: Path) -> str:
+    """Return the first sentence of the comment that a configuration begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#   "), path.read_text().splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines).partition(". ")[0].removesuffix(".")
+
+
+def command(args: Sequence[str]) -> None:
+    """Run `fedlight configs`: list the shipped configurations, or copy those named.
+
+    Raises:
+        ConfigurationError: if a name is unknown, or a file is there already.
+    """
+    parser = argparse.ArgumentParser("fedlight configs", description="List the shipped configurations, or copy some to edit them.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="configurations to copy; without any, all are listed")
+    parser.add_argument("--to", default=".", metavar="FOLDER", help="folder to copy to (the current one if not given)")
+    given = parser.parse_args(args)
+    if not given.names:
+        known = shipped()
+        width = max(map(len, known), default=0)
+        print("\n".join(f"{name:{width}}  {summary(path)}" for name, path in known.items()))
+        print("\nRun one with `fedlight fit --config NAME`, copy one to edit it with `fedlight configs NAME`.")
+        return
+    files = [find(name) for name in given.names]
+    target = Path(given.to).expanduser()
+    for file in files:
+        if (target / file.name).exists():
+            raise ConfigurationError(f"Expected no file {target / file.name} but there is one: remove it, or copy with `--to` elsewhere")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+        print(target / file.name)
