@@ -125,10 +125,11 @@ class Supervisor:
         log.warning("The SuperNode ended with status %d (%s): starting it again", self._process.returncode, last)
 
     def reason(self) -> str:
-        """Return what the SuperNode said last that tells why it ended."""
-        lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines()[-60:] if line.strip()]
-        telling = [line for line in lines if any(word in line for word in ("CERTIFICATE", "code", "Error", "ERROR", "refused"))]
-        return (telling or lines or ["it said nothing"])[-1][:300]
+        """Return what the SuperNode said of why it ended."""
+        said = self.output.read_text(errors="replace")
+        _, found, why = said.rpartition("Exit Code")
+        told = (found + why).partition("For more information")[0] if found else said[-300:]
+        return " ".join(told.split())[:400] or "it said nothing"
 
     def stop(self) -> None:
         """End the SuperNode."""

@@ -36,6 +36,19 @@ def configure(lab: Lab, changes: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(run, sort_keys=False))
 
 
+def give_data(lab: Lab, data: Mapping[str, Any]) -> None:
+    """Give server and nodes another data set: the section `data` of a run, of which every node has its share."""
+    path = lab.root / "app" / "run.yaml"
+    run = yaml.safe_load(path.read_text())
+    run["data"] = {"sampler": "Everyone", **data}
+    path.write_text(yaml.safe_dump(run, sort_keys=False))
+    for name in lab.names:
+        file = lab.root / f"{name}.yaml"
+        node = yaml.safe_load(file.read_text())
+        node["node"]["data"]["init_args"]["data"]["init_args"] = dict(data)
+        file.write_text(yaml.safe_dump(node, sort_keys=False))
+
+
 def simulated(lab: Lab, out: Path, *options: str) -> Path:
     """Run the lab's configuration without a network and return its folder."""
     config = str(lab.root / "app" / "run.yaml")
