@@ -34,6 +34,9 @@ from fedlight.flower import client, program
 log = logging.getLogger("fedlight.node")
 
 POLL = 0.1
+AGAIN = 5.0
+"""Seconds between two starts of a SuperNode."""
+
 REFUSED = 90.0
 """Seconds for which a SuperNode that exits at once is started again: a SuperLink refuses a crashed node's key for about a minute."""
 
@@ -108,7 +111,7 @@ class Supervisor:
             self._ended(now)
         with self.output.open("ab") as file:
             self._process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
-        self._started, self._next = now, now + 5
+        self._started, self._next = now, now + AGAIN
 
     def _ended(self, now: float) -> None:
         assert self._process is not None

@@ -1,0 +1,116 @@
+"""The files of a deployment, and the sentences that its commands end with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.data import Everyone, FederatedDataModule
+from fedlight.deploy import NodeConfig
+from fedlight.flower.commands import main
+from fedlight.flower.files import write_lab
+from fedlight.flower.worker import Link, Supervisor
+from tests.federation import environment
+
+NAMES = ["north", "south"]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    write_lab(tmp_path / "lab", NAMES)
+    return tmp_path / "lab"
+
+
+def test_a_lab_has_all_that_its_nodes_need(lab: Path) -> None:
+    for place, name in enumerate(NAMES):
+        config, link = NodeConfig.read(lab / f"{name}.yaml"), Link.read(lab / f"{name}.yaml")
+        assert config.name == name and config.identity is not None and config.identity.is_file()
+        assert link.port == 9094 + place and link.root_certificates == str(lab / "ca.crt")
+        x, y = config.data.load()
+        assert len(x) == len(y) > 100
+    for private in ("superlink.key", "keys/north", "keys/north.node"):
+        assert (lab / private).stat().st_mode & 0o077 == 0
+
+
+def test_nodes_hold_the_shares_of_the_simulation(lab: Path) -> None:
+    """The configuration of the server, run without a network, is the same federation."""
+    run = yaml.safe_load((lab / "app" / "run.yaml").read_text())["data"]
+    assert run.pop("source") == "Digits" and run.pop("partitioner")["init_args"] == {"alpha": 0.5}
+    data = FederatedDataModule(**run | {"sampler": Everyone()})
+    data.setup()
+    for client, name in enumerate(NAMES):
+        mine = NodeConfig.read(lab / f"{name}.yaml").data.load()
+        assert all(bool((one == other).all()) for one, other in zip(mine, data.client_data(client), strict=True))
+
+
+def test_a_lab_is_never_written_over_another(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flower", "init", str(lab), "--lab"]) == 2
+    assert "Expected a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("superlink: ", "suberlink: "), "section `flower`"),
+        (("root_certificates: ca.crt", "root_certificates: no.crt"), "there is no"),
+        (("class_path: fedlight.deploy.Share", "class_path: fedlight.deploy.Shar"), "Shar"),
+        (("name: north", "nmae: north"), "section `node`"),
+    ],
+)
+def test_a_wrong_node_yaml_is_one_sentence(lab: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], words: str) -> None:
+    path = lab / "north.yaml"
+    path.write_text(path.read_text().replace(*change))
+    assert main(["node", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fedlight: error: ") and words in error
+
+
+def looking(supervisor: Supervisor, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        supervisor.look()
+        time.sleep(0.02)
+
+
+def test_a_supernode_that_is_refused_is_told_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "print('Exit Code: 305\\nFailed.\\n[code: 2004] Not registered.\\n\\nFor more information, visit: <x>\\nINFO: bye')"
+    supervisor = Supervisor([sys.executable, "-c", words], tmp_path / "log")
+    monkeypatch.setattr("fedlight.flower.worker.REFUSED", 0.0)
+    monkeypatch.setattr("fedlight.flower.worker.AGAIN", 0.0)
+    with pytest.raises(ConfigurationError, match=r"\[code: 2004\] Not registered\.\. Check address"):
+        looking(supervisor, 60)
+    supervisor.stop()
+
+
+def test_a_supernode_that_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlight.flower.worker.AGAIN", 0.0)
+    supervisor = Supervisor([sys.executable, "-c", "print('once more')"], tmp_path / "log")
+    try:
+        while (tmp_path / "log").exists() is False or (tmp_path / "log").read_text().count("once more") < 2:
+            supervisor.look()
+    finally:
+        supervisor.stop()
+
+
+def test_the_client_of_flower_imports_no_lightning() -> None:
+    code = (
+        "import sys, fedlight.flower.client\n"
+        "heavy = {'lightning', 'torchvision', 'torchmetrics', 'tensorboard', 'sklearn'}\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_flower_calls_nobody() -> None:
+    code = "import fedlight.flower, os; print(*(os.environ[name] for name in fedlight.flower.OFFLINE))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.stdout.split() == ["0", "1", "1"]
