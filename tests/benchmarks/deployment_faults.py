@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fedlight.flower.demo import Lab
@@ -71,7 +73,8 @@ class Watched(Lab):
         self._thread.join()
         took = time.monotonic() - self.start_time
         words = [line.strip() for line in self.lines if re.search("dropped|no reply|no answer|too late|error|Waiting", line)]
-        return f"exit {self.status} after {took:.0f} s; " + (" | ".join(dict.fromkeys(word[-160:] for word in words[:6])) or "nothing said")
+        ended = max(self.listed("list", "lab")["runs"], key=lambda run: run["pending-at"])["status"]
+        return f"{ended} after {took:.0f} s; " + (" | ".join(dict.fromkeys(word[-160:] for word in words[:6])) or "nothing said")
 
 
 RUN = """
@@ -194,11 +197,12 @@ def _alone(made: Watched, text: str) -> str:
 
 
 def _resumed(made: Watched, root: Path, first: str) -> str:
+    saved = torch.load(max(made.root.glob("logs/**/last.ckpt")), weights_only=True)["global_step"]
     made.begin(ROUNDS, resume=True)
     second = made.finish()
     simulation = simulated(made, root / "simulated", "--trainer.max_steps", str(ROUNDS))
     equal = weights(made.root / "logs") == weights(simulation)
-    return f"{first}; resumed: {second}; weights equal to an uninterrupted simulation: {equal}"
+    return f"{first}; resumed after {saved} rounds: {second}; weights equal to an uninterrupted simulation: {equal}"
 
 
 def server_killed(root: Path) -> str:
