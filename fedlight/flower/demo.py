@@ -26,6 +26,7 @@ START = 120.0
 
 def demonstrate(folder: Path | None, rounds: int) -> int:
     """Run the demonstration and return its exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with everything stopped
     with _folder(folder) as root:
         start, lab = time.monotonic(), Lab(root / "lab")
         try:
