@@ -67,7 +67,7 @@ def test_a_regression_with_any_network_and_loss():
 
 def test_a_language_model_with_batches_that_are_dicts():
     torch.manual_seed(0)
-    trainer = fit(fedlight.federate(LitLanguageModel(), Text(), num_clients=4), rounds=15)
+    trainer = fit(fedlight.federate(LitLanguageModel(), Text(), num_clients=4), rounds=10)
     assert trainer.callback_metrics["val_perplexity"] < 4  # of 14 characters
 
 
@@ -156,7 +156,7 @@ def test_a_step_that_returns_none_moves_nothing():
 def test_the_users_module_on_fedlights_data():
     torch.manual_seed(0)
     module = fedlight.federate(LitClassifier(), federated_data(), seed=3)
-    assert fit(module, rounds=20).callback_metrics["val_accuracy"] > 0.7  # of neighbouring classes; a guess has 0.33
+    assert fit(module, rounds=8).callback_metrics["val_accuracy"] > 0.7  # of neighbouring classes; a guess has 0.33
 
 
 def test_fedsgd_takes_samples_of_any_kind():

@@ -58,9 +58,7 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("threads" in name or "refreshed" in name)) for name in CODECS]
-)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "learned integers")) for name in CODECS])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bool]:
     """One process's run and two processes' run, these with two threads each that train, where threads are asked for."""
     folders = [tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)]

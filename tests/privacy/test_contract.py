@@ -39,6 +39,9 @@ MECHANISMS = {
 }
 
 rows = pytest.mark.parametrize("row", MECHANISMS.values(), ids=MECHANISMS)
+calibrated = pytest.mark.parametrize(  # finding the noise of a sampled cohort takes seconds
+    "row", [pytest.param(row, marks=[pytest.mark.slow] * (row.rate < 1)) for row in MECHANISMS.values()], ids=MECHANISMS
+)
 
 
 def begun(row: Row, clip: float = 2.0, multiplier: float | None = 0.8, **more) -> tuple[PrivacyMechanism, Codec]:
@@ -133,8 +136,7 @@ def test_without_a_simulation_seed_no_seed_is_ever_used(row, monkeypatch):
     assert privacy.report()["privacy"]["noise"] == "operating system"
 
 
-@pytest.mark.quick(1)
-@rows
+@calibrated
 def test_a_target_is_kept_and_stops_the_run(row):
     privacy, _ = begun(row, multiplier=None, target_epsilon=6.0)
     releases = 0
@@ -146,7 +148,7 @@ def test_a_target_is_kept_and_stops_the_run(row):
     assert privacy.epsilon() > 5.9
 
 
-@rows
+@calibrated
 def test_state_survives_and_settings_are_plain(row):
     privacy, _ = begun(row, multiplier=None, target_epsilon=6.0)
     for _ in range(3):
