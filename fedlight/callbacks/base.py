@@ -94,6 +94,10 @@ class FederatedRun(LightningModule, ABC):
         """The layout of what clients upload."""
 
     @abstractmethod
+    def build(self, stage: str) -> None:
+        """Set up data and network, before anything is told the network's weights; once a fit, however often it is called."""
+
+    @abstractmethod
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train."""
 

@@ -35,6 +35,7 @@ class CodecPretraining(Callback):
         if stage != "fit":
             return
         module = cast("FederatedRun", pl_module)
+        module.build(stage)
         codec = module.codec
         if codec.layout is not None:
             codec.layout.require_same(module.upload_layout, f"The {type(codec).__name__} given")

@@ -19,7 +19,8 @@ from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory
 from fedlight.clients.layers import quicken_pooling
 from fedlight.clients.local_model import LocalModel, Objective
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, LocalTrainingError, own_error, require
+from fedlight.core.orders import Visit
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,12 +70,24 @@ class Engine(ABC):
 def train_client(
     model: LocalModel, algorithm: Algorithm, task: ClientTask, round: int, precision: torch.dtype | None = None
 ) -> LocalResult:
-    """Train one client in ``model`` from its own weights and with its own draws, under autocast if ``precision`` is given."""
+    """Train one client in ``model`` from its own weights and with its own draws, under autocast if ``precision`` is given.
+
+    Raises:
+        LocalTrainingError: where the network, the loss or the data raise an exception.
+    """
     # Without autocast's cache of cast weights, which all threads share: weights change between steps.
     with torch.autocast(task.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
-        model.seed_noise(task.noise)
+        model.visit = Visit(round)
         model.load(task.weights, task.buffers)
-        return algorithm.run(model, task.x, task.y, round, task.generator, task.memory)
+        model.seed_noise(task.noise)
+        try:
+            return algorithm.run(model, task.x, task.y, round, task.generator, task.memory)
+        except Exception as error:
+            if own_error(error) is error:
+                raise
+            raise LocalTrainingError(
+                f"Client {task.client} failed in round {round}, in local step {model.step} of its training: {type(error).__name__}: {error}"
+            ) from error
 
 
 def precision_on(device: torch.device) -> torch.dtype | None:

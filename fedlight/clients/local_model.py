@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fedlight.core.layout import FlatModel
+from fedlight.core.orders import Ordered, Visit, epoch_lengths, epoch_orders
+from fedlight.core.random import seed_process
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Maps (model, inputs ``[n, ...]``, targets ``[n]``) to a scalar mean loss."""
@@ -25,17 +29,29 @@ class LocalModel:
         start: the weights ``[dim]`` at the start of the round.
         buffers: floating-point buffers ``[buffer_dim]`` (BatchNorm statistics), also a view.
         noise: the generator of its dropout; None for the device's own.
+        visit: the client's part of the round that it trains in.
+        step: local steps that the client has begun in it.
+        first: the loss (0-d) of its first one, None before it.
+        ends_epoch: whether the current batch is the last one of its epoch.
+        schedules: learning-rate schedules of clients' own optimizers, where an earlier round left them.
     """
 
     def __init__(
         self, network: nn.Module, objective: Objective, device: torch.device | None = None, augment: Augment | None = None
     ) -> None:
         module = copy.deepcopy(network)
+        self._modes = self.modes(module)
+        self._train(module)
         self.flat = FlatModel(module.to(device) if device is not None else module)
-        self.module = self.flat.module.train()
+        self.module = self.flat.module
         self.objective = objective
         self.augment = augment
         self.noise: torch.Generator | None = None
+        self.visit = Visit()
+        self.step = 0
+        self.first: Tensor | None = None
+        self.ends_epoch = False
+        self.schedules: dict[tuple[int, ...], Any] = {}
         self.weights = self.flat.weights
         self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors outside autograd
         self._parameters = tuple(self.flat.parameters)
@@ -46,21 +62,35 @@ class LocalModel:
         # Counters (BatchNorm's batches seen) are not part of the global state: every client starts from the same ones.
         self._counters = [(b, b.clone()) for b in self.module.buffers() if not b.is_floating_point()]
 
+    def modes(self, module: nn.Module) -> list[bool]:
+        """Return which parts of a module train, in the order of ``modules()``: parts that were left in evaluation mode do not.
+
+        A network that is in evaluation mode as a whole is one that was looked at last, and trains.
+        """
+        return [part.training or not module.training for part in module.modules()]
+
+    def _train(self, module: nn.Module) -> None:
+        """Put every part into the mode that it is trained in."""
+        for part, mode in zip(module.modules(), self._modes, strict=True):
+            part.training = mode
+
     def load(self, weights: Tensor, buffers: Tensor) -> None:
         """Start from global weights ``[dim]`` and buffers ``[buffer_dim]``."""
-        self.start = weights
+        self.start, self.step, self.first = weights, 0, None
         self.weights.copy_(weights)
         self._mixed = torch.is_autocast_enabled(weights.device.type)
         if len(self.buffers):
             self.buffers.copy_(buffers)
         for counter, first in self._counters:
             counter.copy_(first)
+        self._train(self.module)
 
     def seed_noise(self, seed: int) -> None:
-        """Seed the generators of dropout on the model's device."""
+        """Seed the generator of its dropout; without one, all that the process draws from: torch's, NumPy's and Python's."""
         if self.noise is not None:
             self.noise.manual_seed(seed)
             return
+        seed_process(seed)
         # `torch.manual_seed` does this for every kind of accelerator, and keeps a stack trace forever for each that is not in use.
         if self.weights.device.type not in ("cpu", "cuda"):
             torch.manual_seed(seed)
@@ -71,9 +101,12 @@ class LocalModel:
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss (detached) and its gradient per parameter tensor on one batch."""
+        self.step += 1
         if self._mixed:
             torch.clear_autocast_cache()  # it holds low-precision copies of weights that have been changed in place since
         loss = self.objective(self.module, x, y)
+        if self.first is None:
+            self.first = loss.detach()
         grads = _derivatives(loss, self._seed, self._parameters)
         if any(grad is None for grad in grads):  # of a parameter that the loss does not depend on
             grads = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._pieces, strict=True))
@@ -85,8 +118,11 @@ class LocalModel:
         with torch.no_grad():
             parts = zip(x.split(batch_size), torch.split(y, batch_size), strict=True)  # type: ignore[no-untyped-call]
             total = sum(float(self.objective(self.module, xb, yb)) * len(yb) for xb, yb in parts)
-        self.module.train()
+        self._train(self.module)
         return total / len(y)
+
+    def attend(self, optimizer: Optimizer, schedulers: Sequence[Any]) -> None:  # (a plain network never asks)
+        """Hear which optimizer steps the model in this round, and by which schedules."""
 
     def descend(self, grads: tuple[Tensor, ...], lr: float) -> None:
         """Take one plain SGD step without building a flat gradient: one fused pass over the weights."""
@@ -96,16 +132,51 @@ class LocalModel:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
         return self.start - self.weights
 
-    def batches(
+    def plan(self, x: Tensor, batch_size: int, epochs: int | None, steps: int | None) -> Visit:
+        """Say how many batches the client is about to take, epoch by epoch."""
+        settings = (batch_size, epochs, steps)
+        self.visit = Visit(self.visit.round, x.lengths(*settings) if isinstance(x, Ordered) else epoch_lengths(len(x), *settings))
+        return self.visit
+
+    def epochs(
         self, x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+    ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """Yield the augmented batches of every epoch: of every pass, or of the whole round where the number of steps is given.
+
+        Samples say their order themselves (``Ordered``), or are shuffled in every pass (``epoch_orders``).
+        """
+        self.plan(x, batch_size, epochs, steps)
+        if isinstance(x, Ordered):
+            orders = x.orders(batch_size, epochs, steps, self.visit.round, generator)
+        else:
+            orders = epoch_orders(len(y), batch_size, epochs, steps, generator)
+        if steps is not None:
+            yield self._batches(x, y, orders, steps, generator)
+            return
+        for one, count in zip(orders, self.visit.lengths, strict=True):
+            yield self._batches(x, y, iter([one]), count, generator)
+
+    def _batches(
+        self, x: Tensor, y: Tensor, orders: Iterator[tuple[Tensor, int]], count: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield shuffled, augmented batches: each epoch is gathered once and then sliced (see ``epoch_orders``)."""
-        for order, size in epoch_orders(len(y), batch_size, epochs, steps, generator):
+        """Yield the ``count`` batches of an epoch: what each pass takes is gathered once and then sliced."""
+        number = 0
+        for order, size in orders:
             index = order.to(y.device)
             xs, ys = x.index_select(0, index), y.index_select(0, index)  # copies rows: several times faster than x[index]
             if self.augment is not None:
                 xs = self.augment(xs, generator)
-            yield from zip(xs.split(size), torch.split(ys, size), strict=True)  # type: ignore[no-untyped-call]
+            for batch in zip(xs.split(size), torch.split(ys, size), strict=True):  # type: ignore[no-untyped-call]
+                number += 1
+                self.ends_epoch = number == count
+                yield batch
+
+    def batches(
+        self, x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of all epochs."""
+        for one in self.epochs(x, y, batch_size, epochs, steps, generator):
+            yield from one
 
 
 def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -115,22 +186,3 @@ def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> 
     """
     engine = torch.autograd.Variable._execution_engine
     return engine.run_backward((loss,), (seed,), False, False, parameters, allow_unreachable=True, accumulate_grad=False)
-
-
-def epoch_orders(
-    n: int, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
-) -> Iterator[tuple[Tensor, int]]:
-    """Yield (order ``[<= n]``, batch size) for every pass over ``n`` samples, for a number of epochs or of steps.
-
-    With epochs, the last batch of each may be smaller. With steps, all batches are full (or the whole data set, if it is
-    smaller than a batch), and samples are reshuffled whenever fewer than a batch are left.
-    """
-    if steps is None:
-        for _ in range(epochs or 1):
-            yield torch.randperm(n, generator=generator), batch_size
-        return
-    size = min(batch_size, n)
-    while steps > 0:
-        now = min(steps, n // size)
-        yield torch.randperm(n, generator=generator)[: now * size], size
-        steps -= now

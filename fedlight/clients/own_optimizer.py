@@ -5,9 +5,9 @@ Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295), Algorit
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory, check_local_steps, local_samples
 from fedlight.clients.local_model import LocalModel
+from fedlight.clients.own_schedule import LocalSchedule, LocalSchedules, configured, steppable
 from fedlight.core.errors import ConfigurationError
 
 
@@ -24,14 +25,15 @@ class ClientOptimizer(Algorithm):
 
     Args:
         optimizer: creates the optimizer from parameters; the one that the network's `configure_optimizers` returns if not given.
-            Its learning-rate schedules are ignored, because a client takes few steps per round.
+            Its learning-rate schedules are stepped too, and go on from round to round: local steps and epochs count as if a client
+            had taken part in all rounds before. With ``epochs`` every pass is an epoch, with ``steps`` a round is.
         batch_size: samples in a local batch.
         epochs: local epochs per round; give this or ``steps``.
         steps: local steps per round; give this or ``epochs``.
 
     Raises:
         ConfigurationError: if a number is out of range, both or neither of ``epochs`` and ``steps`` are given, or (before training)
-            there is not exactly one optimizer.
+            there is not exactly one optimizer, or it or its schedule needs more than a gradient (LBFGS, ReduceLROnPlateau).
     """
 
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
@@ -54,43 +56,44 @@ class ClientOptimizer(Algorithm):
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
     ) -> LocalResult:
         """Train from ``model.start`` and return the update."""
-        optimizer = self.make(model.module)
+        visit = model.plan(x, self.batch_size, self.epochs, self.steps)
+        optimizer, found = self.make(model.module)
+        schedules = LocalSchedules(optimizer, found, visit)
+        schedules.resume(model)
+        model.attend(optimizer, [one.scheduler for one in found])
+        takes_closure = len(inspect.signature(type(optimizer).step).parameters) > 1
         total, steps = torch.zeros((), device=y.device), 0
         for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
-            loss, grads = model.gradients(xb, yb)
-            for parameter, gradient in zip(model.flat.parameters, grads, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+            loss = torch.zeros(())
+
+            def closure(xb: Tensor = xb, yb: Tensor = yb) -> Tensor:  # as Lightning does: some optimizers call it twice
+                nonlocal loss
+                loss, grads = model.gradients(xb, yb)
+                for parameter, gradient in zip(model.flat.parameters, grads, strict=True):
+                    parameter.grad = gradient
+                return loss
+
+            if takes_closure:
+                optimizer.step(closure)  # type: ignore[arg-type]
+            else:
+                closure()
+                optimizer.step()
+            schedules.step(model.ends_epoch)
             total += loss
             steps += 1
         optimizer.zero_grad()
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
-    def make(self, network: nn.Module) -> Optimizer:
-        """Return a new optimizer of the network's parameters; raises ``ConfigurationError`` unless there is exactly one."""
+    def make(self, network: nn.Module) -> tuple[Optimizer, list[LocalSchedule]]:
+        """Return a new optimizer of the network's parameters, and its schedules.
+
+        Raises:
+            ConfigurationError: unless there is exactly one, that takes one gradient a step.
+        """
         if self.optimizer is not None:
-            return self.optimizer([p for p in network.parameters() if p.requires_grad])
+            return steppable(self.optimizer([p for p in network.parameters() if p.requires_grad])), []
         if not hasattr(network, "configure_optimizers"):
             raise ConfigurationError(
                 f"Expected a LightningModule with `configure_optimizers` but got {type(network).__name__}: give `optimizer`, or use FedAvg"
             )
-        return only_optimizer(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
-
-
-def only_optimizer(returned: Any, owner: str) -> Optimizer:
-    """Return the optimizer in the result of a `configure_optimizers`, in any form that Lightning allows.
-
-    Raises:
-        ConfigurationError: if there is none, or several.
-    """
-    if isinstance(returned, (list, tuple)) and len(returned) == 2 and isinstance(returned[0], (list, tuple)):
-        returned = returned[0]  # ([optimizers], [schedules])
-    found = list(returned) if isinstance(returned, (list, tuple)) else [returned]
-    found = [one.get("optimizer") if isinstance(one, dict) else one for one in found]
-    if len(found) == 1 and isinstance(found[0], Optimizer):
-        return found[0]
-    raise ConfigurationError(
-        f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {len(found)} "
-        f"({', '.join(type(one).__name__ for one in found)}): federate each network separately, or set `algorithm`, such as FedAvg, "
-        "which uses none of them"
-    )
+        return configured(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]

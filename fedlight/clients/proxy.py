@@ -14,7 +14,8 @@ from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.bank import UpdateBank, write_bank
 from fedlight.core.errors import require
-from fedlight.core.random import derive_seed, numpy_generator, torch_generator
+from fedlight.core.orders import Visit
+from fedlight.core.random import derive_seed, numpy_generator, torch_generator, untouched_generators
 
 
 def draw_client(labels: np.ndarray, num_classes: int, samples: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
@@ -70,9 +71,10 @@ def record_bank(
         for step in range(simulated):
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
-                with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
-                    model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
+                with untouched_generators([weights.device] if weights.is_cuda else []):
+                    model.visit = Visit(first_round + step)
                     model.load(weights, buffers)
+                    model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
                     updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
             mean = updates.mean(0)

@@ -23,6 +23,10 @@ class ProtocolError(MessageError):
     """A violation of the secure aggregation protocol: the side that detects it stops and reveals nothing."""
 
 
+class LocalTrainingError(RuntimeError):
+    """A client's training stopped with an exception: the message names client, round and step, and says it in its own words."""
+
+
 class RoundFailedError(RuntimeError):
     """No attempt at a round had enough usable clients."""
 
@@ -30,7 +34,7 @@ class RoundFailedError(RuntimeError):
 def own_error(error: BaseException | None) -> Exception | None:
     """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
     while error is not None:
-        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, RoundFailedError)):
+        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, LocalTrainingError, RoundFailedError)):
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,3 +33,21 @@ def torch_generator(*parts: Part) -> torch.Generator:
 def numpy_generator(*parts: Part) -> np.random.Generator:
     """Return a NumPy generator (PCG64) seeded by ``derive_seed(*parts)``."""
     return np.random.Generator(np.random.PCG64(derive_seed(*parts)))
+
+
+def seed_process(seed: int) -> None:
+    """Seed Python's and NumPy's global generators, which code that is not ours may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the legacy one is what others draw from)
+
+
+@contextmanager
+def untouched_generators(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Put the process's generators back at the end of the block: torch's, on these CUDA devices too, NumPy's and Python's."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -116,6 +116,7 @@ class FederatedData:
         if self._ready:
             return
         data = self._load(self.source)
+        data = self.source.with_labels(data) if self.partitioner.by_label else data
         labels = data.y_train.numpy()
         kept, proxy, val = self.hold_out.split(labels, self.proxy_source is None, self.seed)
         self.num_classes, self.input_shape = data.num_classes, tuple(data.x_train.shape[1:])

@@ -22,6 +22,8 @@ class Natural(Partitioner):
         drop_small: Leave smaller clients out instead; their samples are not used.
     """
 
+    by_label = False
+
     def __init__(self, min_samples: int = 1, drop_small: bool = False) -> None:
         super().__init__(min_samples)
         self.drop_small = drop_small
@@ -60,6 +62,8 @@ class Explicit(Partitioner):
         clients: The index lists, or the path of a file with them, relative to the working directory.
         min_samples: Least number of samples per client; a smaller client is an error.
     """
+
+    by_label = False
 
     def __init__(self, clients: str | list[list[int]], min_samples: int = 1) -> None:
         super().__init__(min_samples)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
-from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.errors import DataError
 from fedlight.data.arrays import Arrays
+from fedlight.data.labels import read_labels, shown_labels
+from fedlight.data.order import order_of
 from fedlight.data.samples import Samples
 from fedlight.data.sources import DataSource
 
@@ -21,26 +24,25 @@ from fedlight.data.sources import DataSource
 class LightningData(DataSource):
     """Splits the training set of a LightningDataModule over clients, and uses its validation and test loaders unchanged.
 
-    It uses dataset and collate function of the training loader; local batches have the algorithm's size. The main process reads items
-    when a client trains. Labels, for partitions by label, are the dataset's `targets` or `labels`, or the last tensor of a
-    TensorDataset if it holds integers.
+    It uses dataset, collate function, sampler and `drop_last` of the training loader; local batches have the algorithm's size. The main
+    process reads items when a client trains. Partitions by label read labels as the dataset shows them (`targets`, `labels`), else from
+    its items (pairs, or mappings with a label).
 
     Args:
         datamodule: A LightningDataModule, or a LightningModule with its own loaders.
+        labels: Returns the label of an item, for partitions by label (found by itself if not given).
 
     Raises:
         DataError: if the training set cannot be split over clients: several loaders, or a dataset without random access.
-        ConfigurationError: if the data module changes batches in hooks that clients would not call.
+        ConfigurationError: if the loader's sampler cannot be split, or a partition by label finds none.
     """
 
-    def __init__(self, datamodule: LightningDataModule | LightningModule) -> None:
-        for hook in ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device"):
-            if isinstance(datamodule, LightningDataModule) and is_overridden(hook, datamodule, LightningDataModule):
-                raise ConfigurationError(
-                    f"Expected a data module that does not change batches but {type(datamodule).__name__} overrides `{hook}`: "
-                    "move it to the LightningModule, or into the dataset"
-                )
+    has_loaders = True
+
+    def __init__(self, datamodule: LightningDataModule | LightningModule, labels: Callable[[Any], Any] | None = None) -> None:
         self.datamodule = datamodule
+        self.labels = labels
+        self.loader: DataLoader[Any] | None = None  # the training loader, once it is loaded
         self._stages: set[str] = set()
 
     @property
@@ -54,7 +56,7 @@ class LightningData(DataSource):
 
     def load(self, root: Path) -> Arrays:
         """Return the training set as samples; there is no test set in memory."""
-        self._setup("fit")
+        self.set_up("fit")
         loader = self.datamodule.train_dataloader()
         if not isinstance(loader, DataLoader):
             raise DataError(f"{self.name}: expected train_dataloader() to return one DataLoader, got {type(loader).__name__}; return one.")
@@ -64,37 +66,31 @@ class LightningData(DataSource):
                 f"{self.name}: expected a training set with random access and at least one item, to split over clients, got "
                 f"{type(dataset).__name__}; give it `__getitem__` and `__len__`."
             )
-        samples = cast("Tensor", Samples(dataset, loader.collate_fn))  # instead of a tensor
-        labels = labels_of(dataset)
-        y = torch.zeros(len(dataset), dtype=torch.int64) if labels is None else labels
+        order, rows = order_of(loader, self.name)
+        self.loader = loader
+        samples = cast("Tensor", Samples(dataset, loader.collate_fn, rows, order))  # instead of a tensor
+        labels = shown_labels(dataset)
+        y = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels[torch.from_numpy(rows)]
         return Arrays(samples, y, samples[:0], y[:0], int(y.max()) + 1)
+
+    def with_labels(self, data: Arrays) -> Arrays:
+        """Return the data with labels that are those of its items; raises ``ConfigurationError`` if there are none."""
+        samples = cast("Samples", data.x_train)
+        y = read_labels(samples.dataset, samples.rows, self.labels, self.name)
+        return replace(data, y_train=y, y_test=y[:0], num_classes=int(y.max()) + 1)
 
     def loaders(self, stage: str) -> Any:
         """Return the data module's own loaders of a stage (`val`, `test` or `predict`), an empty list if it has none."""
-        self._setup({"val": "validate"}.get(stage, stage))
-        method = f"{stage}_dataloader"
-        base = LightningDataModule if isinstance(self.datamodule, LightningDataModule) else LightningModule
-        return getattr(self.datamodule, method)() if is_overridden(method, self.datamodule, base) else []
+        self.set_up({"val": "validate"}.get(stage, stage))
+        return getattr(self.datamodule, f"{stage}_dataloader")() if self.offers(stage) else []
 
-    def _setup(self, stage: str) -> None:
-        if stage not in self._stages:
+    def offers(self, stage: str) -> bool:
+        """Whether the data module has loaders of a stage (`val`, `test` or `predict`)."""
+        base = LightningDataModule if isinstance(self.datamodule, LightningDataModule) else LightningModule
+        return bool(is_overridden(f"{stage}_dataloader", self.datamodule, base))
+
+    def set_up(self, stage: str) -> None:
+        """Let the data module set itself up for a stage, once; a fit's set-up is that of its validation too, as Lightning has it."""
+        if stage not in self._stages and not (stage == "validate" and "fit" in self._stages):
             self._stages.add(stage)
             self.datamodule.setup(stage)
-
-
-def labels_of(dataset: Dataset[Any]) -> Tensor | None:
-    """Return the integer labels ``[items]`` of a dataset that has them as an attribute, else None."""
-    if isinstance(dataset, Subset):
-        whole = labels_of(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(list(dataset.indices))]
-    found = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if found is None and isinstance(dataset, TensorDataset):
-        found = dataset.tensors[-1]
-    if not isinstance(found, (Tensor, np.ndarray, list)):
-        return None
-    try:
-        labels = torch.as_tensor(np.asarray(found))
-    except (TypeError, ValueError):  # a ragged list, or strings
-        return None
-    whole_numbers = not labels.is_floating_point() and not labels.is_complex() and labels.ndim == 1 and bool((labels >= 0).all())
-    return labels.to(torch.int64) if whole_numbers and len(labels) == len(dataset) else None  # type: ignore[arg-type]

@@ -19,6 +19,8 @@ _DRAWS = 10  # draws of Dirichlet before moving samples
 class IID(Partitioner):
     """A uniformly random split into clients of equal size (to within one sample)."""
 
+    by_label = False
+
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
         """Deal shuffled samples to clients in turn."""
         return rng.permutation(np.arange(len(labels), dtype=np.int64) % num_clients)
@@ -98,6 +100,8 @@ class QuantitySkew(Partitioner):
         alpha: Concentration above 0: a small value gives a few large clients, a large value equal sizes.
         min_samples: Least number of samples per client; the largest clients fill up smaller ones.
     """
+
+    by_label = False
 
     def __init__(self, alpha: float = 1.0, min_samples: int = 1) -> None:
         super().__init__(min_samples)

@@ -17,7 +17,12 @@ class Partitioner(ABC):
 
     Args:
         min_samples: Least number of samples per client.
+
+    Attributes:
+        by_label: whether the split depends on labels: data without any is refused.
     """
+
+    by_label: bool = True
 
     def __init__(self, min_samples: int = 1) -> None:
         require(min_samples >= 1, f"min_samples: expected at least 1, got {min_samples}; a client without samples cannot train.")

@@ -25,7 +25,13 @@ __all__ = ["ArrayFile", "Arrays", "DataSource", "Digits", "Torchvision", "WithCl
 
 
 class DataSource(ABC):
-    """A data set that can be loaded into memory."""
+    """A data set that can be loaded into memory.
+
+    Attributes:
+        has_loaders: whether evaluation uses loaders of the source's own.
+    """
+
+    has_loaders: bool = False
 
     @property
     def name(self) -> str:
@@ -38,6 +44,14 @@ class DataSource(ABC):
     @abstractmethod
     def load(self, root: Path) -> Arrays:
         """Return the checked data set, from files under ``root``; raises DataError if it cannot be read."""
+
+    def with_labels(self, data: Arrays) -> Arrays:
+        """Return the loaded data with labels to split it by; raises ConfigurationError if there are none."""
+        return data
+
+    def offers(self, stage: str) -> bool:
+        """Return whether the source has loaders of its own for a stage."""
+        return False
 
     def loaders(self, stage: str) -> Any:
         """Return the source's own loaders for a stage (`val`, `test` or `predict`); None to make batches from the arrays."""
@@ -130,6 +144,10 @@ class WithClients(DataSource):
                     f"{self.source.name}, got {ids[split].dtype} of shape {ids[split].shape}; is this file for another data set?"
                 )
         return replace(data, client_train=ids["train"], client_test=ids["test"])
+
+    def with_labels(self, data: Arrays) -> Arrays:
+        """Return what the wrapped source makes of its own data."""
+        return self.source.with_labels(data)
 
 
 class Torchvision(DataSource):

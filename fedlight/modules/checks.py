@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fedlight.aggregation import AggregationSetting
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.local_model import LocalModel
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
@@ -16,6 +25,7 @@ from fedlight.core.codec import Codec, Context, require_additive, require_fixed_
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
+from fedlight.core.random import untouched_generators
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
@@ -38,6 +48,58 @@ def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanis
             f"Expected the codec at {path!r} to be the configured {codec.config()} but it is {trained.config()}: leave one out"
         )
     return trained
+
+
+def check_parts(network: nn.Module, loss: nn.Module | None, server_scheduler: object) -> None:
+    """Raise ``ConfigurationError`` for parts that a federated run would not honour: compiled modules, losses and schedules of that kind."""
+    inside = getattr(network, "_orig_mod", None)
+    if isinstance(inside, LightningModule):
+        raise ConfigurationError(
+            f"Expected `network` to be a LightningModule but got torch.compile({type(inside).__name__}), which hides its hooks: compile "
+            "the networks within it, such as self.net = torch.compile(self.net)"
+        )
+    if loss is not None and any(parameter.requires_grad for parameter in loss.parameters()):
+        raise ConfigurationError(
+            f"Expected a `loss` without parameters of its own but {type(loss).__name__} has some, which no client would train: make it "
+            "a part of a LightningModule, whose `training_step` uses it"
+        )
+    kind = server_scheduler.func if isinstance(server_scheduler, partial) else server_scheduler
+    if isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau):
+        raise ConfigurationError(
+            f"Expected a `server_scheduler` of rounds but got {kind.__name__}, which waits for a metric: choose another, such as "
+            "CosineAnnealingLR"
+        )
+
+
+def check_batches(module: FederatedRun, model: LocalModel) -> None:
+    """Raise ``ConfigurationError`` if some client trains on a batch of one sample that the network's BatchNorm layers cannot take.
+
+    Tries one such batch, where a network has such layers: one sample of an image has many numbers a channel.
+    """
+    norms = [part for part in model.module.modules() if isinstance(part, _BatchNorm) and part.training]
+    size, sizes = getattr(module.algorithm, "batch_size", None), module.data.client_sizes
+    if not norms or size is None:
+        return
+    order = getattr(module.data.x, "order", None)
+    drops, steps = order is not None and order.drop_last, getattr(module.algorithm, "steps", None)
+    rest = sizes % size
+    last = np.where((rest > 0) & ~((sizes > size) & (drops or steps is not None)), rest, np.minimum(sizes, size))
+    single = np.flatnonzero(last == 1)
+    if not len(single):
+        return
+    x, y = module.data.client_data(int(single[0]))
+    try:
+        with torch.no_grad(), untouched_generators():
+            model.objective(model.module, next(iter(x.split(1))), y[:1])  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        kind = type(norms[0]).__name__
+        raise ConfigurationError(
+            f"Expected local batches of at least two samples for the {kind} layers of {type(model.module).__name__} but "
+            f"{len(single)} clients, such as client {single[0]} of {sizes[single[0]]} samples, train on one of a single sample: choose "
+            "another `batch_size` of `algorithm`, `drop_last=True` in your loader, `min_samples` 2 of the `partitioner`, or GroupNorm"
+        ) from error
 
 
 def check_algorithm(algorithm: Algorithm, batch_norm: str, privacy: PrivacyMechanism | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlight.callbacks.base import FederatedRun
@@ -48,6 +49,24 @@ class StageMetrics(nn.Module):
         """Return the user's metrics by name."""
         return {name: metric for name, metric in self.own.items() if isinstance(metric, Metric)}
 
+    def try_own(self, logits: Tensor, targets: Tensor) -> None:
+        """Try the user's metrics on a few logits ``[n, classes]`` and targets ``[n]``; raises ``ConfigurationError`` for one that fails."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that so few samples lack
+            for name, metric in self.own_metrics().items():
+                copy = metric.clone()
+                copy.reset()
+                try:
+                    copy.update(logits, targets)
+                    one_number(name, copy)
+                except (RuntimeError, ValueError, TypeError) as error:
+                    if isinstance(error, ConfigurationError):
+                        raise
+                    raise ConfigurationError(
+                        f"Expected `metrics` of logits {list(logits.shape)} and labels {list(targets.shape)} but {name!r} "
+                        f"({type(metric).__name__}) says: {error}"
+                    ) from error
+
     def compute(self, stage: str) -> dict[str, float]:
         """Return the figures by log name, and start anew."""
         figures = {f"{stage}/loss": float(self.loss.compute()), f"{stage}/accuracy": float(self.accuracy.compute())}
@@ -65,6 +84,31 @@ class StageMetrics(nn.Module):
         for metric in (*self.own_metrics().values(), self.personal, self.loss, self.accuracy, self.clients):
             metric.reset()
         return figures
+
+
+TAKEN = ("loss", "accuracy", "client_accuracy", "personal_accuracy")
+"""Names of what is logged anyway, or how they begin."""
+
+
+def named_metrics(metrics: Mapping[str, Metric | MetricCollection]) -> dict[str, Metric]:
+    """Return metrics by the name that each is logged under; those of a collection in a mapping as ``<its name>_<theirs>``.
+
+    Raises:
+        ConfigurationError: for a name that is taken, or something that is no metric.
+    """
+    found: dict[str, Metric] = {}
+    for name, metric in metrics.items():
+        parts = {f"{name}_{inner}": one for inner, one in metric.items()} if isinstance(metric, MetricCollection) else {name: metric}
+        for full, one in parts.items():
+            if not isinstance(one, Metric):
+                raise ConfigurationError(f"Expected `metrics` of TorchMetrics by name but {full!r} is a {type(one).__name__}")
+            if full in found or full in TAKEN[:2] or full.startswith(TAKEN[2:]) or "." in full:
+                raise ConfigurationError(
+                    f"Expected names of `metrics` that are free and without dots but got {full!r}: `val/loss`, `val/accuracy` and clients' "
+                    "accuracies are logged anyway; choose another name"
+                )
+            found[full] = one
+    return found
 
 
 def one_number(name: str, metric: Metric) -> float:

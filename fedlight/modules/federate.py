@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from fedlight.aggregation import Aggregator
 from fedlight.clients import Algorithm, Engine
@@ -36,7 +37,7 @@ class ModuleSettings(TypedDict, total=False):
     weighting: Literal["equal", "samples"]
     availability: Availability | None
     batch_norm: Literal["mean", "local"]
-    metrics: dict[str, Metric] | None
+    metrics: Mapping[str, Metric | MetricCollection] | None
     min_clients: int
     max_attempts: int
     client_memory_mb: float
@@ -52,6 +53,7 @@ def federate(
     partitioner: Partitioner | None = None,
     sampler: ClientSampler | None = None,
     proxy_samples: int | None = None,
+    labels: Callable[[Any], Any] | None = None,
     **settings: Unpack[ModuleSettings],
 ) -> FederatedModule:
     """Return a module that trains your network by federation: `Trainer(max_steps=rounds).fit(federate(mine, my_data))`.
@@ -64,6 +66,7 @@ def federate(
         partitioner: How to split the training set over clients (evenly at random, IID, if not given).
         sampler: Which clients take part in a round, instead of `cohort_size` random ones.
         proxy_samples: Number of training samples set aside to pretrain the codec on (a twentieth of them if the codec needs any).
+        labels: Returns the label of an item, for partitions by label (found by itself if not given).
         **settings: Other arguments of FederatedModule, such as `codec`, `algorithm`, `loss` and `seed`.
 
     Raises:
@@ -71,11 +74,11 @@ def federate(
     """
     module = FederatedModule(network, **settings)
     if isinstance(data, FederatedDataModule):
-        asked = (num_clients, cohort_size) != (20, 10) or any(part is not None for part in (partitioner, sampler, proxy_samples))
+        asked = (num_clients, cohort_size) != (20, 10) or any(part is not None for part in (partitioner, sampler, proxy_samples, labels))
         if asked:
             raise ConfigurationError(
-                "Expected none of `num_clients`, `cohort_size`, `partitioner`, `sampler` and `proxy_samples` with a FederatedDataModule, "
-                "which has its own, but got at least one: set them there"
+                "Expected none of `num_clients`, `cohort_size`, `partitioner`, `sampler`, `proxy_samples` and `labels` with a "
+                "FederatedDataModule, which has its own, but got at least one: set them there"
             )
         module.own_data = data
         return module
@@ -84,7 +87,7 @@ def federate(
             f"Expected `data` for a {type(network).__name__}, which loads none, but got None: give a LightningDataModule"
         )
     module.own_data = FederatedDataModule(
-        source=LightningData(network if data is None else data),  # type: ignore[arg-type]
+        source=LightningData(network if data is None else data, labels),  # type: ignore[arg-type]
         partitioner=partitioner or IID(),
         num_clients=num_clients,
         sampler=sampler or Uniform(min(cohort_size, num_clients)),

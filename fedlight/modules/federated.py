@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
@@ -31,14 +31,23 @@ from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout, float_buffers
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.modules.checks import aggregation_setting, check_algorithm, chosen_codec, start_privacy, upload_codec
-from fedlight.modules.evaluation import StageMetrics, warn_of_unseen_models
+from fedlight.modules.checks import (
+    aggregation_setting,
+    check_algorithm,
+    check_batches,
+    check_parts,
+    chosen_codec,
+    start_privacy,
+    upload_codec,
+)
+from fedlight.modules.evaluation import StageMetrics, named_metrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.global_model import LightningModel, trainable
 from fedlight.modules.logs import log_comparison, log_round, round_metrics
+from fedlight.modules.notices import check_callbacks, check_network, tell_flags
+from fedlight.modules.own_steps import task_of
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.state import check_trainer, restore_run, run_state
-from fedlight.modules.task import task_of
 from fedlight.modules.watch import CallbackWatch
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds import (
@@ -93,7 +102,8 @@ class FederatedModule(Forwarding):
         weighting: Whether clients count equally, or by their number of samples.
         availability: Which of the invited simulated clients answer (all of them, Full, if not given).
         batch_norm: Whether BatchNorm layers are averaged like everything else (their statistics plainly), or stay local to each client.
-        metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given).
+        metrics: Further TorchMetrics of logits and targets by name, logged as `val/<name>` and `test/<name>` (none if not given); those of
+            a MetricCollection as `val/<name>_<its name>`, or by their own names if it is all that is given.
         min_clients: Least number of clients whose updates must arrive; below it the round is repeated with another cohort.
         max_attempts: Attempts at a round before the run is stopped.
         client_memory_mb: MiB of what clients keep between rounds beyond which it lies in temporary files (checkpoints hold all of it).
@@ -122,7 +132,7 @@ class FederatedModule(Forwarding):
         weighting: Literal["equal", "samples"] = "equal",
         availability: Availability | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
-        metrics: dict[str, Metric] | None = None,
+        metrics: Mapping[str, Metric | MetricCollection] | None = None,
         min_clients: int = 1,
         max_attempts: int = 3,
         client_memory_mb: float = 1024.0,
@@ -135,6 +145,7 @@ class FederatedModule(Forwarding):
                 "Expected `min_clients` >= 1, `max_attempts` >= 1 and `sim_every` >= 0 but got "
                 f"{min_clients}, {max_attempts} and {sim_every}"
             )
+        check_parts(network, loss, server_scheduler)
         self.automatic_optimization = False
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
@@ -148,7 +159,7 @@ class FederatedModule(Forwarding):
         self.server_scheduler = server_scheduler
         self.weighting = weighting
         self.availability = availability or Full()
-        self.own_metrics = dict(metrics or {})
+        self.own_metrics = named_metrics(metrics or {})
         self.batch_norm = batch_norm
         self.min_clients = min_clients
         self.max_attempts = max_attempts
@@ -170,6 +181,8 @@ class FederatedModule(Forwarding):
         self.own_data = None
         self.server: Server  # made when a fit starts, as is what carries its requests
         self._connection: Clients
+        self._host: ClientHost | None = None  # of the clients that this process simulates, if it does
+        self._built = False
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -184,10 +197,13 @@ class FederatedModule(Forwarding):
         return self.layout.stacked(self.algorithm.vectors, self.algorithm.scalars)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the encoder and decoder of the module's codec, and a pretraining phase unless the Trainer has one."""
+        """Return the encoder and decoder of the module's codec, a pretraining phase unless the Trainer has one, and the user's own."""
         check_trainer(self.trainer)
+        self._built = False
+        self.attach_own()
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        added: list[Callback] = []
+        added = self.own_callbacks()
+        check_callbacks([*given, *added])
         if not any(isinstance(callback, CodecPretraining) for callback in given):
             added.append(CodecPretraining())
         # Lightning would quietly replace a half that was given by one returned here, so a lone or foreign half is left to be refused.
@@ -200,13 +216,22 @@ class FederatedModule(Forwarding):
         optimizer = self.server_optimizer(trainable(self.network))
         return optimizer if self.server_scheduler is None else [[optimizer], [self.server_scheduler(optimizer)]]
 
-    def setup(self, stage: str) -> None:
-        """Set up the data that no Trainer was given, check that the parts go together, and begin a run with nothing remembered."""
+    def build(self, stage: str) -> None:
+        """Set up the data that no Trainer was given, and let the network make its parts: once, before anything is told its weights."""
+        if self._built:
+            return
         if self.own_data is not None:
             self.own_data.setup(stage)
+        self.task = task_of(self)
+        self.task.build(stage)
+        check_network(self.network)
+        self._built = True
+
+    def setup(self, stage: str) -> None:
+        """Set up the data that no Trainer was given, check that the parts go together, and begin a run with nothing remembered."""
+        self.build(stage)
         if stage == "fit":
             start_privacy(self)
-        self.task = task_of(self)
         self.task.setup(stage)
         if stage != "fit":
             return
@@ -222,6 +247,8 @@ class FederatedModule(Forwarding):
         self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
+        if self.trainer.limit_train_batches != 0:
+            tell_flags(self.trainer, self.task.validates)
         # A second fit goes on from weights that nobody can draw, and over a network nobody draws them.
         self.downlink.reset(drawn=not self.server_state.rounds and (self.clients is None or self.clients.simulates))
         self.server_state.reset()
@@ -235,6 +262,7 @@ class FederatedModule(Forwarding):
 
     def on_fit_start(self) -> None:
         """Check what was restored, and make both sides of the rounds on the device that they run on."""
+        self.task.start()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.data.to(self.device)
@@ -266,8 +294,10 @@ class FederatedModule(Forwarding):
 
     def _simulated(self, watch: CallbackWatch) -> Clients:
         """Return the clients that this process simulates."""
+        self._host = self._make_host(watch)
+        check_batches(self, self._host.model)
         return Simulated(
-            self._host(watch),
+            self._host,
             self.availability,
             lambda client: self.algorithm.work(self.data.client_size(client)),
             self.aggregator.stages,
@@ -284,7 +314,7 @@ class FederatedModule(Forwarding):
         there = np.array(sorted(present), dtype=np.int64)
         return there[self.data.sampler.sample(len(there), self.seed, number, attempt)] if len(there) > len(drawn) else there
 
-    def _host(self, watch: CallbackWatch) -> ClientHost:
+    def _make_host(self, watch: CallbackWatch) -> ClientHost:
         """Return the clients' side of the rounds, for all clients that this process simulates."""
         model = self.local_model(self.data.augmentation)
         self.algorithm.check(model)
@@ -316,9 +346,9 @@ class FederatedModule(Forwarding):
         """Whether the simulation compares with the true aggregate in a round."""
         return self.aggregator.sim_logs and bool(self.sim_every) and number % self.sim_every == 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the global model's logits ``[n, classes]``."""
-        return self.network(x)  # type: ignore[no-any-return]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the global model's logits ``[n, classes]``, or what the network makes of its inputs."""
+        return self.network(*args, **kwargs)
 
     def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss (0-d) that clients minimise on a batch."""
@@ -381,10 +411,13 @@ class FederatedModule(Forwarding):
 
     def on_train_start(self) -> None:
         """Start the clock."""
+        if self.task.begin() and self._host is not None:  # the user's hook may have made what clients need
+            self._host.model = self.local_model(self.data.augmentation)
         self._started = time.monotonic()
 
     def on_train_end(self) -> None:
         """Stop the clock."""
+        self.task.call("on_train_end")
         self.train_seconds, self._started = self.seconds_trained(), None
 
     def seconds_trained(self) -> float:
@@ -409,7 +442,9 @@ class FederatedModule(Forwarding):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything a round needs beyond weights and optimizer."""
         checkpoint["fedlight"] = run_state(self)
+        self.save_own(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another configuration, and take over its state."""
+        self.load_own(checkpoint)
         restore_run(self, checkpoint)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from torch import nn
 from fedlight.callbacks.base import FederatedRun
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
+from fedlight.core.fingerprint import describe, describe_network, name_of
 from fedlight.modules.global_model import trainable
 
 
@@ -72,14 +70,14 @@ def fingerprint(module: FederatedRun) -> dict[str, str]:
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
         "data and partition": module.data.fingerprint(),
-        "client sampler": settings_of(module.data.sampler),
-        "augmentation": settings_of(module.data.augmentation),
+        "client sampler": describe(module.data.sampler),
+        "augmentation": describe(module.data.augmentation),
         "loss": loss_settings(module.loss),
         "network": network_settings(module.network),
-        "algorithm": settings_of(module.algorithm),
-        "availability": settings_of(module.availability),
+        "algorithm": describe(module.algorithm),
+        "availability": describe(module.availability),
         "server optimizer": optimizer_settings(module.server_optimizer(trainable(module.network))),
-        "server schedule": settings_of(module.server_scheduler),
+        "server schedule": describe(module.server_scheduler),
         "weighting": module.weighting,
         "downlink": type(module.downlink).__name__,
         "aggregator": module.aggregator.describe(),
@@ -99,49 +97,23 @@ def local_settings(module: FederatedRun) -> str:
     return json.dumps({name: settings[name] for name in LOCAL})
 
 
-def settings_of(part: object) -> str:
-    """Return class and settings of a part of a run as text; parts within it by their own settings, functions by their names.
-
-    A partial, which the command line makes of an optimizer, is spelled out: what it calls, and with what.
-    """
-    if isinstance(part, partial):
-        given = [_name(value) if callable(value) and not isinstance(value, type) else settings_of(value) for value in part.args]
-        arguments = [*given, *(f"{name}={settings_of(value)}" for name, value in part.keywords.items())]
-        return f"partial({', '.join([_name(part.func), *arguments])})"
-    if inspect.isroutine(part):
-        return _name(part)
-    if isinstance(part, dict):
-        return f"{{{', '.join(f'{name!r}: {settings_of(value)}' for name, value in part.items())}}}"
-    if isinstance(part, (list, tuple)):
-        return f"[{', '.join(map(settings_of, part))}]"
-    if not hasattr(part, "__dict__") or isinstance(part, type):
-        return repr(part)
-    return f"{type(part).__name__}({', '.join(f'{name}={settings_of(value)}' for name, value in vars(part).items())})"
-
-
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> str:
     """Return class and settings of an optimizer as text, however it was made."""
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    return f"{_name(type(optimizer))}({settings_of(groups)})"
+    return f"{name_of(type(optimizer))}({describe(groups)})"
 
 
 def loss_settings(loss: nn.Module) -> str:
     """Return a loss as text, with the numbers and names among its attributes, which its own text may leave out."""
     plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
-    return f"{loss!r}{settings_of(plain)}"
+    return f"{describe_network(loss)}{describe(plain)}"
 
 
 def network_settings(network: nn.Module) -> str:
     """Return a network as text, and the hyperparameters that it saved, such as its learning rate, which its layers do not show."""
     # Parts of the network that were saved along with them are in its text already, and have weights.
     saved = {name: value for name, value in getattr(network, "hparams", {}).items() if not isinstance(value, nn.Module)}
-    return f"{network!r}{settings_of(saved) if saved else ''}"
-
-
-def _name(function: Callable[..., Any]) -> str:
-    # A callable object goes by its class: the command line's holds the whole command line.
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{describe_network(network)}{describe(saved) if saved else ''}"
 
 
 def run_state(module: FederatedRun) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fedlight.core.errors import MessageError
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor
 from fedlight.core.precision import exactly
-from fedlight.core.random import derive_seed, torch_generator
+from fedlight.core.random import derive_seed, torch_generator, untouched_generators
 from fedlight.core.wire import Message, saturation
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.held import HeldModels, Lacks
@@ -192,9 +192,9 @@ class ClientHost:
         first = next(iter(requests))
         tasks = self._tasks(requests, early)
         devices = [self.model.weights.device] if self.model.weights.is_cuda else []
-        # Dropout may draw from the global generator, which is seeded for every client and put back after the cohort.
+        # What trains may draw from the process's generators, which are seeded for every client and put back after the cohort.
         with (
-            torch.random.fork_rng(devices=devices),
+            untouched_generators(devices),
             closing(self.engine.train(self.model, self.algorithm, tasks, first.context.round)) as trained,
         ):
             for task, result, model in self.watch.each_in_section("train_client", trained):
@@ -240,7 +240,9 @@ class ClientHost:
         if self.personal:
             self.personal.keep(task.norm, model.weights, model.buffers, result.update)
             buffers = buffers[:0]
-        return ClientUpdate(task.client, result.upload(), buffers, len(task.y) if self.by_samples else 1, float(result.loss))
+        loss = float(result.loss)
+        grew = math.isfinite(loss) or model.first is None or math.isfinite(float(model.first))
+        return ClientUpdate(task.client, result.upload(), buffers, len(task.y) if self.by_samples else 1, loss, grew=grew)
 
     def _reply(self, request: Request, update: ClientUpdate) -> Reply:
         """Return the reply of a client that has trained; one whose training failed sends zeros under privacy, and else nothing."""
@@ -301,10 +303,16 @@ class ClientHost:
         return self.sealer.seal(client, code, update.weight, request.payload, held), inside, code
 
 
+AT_FIRST = "before it has taken a step"
+NOT_IN_BUFFERS = "its buffers are not finite"
+
+
 def unusable(update: ClientUpdate) -> str | None:
     """Return why an update must not enter a sum, or None: one pass over it, for NaN, Inf and what would overflow."""
     if not math.isfinite(update.loss):
-        return f"its loss is {update.loss}"
-    if not math.isfinite(update.update.sum()) or (len(update.buffers) and not math.isfinite(update.buffers.sum())):
+        return f"its loss is {update.loss}" if update.grew else f"its loss is {update.loss}, {AT_FIRST}"
+    if not math.isfinite(update.update.sum()):
         return "its update is not finite"
+    if len(update.buffers) and not math.isfinite(update.buffers.sum()):
+        return NOT_IN_BUFFERS
     return None

@@ -292,7 +292,7 @@ class ClientUpdate:
     """A client's update before it is encoded, on the client's side: callbacks may read and change it.
 
     ``update`` ``[dim]`` holds all that is averaged; ``weight`` is the client's weight in the sum; ``usable`` is False for a client whose
-    training failed and that sends a code of zeros, as it does under a privacy mechanism.
+    training failed and that sends a code of zeros, as it does under a privacy mechanism; ``grew`` whether its loss was finite at first.
     """
 
     client: int
@@ -301,3 +301,4 @@ class ClientUpdate:
     weight: int
     loss: float
     usable: bool = True
+    grew: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 from fedlight.core.errors import RoundFailedError
 from fedlight.rounds.call import Call
 from fedlight.rounds.clients import Clients
+from fedlight.rounds.host import AT_FIRST, NOT_IN_BUFFERS
 from fedlight.rounds.server import Server
 
 
@@ -39,14 +41,20 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
         return None
     raise RoundFailedError(
         f"Round {number} had no usable aggregate of at least {server.min_clients} clients in {server.max_attempts} attempts "
-        f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(refused, unsummed == server.max_attempts)}"
+        f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(reasons, refused, unsummed == server.max_attempts)}"
     )
 
 
-def way_out(refused: bool, unsummed: bool) -> str:
-    """Return what to do about a round that failed: its last aggregate was refused, or none of its attempts came to a sum."""
+def way_out(reasons: Sequence[str], refused: bool, unsummed: bool) -> str:
+    """Return what to do about a round that failed for these reasons: its last aggregate was refused, or no attempt came to a sum."""
     if refused:
         return "refresh the codec or choose another"
     if unsummed:
         return "declare cohorts in `model.aggregator` as `data.sampler` draws them, and a threshold that they reach"
-    return "lower the client learning rate, or sample more clients"
+    if any(reason.endswith(AT_FIRST) for reason in reasons):
+        return "look for NaN or Inf in clients' samples, in the loss and in the network"
+    if any(reason.endswith(NOT_IN_BUFFERS) for reason in reasons):
+        return "look for NaN or Inf in the network's buffers, which clients send"
+    if any("its loss is" in reason or "its update is not finite" in reason for reason in reasons):
+        return "lower the client learning rate, or sample more clients"
+    return "sample more clients"

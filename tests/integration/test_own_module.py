@@ -188,11 +188,6 @@ class Stream(BoringDataModule):
         return DataLoader(Endless())
 
 
-class Changing(BoringDataModule):
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        return batch
-
-
 @pytest.mark.parametrize(
     ("own", "data", "error", "message"),
     [
@@ -200,7 +195,6 @@ class Changing(BoringDataModule):
         (TwoOptimizers, None, ConfigurationError, "one optimizer for the clients but got 2.*set `algorithm`"),
         (OwnBackward, None, ConfigurationError, "overrides `backward`.*choose the local step"),
         (BoringModel, Stream, DataError, "random access.*`__getitem__`"),
-        (BoringModel, Changing, ConfigurationError, "overrides `on_after_batch_transfer`"),
         (lambda: nn.Linear(32, 2), None, ConfigurationError, "Expected `data` for a Linear"),
         (lambda: nn.Linear(32, 2), BoringDataModule, ConfigurationError, r"batches \(inputs, targets\).*LightningModule"),
         (lambda: LightningModule(), BoringDataModule, ConfigurationError, "`training_step` but LightningModule has none"),

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 
 from fedlight.clients import ClientOptimizer
 from fedlight.clients.algorithms import Algorithm
-from fedlight.modules.state import network_settings, settings_of
+from fedlight.core.fingerprint import describe
+from fedlight.modules.state import network_settings
 from tests.own import LitClassifier
 
 
@@ -54,14 +55,14 @@ MAKERS = [
 
 
 def test_optimizers_of_clients_are_told_apart_and_nothing_else_is():
-    texts = [settings_of(make()) for make in MAKERS]
-    assert texts == [settings_of(make()) for make in MAKERS] and len(set(texts)) == len(texts)
+    texts = [describe(make()) for make in MAKERS]
+    assert texts == [describe(make()) for make in MAKERS] and len(set(texts)) == len(texts)
     assert not any(" at 0x" in text for text in texts)
 
 
 @pytest.mark.parametrize("part", [{"a": [one, 1]}, ("x", partial(one)), partial(Maker(), one), len, torch.optim.SGD])
 def test_functions_within_lists_and_mappings_go_by_their_names(part):
-    assert " at 0x" not in settings_of(part)
+    assert " at 0x" not in describe(part)
 
 
 def test_a_networks_hyperparameters_are_settings():
