@@ -70,8 +70,8 @@ class Carried(Clients):
         self.payloads: dict[str, int] = {}
         self.codecs = 0
 
-    def attach(self, simulated, format):
-        self.simulated = simulated
+    def attach(self, run):
+        self.simulated = run.simulated()
         return self
 
     def exchange(self, requests):

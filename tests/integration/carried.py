@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 
-from fedlight.rounds import Clients, Reply, ReplyFormat, Request, ThroughBytes
+from fedlight.rounds import Clients, Connection, Reply, Request, ThroughBytes
 
 Place = tuple[int, int, int, str, int]
 """Round, attempt, pass, stage and client of a message."""
@@ -19,8 +19,8 @@ class Carried(ThroughBytes):
         self.down: dict[Place, int] = {}
         self.up: dict[Place, int] = {}
 
-    def attach(self, simulated: Clients, format: ReplyFormat) -> Clients:
-        self.clients, self.format = simulated, format
+    def attach(self, run: Connection) -> Clients:
+        self.clients, self.format = run.simulated(), run.format
         return self
 
     def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:

@@ -167,8 +167,8 @@ def test_a_message_of_the_round_before_is_ignored():
 class Repeats(Clients):
     """A wire on which the answer of client 3 arrives twice."""
 
-    def attach(self, simulated, format):
-        self.simulated = simulated
+    def attach(self, run):
+        self.simulated = run.simulated()
         return self
 
     def exchange(self, requests):

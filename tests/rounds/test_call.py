@@ -34,6 +34,7 @@ from fedlight.core.running_sum import RunningSum
 from fedlight.data import Digits, FederatedDataModule, Uniform
 from fedlight.modules import MLP
 from fedlight.rounds import FullModel, Server
+from fedlight.rounds.host import AT_FIRST
 from fedlight.rounds.run import way_out
 from tests.federation import History, federated, mlp, run, trainer, weights_of
 
@@ -316,7 +317,10 @@ def test_a_chain_that_ends_in_a_codec_with_memory_is_never_refused():
 
 
 def test_the_way_out_of_a_failed_round_goes_by_why_it_failed():
-    assert "learning rate" in way_out(refused=False, unsummed=False)
-    assert "refresh the codec" in way_out(refused=True, unsummed=False)
-    unsummed = way_out(refused=False, unsummed=True)
+    assert "learning rate" in way_out(["client 3: its loss is inf"], refused=False, unsummed=False)
+    at_first = way_out([f"client 3: its loss is nan, {AT_FIRST}"], refused=False, unsummed=False)
+    assert "NaN or Inf in clients' samples" in at_first and "learning rate" not in at_first
+    assert way_out([], refused=False, unsummed=False) == "sample more clients"
+    assert "refresh the codec" in way_out([], refused=True, unsummed=False)
+    unsummed = way_out([], refused=False, unsummed=True)
     assert "`model.aggregator`" in unsummed and "sample more" not in unsummed

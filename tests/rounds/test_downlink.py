@@ -83,8 +83,8 @@ class Tap(Clients):
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
-    def attach(self, simulated, format):
-        self.simulated = simulated
+    def attach(self, run):
+        self.simulated = run.simulated()
         return self
 
     def exchange(self, requests):
