@@ -32,6 +32,7 @@ from fedlight.core.layout import Layout, float_buffers
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.checks import aggregation_setting, check_algorithm, chosen_codec, start_privacy, upload_codec
+from fedlight.modules.defaults import suit_rounds
 from fedlight.modules.evaluation import StageMetrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.global_model import LightningModel, trainable
@@ -186,6 +187,7 @@ class FederatedModule(Forwarding):
     def configure_callbacks(self) -> list[Callback]:
         """Return the encoder and decoder of the module's codec, and a pretraining phase unless the Trainer has one."""
         check_trainer(self.trainer)
+        suit_rounds(self.trainer)
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         added: list[Callback] = []
         if not any(isinstance(callback, CodecPretraining) for callback in given):
