@@ -11,7 +11,10 @@ from fedlight.report.svg import bars, line_chart
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d00")
 
-_STYLE = """
+_PARTS_COLOURS = ("#5b5f97", "#9a9ac0", "#c58a00", "#c0504d")
+
+_STYLE = (
+    """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --soft: #666666; --line: #dddddd; --card: #f6f7f9; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #16181c; --soft: #a0a4ab; --line: #363a42; --card: #1f2228; }
@@ -36,9 +39,12 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 .key i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 7px; vertical-align: middle; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px; }
 @media print { body { max-width: none; padding: 0; } .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } }
-""" + "\n".join(
-    f".line.c{i} {{ stroke: {colour}; }} .dot.c{i}, .bar.c{i} {{ fill: {colour}; }} i.c{i} {{ background: {colour}; }}"
-    for i, colour in enumerate(_COLOURS)
+"""
+    + "\n".join(
+        f".line.c{i} {{ stroke: {colour}; }} .dot.c{i}, .bar.c{i} {{ fill: {colour}; }} i.c{i} {{ background: {colour}; }}"
+        for i, colour in enumerate(_COLOURS)
+    )
+    + "\n".join(f".bar.p{i} {{ fill: {colour}; }} i.p{i} {{ background: {colour}; }}" for i, colour in enumerate(_PARTS_COLOURS))
 )
 
 
@@ -97,7 +103,7 @@ def _lines(runs: Sequence[RunData], metric: str, over_bytes: bool = False) -> li
 
 def _accuracy(runs: Sequence[RunData]) -> str:
     by_round = line_chart(_lines(runs, "val/accuracy"), "rounds", "accuracy", show_y=percent)
-    by_bytes = line_chart(_lines(runs, "val/accuracy", True), "bytes sent both ways", "accuracy", size, percent)
+    by_bytes = line_chart(_lines(runs, "val/accuracy", True), "bytes sent both ways (log scale)", "accuracy", size, percent, log_x=True)
     loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
     local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
     return _section(
@@ -115,23 +121,24 @@ def _clients(runs: Sequence[RunData]) -> str:
     mean = line_chart(_lines(runs, "val/client_accuracy_mean"), "rounds", "accuracy", show_y=percent)
     worst = line_chart(_lines(runs, "val/client_accuracy_worst"), "rounds", "accuracy", show_y=percent)
     spread = line_chart(_lines(runs, "val/client_accuracy_std"), "rounds", "standard deviation", show_y=percent, from_zero=True)
-    quarters = [
-        (run.name, [(f"quarter {i}", run.series[name][-1][1])])
-        for run in runs
-        for i in range(1, 5)
-        if (name := f"val/client_accuracy_size_{i}") in run.series
-    ]
-    named = [(f"{name}: {parts[0][0]}", parts) for name, parts in quarters]
+    quarters = [(run.name, [(float(i), points[-1][1]) for i in range(1, 5) if (points := _of_quarter(run, i))]) for run in runs]
+    by_size = line_chart(quarters, "quarter of the clients, the smallest first", "accuracy", show_y=percent)
     return _section(
         "Clients",
         [
             _figure("Mean over clients", "the global model on what each client holds out", mean),
             _figure("Worst tenth of clients", "mean of the tenth of clients with the lowest accuracy", worst),
             _figure("Spread", "standard deviation over clients", spread),
-            _figure("By size of client", "at the end; quarter 1 are the clients with the fewest samples", bars(named, percent)),
+            _figure("By size of client", "at the end; quarter 1 are the clients with the fewest samples", by_size),
         ],
     )
 
+
+def _of_quarter(run: RunData, quarter: int) -> list[tuple[float, float]]:
+    return run.series.get(f"val/client_accuracy_size_{quarter}", [])
+
+
+_ALL = 0.9999  # of the energy
 
 _PARTS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
     ("messages up", lambda s: s["uplink_bytes"] - s.get("handshake_uplink_bytes", 0)),
@@ -144,7 +151,7 @@ _PARTS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
 def _bytes(runs: Sequence[RunData]) -> str:
     rows = [(run.name, [(what, float(part(run.summary))) for what, part in _PARTS]) for run in runs if "uplink_bytes" in run.summary]
     used = [i for i, (what, _) in enumerate(_PARTS) if any(parts[i][1] > 0 for _, parts in rows)]
-    key = "".join(f'<li><i class="c{i}"></i>{_PARTS[i][0]}</li>' for i in used)
+    key = "".join(f'<li><i class="p{i}"></i>{_PARTS[i][0]}</li>' for i in used)
     whole = bars(rows, size)
     up = line_chart(_lines(runs, "bytes/uplink"), "rounds", "bytes up", show_y=size, from_zero=True)
     down = line_chart(_lines(runs, "bytes/downlink"), "rounds", "bytes down", show_y=size, from_zero=True)
@@ -179,12 +186,15 @@ def _privacy(runs: Sequence[RunData]) -> str:
 
 def _codec(runs: Sequence[RunData]) -> str:
     figures = []
-    for run in runs:
+    for place, run in enumerate(runs):
         energy = [(layer, [("energy kept", told["energy_kept"])]) for layer, told in run.layers.items() if "energy_kept" in told]
         bits = [(layer, [("bits", told["bits"])]) for layer, told in run.layers.items() if told.get("bits")]
+        if all(parts[0][1] > _ALL for _, parts in energy):  # sent as it is
+            energy = []
+        kept, spent = bars(energy, percent, place), bars(bits, lambda value: f"{value:,.0f}", place)
         figures += [
-            _figure(f"Energy kept by layer: {run.name}", "of the true mean update, in the last round compared", bars(energy, percent)),
-            _figure(f"Bits by layer: {run.name}", "of one message", bars(bits, lambda value: f"{value:,.0f}")),
+            _figure(f"Energy kept by layer: {run.name}", "of the true mean update, in the last round compared", kept),
+            _figure(f"Bits by layer: {run.name}", "of one message", spent),
         ]
     error = line_chart(_lines(runs, "sim/relative_error"), "rounds", "relative error", from_zero=True)
     figures.append(_figure("Error of the decoded aggregate", "relative to the true mean update; a simulation sees it", error))

@@ -28,6 +28,17 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return the numbers 1, 2 and 5 times a power of ten from ``low`` to ``high``; the powers alone if there are many.
+
+    >>> log_ticks(300, 6000)
+    [500.0, 1000.0, 2000.0, 5000.0]
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
+    return [float(value) for power in range(first, last + 1) for factor in factors if low <= (value := factor * 10.0**power) <= high]
+
+
 def line_chart(
     curves: Sequence[tuple[str, Points]],
     x_label: str,
@@ -35,15 +46,19 @@ def line_chart(
     show_x: Callable[[float], str] = "{:g}".format,
     show_y: Callable[[float], str] = "{:g}".format,
     from_zero: bool = False,
-    dashed: Sequence[bool] = (),
+    log_x: bool = False,
 ) -> str:
-    """Return lines through (x, y) points, one colour each by its place in ``curves``; nothing if there are none."""
+    """Return lines through (x, y) points, one colour each by its place in ``curves``; nothing if there are none.
+
+    ``log_x`` puts x, which must be positive, on a logarithmic axis.
+    """
     shown = [(place, name, sorted(points)) for place, (name, points) in enumerate(curves) if points]
     if not shown:
         return ""
     xs = [x for _, _, points in shown for x, _ in points]
     ys = [y for _, _, points in shown for _, y in points]
-    left, right = min(0.0, *xs) if min(xs) < 0.2 * max(xs) else min(xs), max(xs)
+    log_x = log_x and min(xs) > 0 and max(xs) > min(xs)
+    left, right = min(0.0, *xs) if min(xs) < 0.2 * max(xs) and not log_x else min(xs), max(xs)
     low, high = (0.0 if from_zero else min(ys)), max(ys)
     pad = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     low, high = (low if from_zero else low - pad), high + pad
@@ -51,7 +66,8 @@ def line_chart(
         right = left + 1.0
 
     def place_x(x: float) -> float:
-        return _LEFT + (x - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
+        share = math.log(x / left) / math.log(right / left) if log_x else (x - left) / (right - left)
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def place_y(y: float) -> float:
         return HEIGHT - _BOTTOM - (y - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
@@ -61,13 +77,12 @@ def line_chart(
         y = place_y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show_y(value))}</text>')
-    for value in ticks(left, right):
+    for value in log_ticks(left, right) if log_x else ticks(left, right):
         parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{escape(show_x(value))}</text>')
     parts.append(_axes(x_label, y_label))
     for place, name, points in shown:
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-        dash = ' stroke-dasharray="5 4"' if place < len(dashed) and dashed[place] else ""
-        parts.append(f'<polyline class="line c{place % 7}" points="{path}"{dash}><title>{escape(name)}</title></polyline>')
+        parts.append(f'<polyline class="line c{place % 7}" points="{path}"><title>{escape(name)}</title></polyline>')
         for x, y in points if len(points) <= 60 else [points[-1]]:
             told = escape(f"{name}: {show_y(y)} at {show_x(x)}")
             parts.append(
@@ -76,8 +91,8 @@ def line_chart(
     return "".join(parts) + "</svg>"
 
 
-def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], show: Callable[[float], str]) -> str:
-    """Return stacked horizontal bars: a row a name, its parts (what, how much) in the colours of their places."""
+def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], show: Callable[[float], str], run: int | None = None) -> str:
+    """Return stacked horizontal bars: a row a name, its parts (what, how much) in colours of their own, or all in that of a ``run``."""
     most = max((sum(value for _, value in parts) for _, parts in rows), default=0.0)
     if not most > 0:
         return ""
@@ -91,9 +106,8 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], show: Callable
             wide = value / most * (WIDTH - 150 - 78)
             if wide > 0:
                 told = escape(f"{name}, {what}: {show(value)}")
-                out.append(
-                    f'<rect class="bar c{place % 7}" x="{x:.1f}" y="{y}" width="{wide:.2f}" height="20"><title>{told}</title></rect>'
-                )
+                colour = f"p{place}" if run is None else f"c{run % 7}"
+                out.append(f'<rect class="bar {colour}" x="{x:.1f}" y="{y}" width="{wide:.2f}" height="20"><title>{told}</title></rect>')
             x += wide
         out.append(f'<text x="{x + 6:.1f}" y="{y + 14}">{escape(show(total))}</text>')
     return "".join(out) + "</svg>"
