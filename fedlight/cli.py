@@ -17,12 +17,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
-from fedlight.console.configs import with_files
 from fedlight.console.errors import one_sentence
+from fedlight.console.prepare import prepare
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
-from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
+from fedlight.federated_cli import DryRun, FederatedCLI, Parser, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.trainer import FederatedTrainer
@@ -39,19 +39,31 @@ _TYPICAL_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",  # config.yaml is there already
 )
 
+_NO_NEWS = (
+    "litlogger",
+    "`weights_only` was not set",
+    "TPU available",
+    "GPU available: False",
+    "Seed set to",
+    "`max_steps=",
+    "ModelSummary",
+    "Detected KeyboardInterrupt",
+)
+
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Drop messages that Lightning prints on every run and that nobody can act on."""
     text = record.getMessage()
-    return not any(part in text for part in ("litlogger", "`weights_only` was not set", "TPU available"))
+    return not any(part in text for part in _NO_NEWS)
 
 
-def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bool = True) -> FederatedCLI:
-    """Run the command line in ``args`` (the process's own if not given) and return it."""
+def open_cli(kind: type[FederatedCLI], args: list[str] | None) -> FederatedCLI:
+    """Run the command line in ``args`` (the process's own if not given) and return it; the parser's errors are raised."""
     for message in _TYPICAL_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)
+    raises: dict[str, Any] = {"exit_on_error": False}
     return kind(
         FederatedModule,
         FederatedDataModule,
@@ -66,7 +78,8 @@ def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bo
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=RunConfig,
-        parser_kwargs={"description": DESCRIPTION, **({} if exit_on_error else {"exit_on_error": False, "fit": {"exit_on_error": False}})},
+        parser_class=Parser,
+        parser_kwargs={"description": DESCRIPTION, **raises, **dict.fromkeys(kind.subcommands(), raises)},
         args=args,
     )
 
@@ -74,7 +87,7 @@ def open_cli(kind: type[FederatedCLI], args: list[str] | None, exit_on_error: bo
 def fit(args: list[str]) -> str | None:
     """Run `fedlight fit` once and return its folder, for callers with several runs."""
     try:
-        return open_cli(FederatedCLI, args, exit_on_error=False).trainer.log_dir
+        return open_cli(FederatedCLI, args).trainer.log_dir
     except Exception as error:
         raise own_error(error) or error from error
 
@@ -131,19 +144,23 @@ def _built(args: list[str]) -> FederatedCLI:
     with quiet("lightning.fabric", "lightning.pytorch"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return open_cli(DryRun, args, exit_on_error=False)
+            return open_cli(DryRun, args)
         except Exception as error:
             raise own_error(error) or error from error
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
+    """Run the command line; mistakes end with one sentence and exit status 2, Ctrl-C with 130, SIGTERM with 143."""
     try:
         with one_sentence():
-            _run(None if args is None else with_files(args))
+            _run(None if args is None else prepare(args))
     except SIGTERMException as stopped:  # Lightning would end with status 0, as if the run were complete
-        print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)
+        print("fedlight: stopped by SIGTERM", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from stopped
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning says 1, as of an error
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
 
 
 def _run(args: list[str] | None) -> None:

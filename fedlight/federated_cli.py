@@ -5,6 +5,8 @@ Not in `cli.py`, which also runs as a script: its classes would then have two na
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import warnings
 import zipfile
@@ -16,12 +18,16 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
+from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunBoard, RunSummary
+from fedlight.callbacks.label import run_label
+from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE
 from fedlight.compare.plan import drop_codec
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, own_error, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
 from fedlight.subcommands import SUBCOMMANDS
@@ -36,6 +42,16 @@ class RunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose help leaves out the lists of all classes that happen to be imported, and the usage that repeats it all."""
+
+    def format_help(self) -> str:
+        """Return the help: options with their sentences."""
+        text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help())
+        short = "usage: fedlight SUBCOMMAND [--config NAME_OR_FILE] [--OPTION VALUE ...]\n\n"
+        return re.sub(r"\Ausage:.*?\n\n", lambda _: short, text, count=1, flags=re.DOTALL)
+
+
 class FederatedCLI(LightningCLI):
     """LightningCLI with groups of options for the parts of a federated run, and a summary at the end of `fit`."""
 
@@ -43,6 +59,7 @@ class FederatedCLI(LightningCLI):
         first = (sys.argv[1:] if args is None else args)[:1]
         # None if options come first: a file among them may have a section for every subcommand.
         self._subcommand_given = first[0] if first and first[0] in SUBCOMMANDS else None
+        self._folder: Path | None = None  # of the run, where the loggers are ours
         super().__init__(model, data, args=args, **settings)
 
     @staticmethod
@@ -117,7 +134,12 @@ class FederatedCLI(LightningCLI):
             wanted.append(best)
         own_kinds = {type(callback) for callback in given}
         if config.logger in (None, True):
-            kwargs["logger"] = run_loggers(self._get(self.config_init, "experiment"), config.default_root_dir)
+            kwargs["logger"] = run_loggers(
+                self._get(self.config_init, "experiment"), config.default_root_dir, run_label(self._get(self.config_init, "model"))
+            )
+            self._folder = Path(kwargs["logger"][0].log_dir)
+            if (resumed := self._get(self.config, "ckpt_path")) and self.subcommand == "fit":
+                go_on_from(Path(resumed).absolute().parents[1], self._folder, kwargs["logger"][0])
         kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
         return super().instantiate_trainer(**kwargs)
 
@@ -125,7 +147,20 @@ class FederatedCLI(LightningCLI):
         """Leave the checkpoint callback out if checkpoints are off."""
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RoundCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:  # Lightning's words for options of its Trainer
+            raise own_error(error) or ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; a run that fails before its first round leaves no empty folder behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            trainer = getattr(self, "trainer", None)
+            if trainer is not None and trainer.is_global_zero and not trainer.global_step:
+                forget_empty(self._folder)
+            raise
 
     def after_predict(self) -> None:
         """Write the predicted labels of the test set, in order."""
@@ -179,7 +214,34 @@ class DryRun(FederatedCLI):
         """Run nothing."""
 
 
-def run_loggers(experiment: str, root: str | None) -> list[Any]:
-    """Return a TensorBoard logger under logs/<experiment> and a CSV logger (metrics.csv) in the same folder."""
-    board = TensorBoardLogger(root or "logs", name=experiment, default_hp_metric=False)
-    return [board, CSVLogger(root or "logs", name=experiment, version=board.version)]
+def run_loggers(experiment: str, root: str | None, label: str) -> list[Any]:
+    """Return a TensorBoard logger and a CSV logger (metrics.csv) of a new folder: logs/<experiment>/<label>/<number>."""
+    name = f"{experiment}/{label}" if experiment else ""
+    place = Path(root or "logs", name)
+    taken = [int(path.name) for path in place.glob("*") if path.name.isdigit()] if place.is_dir() else []
+    version = str(max(taken, default=-1) + 1)
+    return [RunBoard(root or "logs", name=name, version=version), CSVLogger(root or "logs", name=name, version=version)]
+
+
+def go_on_from(earlier: Path, folder: Path, board: RunBoard) -> None:
+    """Give a resumed run the curves of the run that it goes on from, and its rows of metrics as `earlier_<n>.csv`."""
+    if rank_zero_only.rank:
+        return
+    board.resume(earlier)
+    rows = [*sorted(earlier.glob("earlier_*.csv")), earlier / METRICS_FILE]
+    for number, path in enumerate(path for path in rows if path.is_file()):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / f"earlier_{number}.csv")
+
+
+def forget_empty(folder: Path | None) -> None:
+    """Remove a run's folder that holds nothing to go on with, and the folder of its kind if that leaves it empty."""
+    if (
+        folder is None
+        or not folder.is_dir()
+        or any((folder / name).exists() for name in ("checkpoints", "encoder.safetensors", SUMMARY_FILE))
+    ):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if not any(folder.parent.iterdir()):
+        folder.parent.rmdir()

@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "flower": "Deploy on a network: write the files of a deployment, or run a demonstration (needs the extra `flower`).",
     "node": "Run one client of a deployed federation until it is stopped.",
     "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
+    "report": "Write runs beside each other into one HTML file: accuracy, bytes, clients, privacy, codec.",
     "configs": "List the configurations that ship with fedlight, or copy some to edit them.",
     "doctor": "Show versions, extras, threads, data and devices, what is missing and the command that adds it.",
 }

@@ -45,6 +45,10 @@ def _run(args: list[str]) -> None:
             from fedlight.console.configs import command
 
             return command(args[1:])
+        if args[0] == "report":
+            from fedlight.report.command import command as report
+
+            return report(args[1:])
         if args[0] == "doctor":
             from fedlight.console.doctor import command as doctor
 
@@ -53,9 +57,9 @@ def _run(args: list[str]) -> None:
             from fedlight.flower.commands import main as deploy  # without Lightning
 
             raise SystemExit(deploy(args))
-        from fedlight.console.configs import with_files
+        from fedlight.console.prepare import prepare
 
-        sys.argv[1:] = with_files(args)
+        sys.argv[1:] = prepare(args)
         from fedlight.cli import main as run
 
         run()

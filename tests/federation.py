@@ -249,6 +249,11 @@ def invoke(command: str, folder: Path, *options: str) -> None:
         main([command, *TINY, "--trainer.default_root_dir", str(folder), *options])
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders of all runs under ``folder``, in the order in which they were begun."""
+    return sorted((path.parent for path in folder.rglob("config.yaml")), key=lambda run: (run / "config.yaml").stat().st_mtime_ns)
+
+
 def environment() -> dict[str, str]:
     """Return the environment of a subprocess: one thread, and this module importable."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -22,7 +22,7 @@ def python(code: str) -> str:
 
 
 def test_every_subcommand_has_a_line():
-    assert {*SUBCOMMANDS} == {*FederatedCLI.subcommands(), "compare", "audit", "configs", "doctor", "flower", "node"}
+    assert {*SUBCOMMANDS} == {*FederatedCLI.subcommands(), "compare", "audit", "report", "configs", "doctor", "flower", "node"}
 
 
 def test_help_needs_neither_torch_nor_lightning():
@@ -62,13 +62,13 @@ def options(cli: FederatedCLI) -> dict[str, bool]:
 
 
 def test_only_the_subcommand_that_is_run_has_its_options_made():
-    assert options(open_cli(DryRun, FIT, exit_on_error=False)) == {name: name == "fit" for name in FederatedCLI.subcommands()}
+    assert options(open_cli(DryRun, FIT)) == {name: name == "fit" for name in FederatedCLI.subcommands()}
 
 
 def test_a_file_before_the_subcommand_may_have_a_section_for_each(tmp_path):
     path = tmp_path / "all.yaml"
     path.write_text(json.dumps({"fit": {"data": {"num_clients": 7}}, "test": {"data": {"num_clients": 9}}}))
-    cli = open_cli(DryRun, ["--config", str(path), *FIT[:1], *FIT[3:]], exit_on_error=False)
+    cli = open_cli(DryRun, ["--config", str(path), *FIT[:1], *FIT[3:]])
     assert all(options(cli).values())
     assert cli.datamodule.num_clients == 7
 

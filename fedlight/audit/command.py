@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.target import Target, trained_network
-from fedlight.core.errors import ConfigurationError, own_error
+from fedlight.console.errors import told
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.progress import Lines, heartbeat
 from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
@@ -81,8 +83,7 @@ def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
         make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         made = make(given).as_dict()
     except Exception as error:
-        reason = own_error(error) or " ".join(str(error).split())
-        raise ConfigurationError(f"audit: {reason} (options: fedlight audit --help)") from error
+        raise ConfigurationError(f"audit: {told(error)} (options: fedlight audit --help)") from error
     made.pop("config", None)
     settings = Audit(**made, overrides=overrides)  # classes named in overrides are built with the base, not here
     path = Path(files[-1].absolute) if files and files[-1] else None
@@ -128,7 +129,11 @@ def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
 
     for attack in settings.left_out:
         print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it shows nothing", file=sys.stderr)
-    with bar:
+    with bar, ExitStack() as streams:
+        if not console.is_interactive:
+            streams.enter_context(
+                heartbeat(Lines(), lambda: f"fedlight audit: {int(bar.tasks[task].completed)}/{total} attacks done, {last}")
+            )
         yield advance
 
 

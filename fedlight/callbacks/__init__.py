@@ -1,6 +1,7 @@
 """Callbacks: the encoder and decoder of a federated run, pretraining, progress, checkpoints and the summary."""
 
 from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.board import RunBoard
 from fedlight.callbacks.checkpoint import RoundCheckpoint
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.gradients import GradientCodes
@@ -19,6 +20,7 @@ __all__ = [
     "GradientEncoder",
     "RoundCheckpoint",
     "RoundProgressBar",
+    "RunBoard",
     "RunSummary",
     "UpdateRecorder",
     "codec_callbacks",

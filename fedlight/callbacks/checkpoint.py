@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,17 @@ class RoundCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save on SIGTERM, which Lightning raises between rounds only; any other exception may have struck within one."""
+        """Save on SIGTERM, which Lightning raises between rounds only, and say how to go on; others may have struck within a round."""
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
+        if (
+            isinstance(exception, (SIGTERMException, KeyboardInterrupt))
+            and trainer.is_global_zero
+            and (path := self.path(trainer)).is_file()
+        ):
+            config = path.parents[1] / "config.yaml"
+            again = f"fedlight fit --config {config} --ckpt_path {path}" if config.is_file() else f'trainer.fit(..., ckpt_path="{path}")'
+            print(f"\nStopped after {trainer.global_step} rounds; go on with\n  {again}", file=sys.stderr)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run or trainer.sanity_checking or self._saved == trainer.global_step:  # type: ignore[attr-defined]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 from tqdm.contrib import DummyTqdmFile
 
 from fedlight.core.errors import require
+from fedlight.core.progress import Lines, heartbeat, is_terminal, progress
 from fedlight.metrics.traffic import format_bytes
 
 _LINES = 10  # plain lines in a run whose length is known
@@ -49,6 +49,7 @@ class RoundProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1) -> None:
         require(refresh_rate >= 0, f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
         super().__init__(refresh_rate)
+        self._evaluation = ExitStack()
         self._rounds: _Rounds | None = None
 
     def init_sanity_tqdm(self) -> Tqdm:
@@ -70,6 +71,30 @@ class RoundProgressBar(TQDMProgressBar):
     def init_predict_tqdm(self) -> Tqdm:
         """Return a bar for prediction."""
         return self._batches()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show a bar, or lines."""
+        super().on_test_start(trainer, pl_module)
+        self._tell("Testing")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End it."""
+        self._evaluation.close()
+        super().on_test_end(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show a bar, or lines."""
+        super().on_predict_start(trainer, pl_module)
+        self._tell("Predicting")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End it."""
+        self._evaluation.close()
+        super().on_predict_end(trainer, pl_module)
+
+    def _tell(self, what: str) -> None:
+        if self.is_enabled and not is_terminal(sys.stderr):
+            self._evaluation.enter_context(progress(what))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the rounds done so far, with the validation that followed the last one."""
@@ -96,19 +121,20 @@ class RoundProgressBar(TQDMProgressBar):
         self._close()
 
     def _batches(self, shown: bool = True) -> Tqdm:
-        hidden = self.is_disabled or not shown or not _is_terminal(sys.stderr)
+        hidden = self.is_disabled or not shown or not is_terminal(sys.stderr)
         return Tqdm(disable=hidden, file=sys.stderr, dynamic_ncols=True, bar_format=self.BAR_FORMAT)
 
     def _close(self) -> None:
+        self._evaluation.close()
         rounds, self._rounds = self._rounds, None
         if rounds is not None:
             rounds.close()
 
 
 class _Rounds(Tqdm):
-    """Rounds done, on stderr (stdout is left to results): a bar, or a plain line now and then."""
+    """Rounds done, on stderr (stdout is left to results): a bar, or plain lines, at least one every ten seconds."""
 
-    monitor_interval = 0  # no thread: the trainer's own hooks refresh
+    monitor_interval = 0  # no thread for a bar: the trainer's own hooks refresh it
 
     def __init__(self, trainer: Trainer, refresh_rate: int) -> None:
         self._trainer = trainer
@@ -116,7 +142,7 @@ class _Rounds(Tqdm):
         total = trainer.estimated_stepping_batches
         known = 0 < total < math.inf
         every = max(1, math.ceil(total / _LINES)) if known else _ROUNDS_PER_LINE
-        live = _is_terminal(sys.stderr)
+        live = is_terminal(sys.stderr)
         super().__init__(
             initial=trainer.global_step,
             total=int(total) if known else None,
@@ -128,9 +154,11 @@ class _Rounds(Tqdm):
             unit="",
             bar_format=("{bar:8} " if live else "") + ("Round {n_fmt}/{total_fmt}" if known else "Round {n_fmt}"),
         )
+        self._lines = Lines()
         if live:
             self._streams.enter_context(_printed_above())
         else:
+            self._streams.enter_context(heartbeat(self._lines, self.__str__))
             self.last_print_n -= self.initial % every  # lines come after the same rounds in a resumed run
 
     def __str__(self) -> str:
@@ -148,7 +176,7 @@ class _Rounds(Tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.gui:
-            print(self, file=self.fp, flush=True)
+            self._lines.say(str(self))
         else:
             super().display(msg, pos)
 
@@ -159,14 +187,10 @@ class _Rounds(Tqdm):
         self._streams.close()
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
 @contextmanager
 def _printed_above() -> Iterator[None]:
     """Send what loggers write to the terminal through tqdm, which prints it above the bar instead of into it."""
-    terminals = {id(stream): DummyTqdmFile(stream) for stream in (sys.stdout, sys.stderr) if _is_terminal(stream)}
+    terminals = {id(stream): DummyTqdmFile(stream) for stream in (sys.stdout, sys.stderr) if is_terminal(stream)}
     loggers = [logging.root, *(entry for entry in logging.root.manager.loggerDict.values() if isinstance(entry, logging.Logger))]
     handlers = {handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)}
     streams = [(handler, handler.stream) for handler in handlers if id(handler.stream) in terminals]
@@ -180,5 +204,7 @@ def _printed_above() -> Iterator[None]:
 
 
 def _metrics(trainer: Trainer) -> list[str]:
-    logged = trainer.callback_metrics
-    return [text(float(logged[name])) for name, text in _METRICS if name in logged]
+    """Return the metrics in words: the user's own with `prog_bar=True` first, then ours."""
+    logged, wanted = trainer.callback_metrics, dict(_METRICS)
+    own = [f"{name} {float(value):.3g}" for name, value in trainer.progress_bar_metrics.items() if name not in wanted and name != "v_num"]
+    return own + [text(float(logged[name])) for name, text in _METRICS if name in logged]

@@ -12,9 +12,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.callbacks.board import RunBoard
+from fedlight.callbacks.card import card, final_metrics, settings
+from fedlight.callbacks.layers import layer_figures
 from fedlight.core.export import encoder_file, save_codec
 
 SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.csv"  # Lightning's CSVLogger writes it
+LAYERS_FILE = "layers.json"
 MODEL_FILE = "model.safetensors"
 
 
@@ -49,13 +54,17 @@ class RunSummary(Callback):
         self._write(trainer, module, Path(folder))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                figures = {name: value for name, value in self.summary.items() if isinstance(value, (int, float))}
-                logger.log_hyperparams(flat_settings(module), figures)
+                logger.log_hyperparams(settings(module), final_metrics(self.summary), step=self.summary["rounds"])
+            if isinstance(logger, RunBoard):
+                logger.log_text("run", card(module, self.summary, logger.steady(), folder))
 
     def _write(self, trainer: Trainer, module: FederatedRun, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.summary |= summarize(trainer, module)
         (folder / SUMMARY_FILE).write_text(json.dumps(self.summary, indent=2) + "\n")
+        for board in (logger for logger in trainer.loggers if isinstance(logger, RunBoard)):
+            figures = layer_figures(module.codec, module.layout, board.energy_kept)
+            (folder / LAYERS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
@@ -89,19 +98,3 @@ def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
             "versions": {name: version(name) for name in ("fedlight", "lightning", "torch")},
         }
     )
-
-
-def flat_settings(module: FederatedRun) -> dict[str, Any]:
-    """Return the run's settings as one level of names, for TensorBoard's HParams tab."""
-    settings: dict[str, Any] = {
-        "network": type(module.network).__name__,
-        "codec": json.dumps(module.codec.config()),
-        "algorithm": type(module.algorithm).__name__,
-        "weighting": module.weighting,
-        "seed": module.seed,
-        "clients": module.data.num_population,
-        "partitioner": type(module.data.partitioner).__name__,
-        "source": module.data.source.name,
-    }
-    numbers = {f"algorithm/{k}": v for k, v in vars(module.algorithm).items() if isinstance(v, (int, float))}
-    return settings | numbers

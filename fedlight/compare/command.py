@@ -18,6 +18,7 @@ from fedlight.compare.picture import draw_pictures
 from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
 from fedlight.compare.progress import RunProgress
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
+from fedlight.console.errors import told
 from fedlight.core.errors import ConfigurationError
 from fedlight.subcommands import SUBCOMMANDS
 
@@ -65,7 +66,7 @@ def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
     try:
         given: Namespace = compare_parser().parse_args(args)
     except Exception as error:
-        raise ConfigurationError(f"compare: {_sentence(error)} (options: fedlight compare --help)") from error
+        raise ConfigurationError(f"compare: {told(error)} (options: fedlight compare --help)") from error
     values = dict(given.as_dict())
     files = values.pop("config", None) or []
     comparison = Comparison(**values)
@@ -92,7 +93,7 @@ def _parse_entry(comparison: Comparison, base: Tree, codec: str, dry_run: DryRun
         config = effective(base, comparison.overrides, comparison.codecs[codec], run, Path("."))
         parsed = dry_run(["fit", "--config", json.dumps(config)])
     except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"codecs.{codec}: {_sentence(error)}") from error
+        raise ConfigurationError(f"codecs.{codec}: {told(error)}") from error
     if unknown := set(config) - set(parsed):  # the parser accepts an empty part
         raise ConfigurationError(f"codecs.{codec}: Expected parts of a `fit` configuration but got {', '.join(sorted(unknown))}")
     return parsed
@@ -102,13 +103,6 @@ def _check_reference(name: str, parsed: Tree) -> None:
     codec, path = parsed["model"].get("codec"), parsed["model"].get("codec_path")
     if path or (codec is not None and not codec["class_path"].endswith(".IdentityCodec")):
         raise ConfigurationError(f"Expected `reference` to be uncompressed but {name!r} has a codec: write `{name}: null` in `codecs`")
-
-
-def _sentence(error: BaseException) -> str:
-    """Return an error on one line, without jsonargparse's lines about types and values."""
-    frame = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(frame))
 
 
 class Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Self
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fedlight.compare.execute import Outcome
+from fedlight.core.progress import Lines, heartbeat
 
 _BAR, _CLOCK = 12, 7  # characters
 
@@ -28,6 +30,8 @@ class RunProgress:
         self._done = 0
         self._known = 0
         self._start = time.monotonic()
+        self._streams = ExitStack()
+        self._lines = Lines()
         self._console = Console(stderr=True)
         self._progress = Progress(
             BarColumn(bar_width=_BAR),
@@ -42,9 +46,12 @@ class RunProgress:
         self._start = time.monotonic()
         self._task = self._progress.add_task(f"Run 0/{self.total}", total=self.total)
         self._progress.start()
+        if self._progress.disable:
+            self._streams.enter_context(heartbeat(self._lines, lambda: f"Run {self._done}/{self.total} done{self._left()}"))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._streams.close()
         self._progress.stop()
 
     def expect_fewer(self, runs: int) -> None:
@@ -57,7 +64,7 @@ class RunProgress:
         self._known += outcome.again
         text = f"{outcome.run}: {_result(outcome)}"
         if self._progress.disable:
-            self._print(f"Run {self._done}/{self.total} · {text}{self._left()}")
+            self._lines.say(f"Run {self._done}/{self.total} · {text}{self._left()}")
             return
         if not outcome.ok:
             self._print(text)

@@ -16,7 +16,7 @@ from fedlight.console.configs import folder, shipped
 _DATA = {
     "MNIST": "MNIST/raw",
     "CIFAR-10": "cifar-10-batches-py",
-    "CIFAR-10 as arrays": "cifar10.npz",
+    "CIFAR-10 as arrays": "cifar10_20k.npz",
     "writers of MNIST": "mnist_writers.npz",
 }
 

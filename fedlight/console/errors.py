@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import logging
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedlight.console.sentences import one_sentence_of
 from fedlight.core.errors import own_error
 
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process with the error's sentence and status 2 where the block raises one of fedlight's errors."""
+    """End the process with a sentence and status 2 where the block raises an error that a user can mend; others pass."""
     try:
         yield
     except Exception as error:
-        own = own_error(error)
-        if own is None:
+        text = mendable(error)
+        if text is None:
             raise
         logging.getLogger(__name__).debug("details", exc_info=True)
-        print(f"fedlight: error: {own}", file=sys.stderr)
+        print(f"fedlight: error: {text}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def mendable(error: BaseException) -> str | None:
+    """Return the sentence of an error that comes of a mistake in options, data or devices, or None for any other."""
+    own = own_error(error)
+    if own is not None:
+        return str(own)
+    if isinstance(error, ArgumentError):
+        return one_sentence_of(str(error), _options())
+    # By name: an error of Lightning's or the parser's must not make this file import them.
+    if type(error).__name__ == "MisconfigurationException" or str(error).startswith(("Early stopping conditioned", "Does not validate")):
+        return one_sentence_of(str(error))
+    return None
+
+
+def told(error: BaseException) -> str:
+    """Return any error as one sentence."""
+    return str(own_error(error) or one_sentence_of(str(error)))
+
+
+def _options() -> list[str]:
+    """Return the options of the subcommand that is being run, one level of groups included."""
+    from fedlight.console.check import all_options
+
+    return all_options(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -328,13 +328,13 @@ class Codec(ABC):
 
     def config(self) -> dict[str, Any]:
         """Return class path and constructor arguments, nested codecs included: enough to make the recipe again."""
-        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        names = [*inspect.signature(type(self)).parameters] if type(self).__init__ is not object.__init__ else []
         values = {name: getattr(self, name) for name in names}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
 
     def unbound(self) -> Self:
         """Return a new codec of the same configuration, nested codecs included, that is bound to nothing."""
-        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        names = [*inspect.signature(type(self)).parameters] if type(self).__init__ is not object.__init__ else []
         return type(self)(**{name: _unbound(getattr(self, name)) for name in names})
 
     def describe(self) -> dict[str, Any]:

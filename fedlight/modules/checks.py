@@ -25,6 +25,7 @@ from fedlight.core.codec import Codec, Context, require_additive, require_fixed_
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
+from fedlight.core.progress import progress
 from fedlight.core.random import untouched_generators
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.state import local_settings
@@ -207,7 +208,8 @@ def start_privacy(module: FederatedRun) -> None:
         codec.integer,
         codec.encoder.format.bits,
     )
-    privacy.calibrate(setting, module.data.num_population)
+    with progress("Calibrating the noise", show=module.trainer.progress_bar_callback is not None):
+        privacy.calibrate(setting, module.data.num_population)
 
 
 def _check_codec(codec: Codec, name: str) -> None:

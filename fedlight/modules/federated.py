@@ -40,6 +40,7 @@ from fedlight.modules.checks import (
     start_privacy,
     upload_codec,
 )
+from fedlight.modules.defaults import suit_rounds
 from fedlight.modules.evaluation import StageMetrics, named_metrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.global_model import LightningModel, trainable
@@ -201,6 +202,7 @@ class FederatedModule(Forwarding):
         check_trainer(self.trainer)
         self._built = False
         self.attach_own()
+        suit_rounds(self.trainer)
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         added = self.own_callbacks()
         check_callbacks([*given, *added])

@@ -7,6 +7,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from fedlight.callbacks.board import RunBoard
+from fedlight.callbacks.pictures import energy_kept
+from fedlight.core.layout import Layout
 from fedlight.metrics import cosine, relative_error
 from fedlight.rounds.call import Call
 from fedlight.rounds.server import Server
@@ -77,18 +80,25 @@ def log_comparison(module: LightningModule, call: Call, length: int) -> None:
     }
     if seen.saturation:
         metrics["sim/saturation"] = sum(seen.saturation) / len(seen.saturation)
+    code = call.codes.mean().cpu()
     for logger in module.loggers:
         logger.log_metrics(metrics, step=call.context.round)
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram("code/mean", call.codes.mean().cpu(), call.context.round)
+            logger.experiment.add_histogram("codec/mean_code", code, call.context.round)
             if call.codes.total is not None and call.codes.total.dtype == torch.int64:
-                logger.experiment.add_histogram("code/sum", call.codes.total.cpu(), call.context.round)
+                logger.experiment.add_histogram("codec/sum_of_codes", call.codes.total.cpu(), call.context.round)
+        if isinstance(logger, RunBoard):
+            layout = Layout.of(module.network)
+            logger.show_codes(code, call.context.round)
+            logger.show_layers(energy_kept(layout, decoded[: layout.dim], true[: layout.dim]), layout, call.context.round)
 
 
 def log_clients(module: LightningModule, accuracies: Tensor) -> None:
-    """Give the clients' accuracies ``[clients]`` to TensorBoard as a histogram."""
+    """Give the clients' accuracies ``[clients]`` to TensorBoard as a histogram and a picture."""
     if not len(accuracies) or module.trainer.sanity_checking or not module.trainer.is_global_zero:
         return
     for logger in module.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram("val/client_accuracy", accuracies, module.trainer.global_step)
+            logger.experiment.add_histogram("clients/accuracy", accuracies, module.trainer.global_step)
+        if isinstance(logger, RunBoard):
+            logger.show_clients(accuracies, module.trainer.global_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +14,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.callbacks.board import RunBoard
 from fedlight.clients.proxy import record_bank
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, State
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.progress import is_terminal
+from fedlight.core.progress import progress as shown_progress
 from fedlight.core.quiet import quiet
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
@@ -180,7 +181,8 @@ class LightningCodecTrainer:
 
     def _trainer(self) -> Trainer:
         settings = self.training
-        bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if self.progress else []
+        show = self.progress and is_terminal(sys.stderr)
+        bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if show else []
         with quiet("lightning.pytorch.utilities.rank_zero", level=logging.WARNING):  # the list of devices was printed before
             return Trainer(
                 accelerator=self.device.type,
@@ -189,11 +191,11 @@ class LightningCodecTrainer:
                 val_check_interval=min(settings.check_every, settings.steps),
                 check_val_every_n_epoch=None,
                 num_sanity_val_steps=-1,
-                logger=TensorBoardLogger(self.log_dir, name="pretrain", version="") if self.log_dir else False,
+                logger=RunBoard(str(self.log_dir), name="pretrain", version="") if self.log_dir else False,
                 log_every_n_steps=10,
                 enable_checkpointing=False,
                 enable_model_summary=False,
-                enable_progress_bar=self.progress,
+                enable_progress_bar=show,
                 callbacks=[EarlyStopping("pretrain/held_out_error", patience=settings.patience), *bar],
             )
 
@@ -202,6 +204,14 @@ def fit_codec(
     codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
 ) -> dict[str, float]:
     """Fit a codec to a bank; return its error on rounds that neither training nor stopping saw, and its references' errors there."""
+    # A codec that trains layers has a bar of its own on a terminal; the others measure and solve in one go.
+    with shown_progress(f"Fitting {type(codec).__name__}", None, progress and not is_terminal(sys.stderr)):
+        return _fit_and_measure(codec, bank, training, device, log_dir, progress, seed)
+
+
+def _fit_and_measure(
+    codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
+) -> dict[str, float]:
     fit, rest = bank.split(max(2 * training.holdout, 1 / (bank.rounds // 2)))  # a round for each of the two, however few there are
     stop, report = rest.split(0.5)
     figures = codec.fit(fit, LightningCodecTrainer(training, stop, device, log_dir, progress, seed))
@@ -255,8 +265,7 @@ def record_for(
     model = module.local_model(data.proxy_augmentation)
     module.algorithm.check(model)
     samples = proxy.samples or max(1, round(len(data.y) / data.num_population))
-    with Progress(console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("Recording updates on proxy data", total=proxy.rounds)
+    with shown_progress("Recording updates on proxy data, round", proxy.rounds, progress) as advance:
         return record_bank(
             model,
             model.weights.clone(),
@@ -271,7 +280,7 @@ def record_for(
             seed=derive_seed(module.seed if seed is None else seed, "proxy"),
             server_lr=proxy.server_lr,
             first_round=first_round,
-            on_round=lambda _: bar.advance(task),
+            on_round=lambda _: advance(),
             in_memory_mb=proxy.in_memory_mb,
             history=history,
         )

@@ -15,6 +15,7 @@ def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console
     """Print accuracies, bytes and seconds of (name, (summary, folder)) runs side by side, and where to look next."""
     table = Table("", *(name for name, _ in runs), title="Federated run")
     summaries = [summary for _, (summary, _) in runs]
+    summaries = [{**one, "total_bytes": one["uplink_bytes"] + one["downlink_bytes"]} if "uplink_bytes" in one else one for one in summaries]
     for title, key, show in _ROWS:
         if any(key in summary for summary in summaries):
             table.add_row(title, *(show(summary[key]) if key in summary else "" for summary in summaries))
@@ -22,7 +23,7 @@ def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console
     for name, (_, folder) in runs:
         if folder:
             console.print(f"{name}: {folder}", soft_wrap=True)
-    roots = {str(Path(folder).parent.parent) for _, (_, folder) in runs if folder}
+    roots = {str(Path(folder).parents[1]) for _, (_, folder) in runs if folder}
     for root in sorted(roots):
         console.print(f"Curves: [bold]tensorboard --logdir {root}[/bold]", soft_wrap=True)
 
@@ -48,6 +49,7 @@ _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("total uplink", "uplink_bytes", format_bytes),
     ("total downlink", "downlink_bytes", format_bytes),
     ("of which encoders", "codec_bytes", format_bytes),
+    ("total, both ways", "total_bytes", format_bytes),
     ("keys and shares, up", "handshake_uplink_bytes", format_bytes),
     ("keys and shares, down", "handshake_downlink_bytes", format_bytes),
     ("carried by Flower, up", "engine_uplink_bytes", format_bytes),

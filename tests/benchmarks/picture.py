@@ -1,6 +1,6 @@
 """Accuracy against bytes: one curve a kind of run, the band spans its seeds. Needs matplotlib (the `dev` extra).
 
-    python tests/benchmarks/picture.py OUTPUT.png "with a learned code=logs/mnist/version_0" "without a codec=logs/mnist/version_1" ...
+    python tests/benchmarks/picture.py OUTPUT.png "with a code=logs/mnist/transform-64x/0" "without a codec=logs/mnist/no-codec/0" ...
 
 Runs of the same name are seeds of one curve. Reads the `metrics.csv` that every run leaves behind.
 """

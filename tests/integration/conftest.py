@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.federation import CODEC, invoke
+from tests.federation import CODEC, invoke, run_folders
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +18,8 @@ def leave_nothing_behind() -> Iterator[None]:
     with warnings.catch_warnings():
         yield
     torch.set_rng_state(state)
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").filters.clear()
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").filters.clear()
 
 
 Fedlight = Callable[..., None]
@@ -38,4 +38,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     every = ["--trainer.val_check_interval", "2", "--model.sim_every", "3", "--data.client_holdout", "0.2"]
     with warnings.catch_warnings():
         invoke("fit", folder, "--trainer.max_steps", "6", "--model.codec", CODEC, "--experiment", "done", *every)
-    return folder / "done" / "version_0"
+    return run_folders(folder)[0]

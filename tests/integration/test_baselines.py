@@ -15,7 +15,7 @@ from fedlight.core.codec import Codec, Context, State
 from fedlight.core.packing import pack
 from fedlight.core.simulate import simulate_round
 from fedlight.data import Uniform
-from tests.federation import History, federated, federated_data, pretraining, run, trainer, weights_of
+from tests.federation import History, federated, federated_data, pretraining, run, run_folders, trainer, weights_of
 from tests.integration.carried import Carried
 
 BASELINES: dict[str, Callable[[], Codec]] = {
@@ -145,5 +145,5 @@ def test_every_baseline_runs_from_yaml(codec, fedlight, tmp_path):
     file = tmp_path / "codec.yaml"
     file.write_text(json.dumps({"model": {"codec": codec}}))
     fedlight("fit", tmp_path, "--config", str(file), "--trainer.max_steps", "3")
-    summary = json.loads((tmp_path / "federated" / "version_0" / "summary.json").read_text())
+    summary = json.loads((run_folders(tmp_path)[0] / "summary.json").read_text())
     assert summary["rounds"] == 3 and 1 < summary["uplink_ratio"] < 12

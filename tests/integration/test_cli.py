@@ -19,11 +19,11 @@ from fedlight.core.codec import Context, Private
 from fedlight.core.export import load_decoder, load_encoder
 from fedlight.data import Everyone, FederatedDataModule
 from fedlight.modules import MLP
-from tests.federation import CODEC, environment
+from tests.federation import CODEC, environment, run_folders
 
 
 def last_run(folder: Path, experiment: str = "federated") -> Path:
-    return max((folder / experiment).iterdir(), key=lambda path: int(path.name.split("_")[1]))
+    return run_folders(folder / experiment)[-1]
 
 
 def summary(folder: Path, experiment: str = "federated") -> dict:
@@ -116,7 +116,7 @@ def test_pretrain_then_fit_with_its_codec(fedlight, tmp_path, capsys):
     assert "Pretraining" in capsys.readouterr().out
     fedlight("fit", tmp_path, "--model.codec_path", str(tmp_path / "codec"), "--trainer.max_steps", "2")
     fedlight("fit", tmp_path, "--model.codec", CODEC, "--trainer.max_steps", "2")
-    given, fresh = sorted((tmp_path / "federated").iterdir())[-2:]
+    given, fresh = run_folders(tmp_path)[-2:]
     assert all(torch.equal(a, b) for a, b in zip(*(load_file(run / "model.safetensors").values() for run in (given, fresh)), strict=True))
     assert json.loads((given / "summary.json").read_text())["pretrain_seconds"] == 0
 
@@ -125,7 +125,7 @@ def test_the_baseline_is_the_same_run_without_a_codec(fedlight, tmp_path, capsys
     fedlight("fit", tmp_path, "--model.codec", CODEC, "--baseline", "true", "--trainer.max_steps", "2")
     printed = capsys.readouterr().out
     assert "this run" in printed and "without a codec" in printed
-    first, second = (json.loads((run / "summary.json").read_text()) for run in sorted((tmp_path / "federated").iterdir()))
+    first, second = (json.loads((run / "summary.json").read_text()) for run in run_folders(tmp_path))
     assert first["uplink_ratio"] > 5 > 1 >= second["uplink_ratio"]
     fedlight("fit", tmp_path / "plain", "--trainer.max_steps", "2")
     mine, theirs = (load_file(place / "model.safetensors") for place in (last_run(tmp_path), last_run(tmp_path / "plain")))
@@ -256,6 +256,12 @@ def options(text: str) -> dict[str, str]:
         if name.startswith(("--model", "--data", "--pretraining", "--checkpoint", "--experiment", "--baseline"))
         and not name.endswith(".help")
     }
+
+
+def test_help_has_no_lists_of_other_peoples_classes(capsys):
+    text = help_of("fit", capsys)
+    assert "known subclasses" not in text and len(text.splitlines()) < 900
+    assert text.startswith("usage: ") and len(text.partition("\n\n")[0].splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["fit", "pretrain"])

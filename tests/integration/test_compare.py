@@ -82,9 +82,9 @@ def test_accuracy_is_that_of_the_last_round_and_the_rate_is_chosen_on_validation
     folder, _ = compared
     for row in json.loads((folder / "compare.json").read_text()):
         place = folder / "runs" / row["codec"]
-        tuned = {lr: json.loads((place / f"seed_0_lr_{lr}" / "version_0" / "summary.json").read_text()) for lr in (1.0, 1.5)}
+        tuned = {lr: json.loads((place / f"seed_0_lr_{lr}" / "0" / "summary.json").read_text()) for lr in (1.0, 1.5)}
         assert row["server_lr"] == max(tuned, key=lambda lr: tuned[lr]["val_accuracy"])
-        used = [json.loads((place / f"seed_{s}_lr_{row['server_lr']}" / "version_0" / "summary.json").read_text()) for s in (0, 1)]
+        used = [json.loads((place / f"seed_{s}_lr_{row['server_lr']}" / "0" / "summary.json").read_text()) for s in (0, 1)]
         assert row["accuracy_mean"] == pytest.approx(sum(one["test_accuracy"] for one in used) / 2)
         assert {path.name for path in place.iterdir()} == {"seed_0_lr_1.0", "seed_0_lr_1.5", f"seed_1_lr_{row['server_lr']}"}
 
@@ -92,8 +92,8 @@ def test_accuracy_is_that_of_the_last_round_and_the_rate_is_chosen_on_validation
 @pytest.mark.slow
 def test_all_codecs_of_a_seed_start_from_the_same_first_round(compared):
     folder, _ = compared
-    true = {path.parents[1].name.split("_")[1]: [] for path in folder.glob("runs/*/*/version_0/true.pt")}
-    for path in folder.glob("runs/*/*/version_0/true.pt"):
+    true = {path.parents[1].name.split("_")[1]: [] for path in folder.glob("runs/*/*/0/true.pt")}
+    for path in folder.glob("runs/*/*/0/true.pt"):
         true[path.parents[1].name.split("_")[1]].append(torch.load(path))
     assert {seed: len(found) for seed, found in true.items()} == {"0": 4, "1": 2}
     assert all(torch.equal(found[0], other) for found in true.values() for other in found)

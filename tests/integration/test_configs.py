@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedlight.cli import main
-from tests.federation import write_npz, write_speeches
+from tests.federation import run_folders, write_npz, write_speeches
 
 FOLDER = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted([*FOLDER.glob("compare_*.yaml"), *FOLDER.glob("audit_*.yaml")])  # run by test_compare.py and test_audit.py
@@ -58,7 +58,7 @@ def run(path: Path, folder: Path, *options: str, command: str = "fit") -> dict:
     main([command, "--config", str(path), "--trainer.default_root_dir", str(folder), *SMALL, *options])
     if command == "pretrain":
         return {}
-    (version,) = (folder / yaml.safe_load(path.read_text())["experiment"]).iterdir()
+    (version,) = run_folders(folder / yaml.safe_load(path.read_text())["experiment"])
     return json.loads((version / "summary.json").read_text())
 
 
@@ -135,7 +135,7 @@ def test_the_baseline_of_a_refreshed_run_does_without_the_refresh(tmp_path):
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
     options = [*file, "--data.num_clients", "10", *COHORT, "--baseline", "true"]
     main(["fit", "--config", str(config("mnist_transform")), "--trainer.default_root_dir", str(tmp_path), *SMALL, *options])
-    first, second = sorted((tmp_path / "mnist_transform").iterdir())
+    first, second = run_folders(tmp_path / "mnist_transform")
     ratios = [json.loads((folder / "summary.json").read_text())["uplink_ratio"] for folder in (first, second)]
     assert ratios[0] > 100 and round(ratios[1]) == 1
     configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]

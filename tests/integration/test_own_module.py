@@ -21,7 +21,7 @@ from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import Everyone, FederatedDataModule, LightningData
 from fedlight.modules import FederatedModule
 from fedlight.rounds import Download, Request
-from tests.federation import SHORT, federated_data, pretraining, weights_of
+from tests.federation import SHORT, federated_data, pretraining, run_folders, weights_of
 from tests.own import Line, LitClassifier, LitLanguageModel, Points, Text
 
 
@@ -225,7 +225,7 @@ model:
 """
     )
     folder = command(["fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)])
-    summary = (tmp_path / "federated" / "version_0" / "summary.json").read_text()
+    summary = (run_folders(tmp_path)[0] / "summary.json").read_text()
     assert folder and '"test_accuracy"' in summary
 
 

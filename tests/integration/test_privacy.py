@@ -35,7 +35,7 @@ from fedlight.modules import FederatedModule
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP
 from fedlight.rounds import CatchUp
 from fedlight.rounds.availability import DropOut, FirstToAnswer, Several
-from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, trainer, weights_of
+from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, run_folders, trainer, weights_of
 from tests.integration.test_two_processes import fit as in_processes
 
 CLIENTS, DELTA = 8, 1e-2
@@ -503,7 +503,7 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
         *("fit", tmp_path, "--trainer.max_steps", "6", "--data.normalize", "false", "--model.privacy", json.dumps(privacy)),
         *("--data.sampler", json.dumps({"class_path": "Poisson", "init_args": {"rate": 0.5}})),
     )
-    (folder,) = (tmp_path / "federated").iterdir()
+    (folder,) = run_folders(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     assert TARGET - 0.1 < summary["epsilon"] <= TARGET < summary["epsilon_unamplified"]
     assert summary["delta"] == 0.01 and summary["clip"] == 0.5 and summary["noise_multiplier"] > 0.3

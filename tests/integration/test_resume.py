@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedlight.callbacks import CodecPretraining
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.export import codec_state
 from fedlight.data import Dirichlet, Everyone, Uniform
-from tests.federation import CODEC, History, federated, federated_data, invoke, learned, mlp, pretraining, trainer, weights_of
+from tests.federation import CODEC, History, federated, federated_data, invoke, learned, mlp, pretraining, run_folders, trainer, weights_of
 from tests.processes import fork, wait_until
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -141,10 +142,6 @@ def fit_command(folder: Path, *more: str) -> None:
     invoke("fit", folder, *options, "--trainer.val_check_interval", "4", *more)
 
 
-def run_folders(folder: Path) -> list[Path]:
-    return sorted((folder / "federated").iterdir())
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -153,21 +150,24 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.quick(1)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path):
-    """SIGTERM leaves a checkpoint of the round it struck after; SIGKILL the last regular one, whole."""
+    """SIGTERM leaves a checkpoint of the round it struck after; SIGKILL and Ctrl-C the last regular one, whole."""
     marker = tmp_path / "rounds"
     slow = ["--trainer.callbacks", "tests.federation.Slow", "--trainer.callbacks.marker", str(marker), "--trainer.callbacks.seconds", "1.5"]
     process = fork(lambda: fit_command(tmp_path, *slow), tmp_path / "output.txt")
     wait_until(lambda: process.poll() is not None or (marker.exists() and marker.read_text() >= "5"), [process])
     process.send(number)
-    assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL), process.last_words()
+    assert process.wait() == {signal.SIGTERM: 143, signal.SIGKILL: -9, signal.SIGINT: 130}[number], process.last_words()
     done = int(marker.read_text())
     assert 5 <= done < ROUNDS
     (folder,) = run_folders(tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=False)["global_step"]
     assert saved == (done if number == signal.SIGTERM else done - done % 3)
+    if number != signal.SIGKILL:
+        assert f"fedlight fit --config {folder / 'config.yaml'} --ckpt_path {last}" in process.last_words()
+        assert "Traceback" not in process.last_words()
     assert not (folder / "model.safetensors").exists()
     before = last.read_bytes()
 
@@ -177,6 +177,8 @@ def test_a_killed_run_goes_on_to_the_same_model(number, uninterrupted, tmp_path)
     for name in ("model", "encoder", "decoder"):
         mine, theirs = (load_file(place / f"{name}.safetensors") for place in (second, uninterrupted))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    events = EventAccumulator(str(second)).Reload()
+    assert [point.step for point in events.Scalars("communication/uplink_total")] == [*range(ROUNDS)], "the curve goes on"
     ours, reference = (json.loads((place / "summary.json").read_text()) for place in (second, uninterrupted))
     for name in ("rounds", "uplink_bytes", "downlink_bytes", "codec_bytes", "test_accuracy", "uplink_ratio"):
         assert ours[name] == reference[name], name

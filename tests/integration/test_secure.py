@@ -7,7 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.federation import CODEC
+from tests.federation import CODEC, run_folders
 
 SECURE = ["--model.aggregator", "SecureAggregator", "--model.aggregator.cohort", "3"]
 RUN = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--model.codec", CODEC]
@@ -20,7 +20,7 @@ def summary(folder):
 def test_the_same_model_with_it_and_without_and_bytes_for_both(fedlight, tmp_path):
     fedlight("fit", tmp_path, *RUN, "--experiment", "plain")
     fedlight("fit", tmp_path, *RUN, *SECURE, "--experiment", "secure")
-    plain, secure = (tmp_path / name / "version_0" for name in ("plain", "secure"))
+    plain, secure = run_folders(tmp_path)
     one, two = (load_file(folder / "model.safetensors") for folder in (plain, secure))
     assert all((one[name] == two[name]).all() for name in one)
     a, b = summary(plain), summary(secure)
@@ -37,15 +37,15 @@ def test_the_same_model_with_it_and_without_and_bytes_for_both(fedlight, tmp_pat
 def test_a_run_is_repeated_from_its_own_config_and_resumed(fedlight, tmp_path, capsys):
     drop_outs = ["--model.aggregator.threshold", "2", "--model.availability", "StageDropOut", "--model.availability.clients", "1"]
     fedlight("fit", tmp_path, *RUN, *SECURE, *drop_outs, "--experiment", "first")
-    first = tmp_path / "first" / "version_0"
+    (first,) = run_folders(tmp_path)
     more = ["--config", str(first / "config.yaml"), "--trainer.max_steps", "3"]
     fedlight("fit", tmp_path, *more, "--ckpt_path", str(first / "checkpoints" / "last.ckpt"))
-    assert summary(tmp_path / "first" / "version_1")["rounds"] == 3
+    assert summary(run_folders(tmp_path)[1])["rounds"] == 3
 
 
 def test_the_baseline_sends_floats_and_does_without(fedlight, tmp_path):
     fedlight("fit", tmp_path, *RUN, *SECURE, "--baseline", "true", "--experiment", "both")
-    secure, baseline = (summary(tmp_path / "both" / f"version_{number}") for number in (0, 1))
+    secure, baseline = map(summary, run_folders(tmp_path))
     assert "handshake_uplink_bytes" in secure and "handshake_uplink_bytes" not in baseline
     assert round(baseline["uplink_ratio"]) == 1
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+
+from fedlight.callbacks.pictures import can_draw
+from fedlight.core.metric_names import RESULTS
 
 ROUNDS = 6
 
@@ -26,43 +31,83 @@ def series(events: EventAccumulator, tag: str) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "tag", ["sim/loss", "bytes/uplink", "bytes/downlink", "bytes/codec", "bytes/ratio", "round/clients", "round/dropped"]
+    "tag",
+    ["loss/local_training", "communication/uplink_total", "communication/downlink_total", "codec/aggregate_length"],
 )
 def test_one_point_a_round(events, tag):
     assert list(series(events, tag)) == list(range(ROUNDS))
 
 
+def test_what_never_changes_is_no_curve_but_in_the_card(events):
+    tags = events.Tags()["scalars"]
+    assert not [
+        tag for tag in tags if tag in ("clients/counted", "clients/dropped", "clients/attempts", "communication/uplink_ratio", "epoch")
+    ]
+    lonely = [tag for tag in tags if len(events.Scalars(tag)) < 2 and not tag.startswith("results/")]
+    assert not lonely
+    text = events.Tensors("run/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "clients/counted | 3 |" in text and "communication/uplink_ratio" in text
+    assert "| codec | autoencoder-3x-quantize-6bit |" in text and "both ways" in text and "fedlight fit --config " in text
+
+
+def test_every_tag_has_a_group_and_a_sentence(events):
+    groups = {tag.partition("/")[0] for tag in events.Tags()["scalars"]}
+    assert groups <= {"accuracy", "loss", "communication", "clients", "privacy", "codec", "simulation", "results", "server"}
+    for tag in events.Tags()["scalars"]:
+        assert len(events.SummaryMetadata(tag).summary_description.split()) > 4, tag
+
+
 def test_bytes_are_cumulative_and_end_where_the_summary_does(events, finished):
-    uplink, each = series(events, "bytes/uplink"), series(events, "bytes/uplink_round")
-    for number in range(ROUNDS):
-        assert uplink[number] == sum(each[n] for n in range(number + 1))
     summary = json.loads((finished / "summary.json").read_text())
-    assert uplink[ROUNDS - 1] == summary["uplink_bytes"]
-    assert series(events, "bytes/downlink")[ROUNDS - 1] == summary["downlink_bytes"]
-    assert series(events, "bytes/ratio")[ROUNDS - 1] == pytest.approx(summary["uplink_ratio"])
+    uplink, downlink = series(events, "communication/uplink_total"), series(events, "communication/downlink_total")
+    assert uplink[ROUNDS - 1] == summary["uplink_bytes"] and downlink[ROUNDS - 1] == summary["downlink_bytes"]
+    assert sorted(uplink.values()) == list(uplink.values())
 
 
-def test_validation_by_rounds(events, finished):
-    accuracy = series(events, "val/accuracy")
+def test_validation_by_rounds_and_by_kilobytes(events, finished):
+    accuracy = series(events, "accuracy/validation")
     assert len(accuracy) == 3
     assert list(accuracy)[-1] in (ROUNDS - 1, ROUNDS)
     assert list(accuracy.values())[-1] == pytest.approx(json.loads((finished / "summary.json").read_text())["val_accuracy"])
-    assert len(series(events, "val/client_accuracy_mean")) == 3
+    assert len(series(events, "clients/accuracy_mean")) == 3
+    companion = EventAccumulator(str(finished / "by_kilobytes"))
+    companion.Reload()
+    points = series(companion, "by_kilobytes/accuracy_validation")
+    assert list(points.values()) == list(accuracy.values())
+    sent = [series(events, f"communication/{way}_total") for way in ("uplink", "downlink")]
+    assert list(points) == [round(sum(way[min(step, ROUNDS - 1)] for way in sent) / 1000) for step in accuracy]
 
 
 def test_comparisons_only_in_the_rounds_asked_for(events):
-    assert list(series(events, "sim/relative_error")) == list(series(events, "sim/cosine")) == [0, 3]
+    assert list(series(events, "simulation/relative_error")) == list(series(events, "simulation/cosine")) == [0, 3]
 
 
 def test_histograms_of_the_codes(events):
-    for tag in ("code/mean", "code/sum"):
+    for tag in ("codec/mean_code", "codec/sum_of_codes"):
         histograms = events.Histograms(tag)
         assert [histogram.step for histogram in histograms] == [0, 3]
         assert histograms[0].histogram_value.num > 0
 
 
-def test_pretraining_is_shown(events):
-    assert "pretrain/held_out_error" in events.Tags()["scalars"]
+@pytest.mark.skipif(not can_draw(), reason="matplotlib is not installed: pip install 'fedlight[plot]'")
+def test_pictures(events):
+    assert {*events.Tags()["images"]} == {"clients/accuracy_of_each", "codec/mean_code_over_rounds", "codec/energy_kept_by_layer"}
+    assert all(events.Images(tag)[0].width > 400 for tag in events.Tags()["images"])
+
+
+def test_pretraining_is_shown(finished):
+    events = EventAccumulator(str(finished / "pretrain"))
+    events.Reload()
+    assert "codec/held_out_error" in events.Tags()["scalars"]
+
+
+def test_a_layout_puts_accuracy_beside_bytes(events):
+    content = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(content)
+    assert "Accuracy and bytes" in [category.title for category in layout.category]
+    tags = events.Tags()["scalars"]
+    wanted = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    assert sum(any(re.match(one, tag) for tag in tags) for one in wanted) >= len(wanted) - 2
 
 
 def test_settings_and_final_figures_are_on_the_hparams_tab(events, finished):
@@ -73,10 +118,11 @@ def test_settings_and_final_figures_are_on_the_hparams_tab(events, finished):
     settings = start.session_start_info.hparams
     assert settings["network"].string_value == "MLP"
     assert settings["clients"].number_value == 6
-    assert "AutoencoderCodec" in settings["codec"].string_value
+    assert settings["codec"].string_value == "autoencoder-3x-quantize-6bit"
     experiment = plugin_data_pb2.HParamsPluginData.FromString(data["_hparams_/experiment"].plugin_data.content)
-    names = {info.name.tag for info in experiment.experiment.metric_infos}
-    assert {"test_accuracy", "uplink_ratio", "uplink_bytes"} <= names
+    assert {info.name.tag for info in experiment.experiment.metric_infos} == {*RESULTS}
     summary = json.loads((finished / "summary.json").read_text())
-    for name in ("test_accuracy", "uplink_ratio", "uplink_bytes"):
-        assert events.Scalars(name)[-1].value == pytest.approx(summary[name], rel=1e-6)
+    assert events.Scalars("results/test_accuracy")[-1].value == pytest.approx(summary["test_accuracy"], rel=1e-6)
+    assert events.Scalars("results/megabytes_both_ways")[-1].value == pytest.approx(
+        (summary["uplink_bytes"] + summary["downlink_bytes"]) / 1e6, rel=1e-6
+    )

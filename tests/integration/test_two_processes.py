@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedlight.core.export import load_codec
-from tests.federation import CODEC, TINY, environment, invoke
+from tests.federation import CODEC, TINY, environment, invoke, run_folders
 from tests.processes import in_two_processes
 
 ROUNDS = 3
@@ -54,7 +54,7 @@ def fit(folder: Path, processes: int, codec: str | None, more: list[str]) -> Pat
 
 def run_of(folder: Path) -> Path:
     """Return the folder of the only run."""
-    (run,) = (folder / "federated").iterdir()
+    (run,) = run_folders(folder / "federated")
     return run
 
 

@@ -1,0 +1,329 @@
+"""Mistakes in arguments and configuration files that show before anything is imported: misspelt names, wrong kinds of values."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedlight.console import catalogue
+from fedlight.console.arguments import Tree, read
+from fedlight.console.catalogue import Arguments
+from fedlight.console.foreign import exists, lightning_classes, names_in
+from fedlight.console.names import did_you_mean
+from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.metric_names import metric_names
+from fedlight.subcommands import SUBCOMMANDS
+
+_RUN = {
+    "config": "",
+    "seed_everything": "",
+    "experiment": "str",
+    "baseline": "bool",
+    "threads": "int | None",
+    "model": "@FederatedModule",
+    "data": "@FederatedDataModule",
+    "pretraining": "@CodecPretraining",
+    "checkpoint": "@RoundCheckpoint",
+    "trainer": "@Trainer",
+    "optimizer": "",
+    "lr_scheduler": "",
+}
+_MORE: dict[str, Arguments] = {
+    "fit": {"ckpt_path": "", "weights_only": ""},
+    "validate": {"ckpt_path": "", "weights_only": "", "verbose": ""},
+    "test": {"ckpt_path": "", "weights_only": "", "verbose": ""},
+    "predict": {"ckpt_path": "", "weights_only": "", "return_predictions": ""},
+    "pretrain": {"output": "", "cohort_rounds": "int"},
+}
+_SETTINGS = {"compare": "Comparison", "audit": "Audit"}
+_LIGHTNINGS = {"callbacks": "Callback", "logger": "Logger"}  # arguments of the Trainer that name classes of Lightning's
+_NUMBERS = {"int": int, "float": float}
+_OTHERS = ("torch.nn", "torch.optim", "torchvision.models", "torchmetrics")  # packages whose classes may be named without their path
+_DEVICES = ("nvidia*", "kfd", "dxg")  # of GPUs: NVIDIA's, AMD's, and within Windows
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+
+def check(args: Sequence[str]) -> None:
+    """Refuse arguments of `fedlight` with a mistake that needs no import of torch or Lightning to be seen.
+
+    What is not refused may still be wrong: the parser knows every type.
+
+    Raises:
+        ConfigurationError: if a subcommand, option, class, argument or value cannot be what is meant.
+    """
+    subcommand = args[0] if args else ""
+    if subcommand.startswith("-"):
+        return
+    if subcommand not in SUBCOMMANDS:
+        raise ConfigurationError(f"There is no subcommand {subcommand}{did_you_mean(subcommand, SUBCOMMANDS)} (fedlight --help)")
+    given = read(args[1:])
+    scope = options(subcommand)
+    if scope is None or given.asks_for_help:
+        return
+    if given.loose:
+        raise ConfigurationError(f"Expected options after `{subcommand}` but got {given.loose[0]}: options begin with --")
+    for name in given.missing:
+        if "bool" not in (annotation_of(subcommand, name) or "bool"):
+            raise ConfigurationError(f"Expected a value after --{name} but got none")
+    for name, tree in given.files:
+        _Checker(f" in {name}").keys(scope, tree, "")
+    tree = given.tree()
+    _Checker("").keys(scope, tree, "")
+    if subcommand not in _SETTINGS:
+        check_run(subcommand, tree)
+
+
+def options(subcommand: str) -> Arguments | None:
+    """Return the options of a subcommand with their annotations; `@Name` is a group with the arguments of that class."""
+    if subcommand in _SETTINGS:
+        return {"config": "", **(catalogue.arguments(_SETTINGS[subcommand]) or {})}
+    return {**_RUN, **_MORE[subcommand]} if subcommand in _MORE else None
+
+
+def group(annotation: str) -> Arguments | None:
+    """Return the options of a group, or None if they are not known."""
+    if annotation == "@Trainer":
+        return catalogue.trainer_arguments()
+    return catalogue.arguments(annotation[1:])
+
+
+class _Checker:
+    """Walks a tree of settings and refuses the first mistake.
+
+    Args:
+        where: where the settings come from, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def keys(self, scope: Arguments, tree: Tree, path: str) -> None:
+        """Check the settings of one level, of which ``scope`` are the possible ones."""
+        for key, value in tree.items():
+            name = str(key).rstrip("+")
+            if name not in scope or (not path and name == "config" and self.where):
+                near = did_you_mean(path + name, [path + one for one in scope])
+                raise ConfigurationError(f"There is no option {path}{name}{self.where}{near}")
+            self.value(scope[name], value, path + name)
+
+    def value(self, annotation: str, value: Any, path: str) -> None:
+        """Check one setting."""
+        if value is None:
+            return
+        if annotation.startswith("@"):
+            inside = group(annotation)
+            if isinstance(value, str) and "{" not in value:
+                require(Path(value).is_file(), f"Expected {path} to be a file with its options but there is no file {value}{self.where}")
+            if inside is not None and isinstance(value, dict):
+                self.keys(inside, value, f"{path}.")
+            return
+        name = path.removeprefix("trainer.")
+        if path.startswith("trainer.") and name in _LIGHTNINGS:
+            known = {**lightning_classes(name), **catalogue.family(_LIGHTNINGS[name])}
+            self._each(value, path, name.removesuffix("s"), known, None if name == "callbacks" else ("true", "false"))
+            return
+        bases = [one for one in re.findall(r"\b[A-Z]\w+", annotation) if one in catalogue.classes()]
+        if bases:
+            self._of_family(bases[0], value, path)
+        elif "Module" in annotation or "Callable" in annotation or "Metric" in annotation:
+            self._each(value, path, path.rpartition(".")[2], None, None)
+        else:
+            self._plain(annotation, value, path)
+
+    def _of_family(self, base: str, value: Any, path: str) -> None:
+        known = catalogue.family(base)
+        if not known or set(known) == {base}:  # a group of options, not a choice of classes
+            inside = catalogue.arguments(base)
+            if isinstance(value, dict) and inside is not None and "class_path" not in value:
+                self.keys(inside, value, f"{path}.")
+            return
+        kind = base.lower() if base in ("Codec", "Algorithm", "Engine", "Aggregator", "Partitioner") else path.rpartition(".")[2]
+        self._each(value, path, kind, {name: found for name, found in catalogue.classes().items() if catalogue.is_a(name, base)}, None)
+
+    def _each(self, value: Any, path: str, kind: str, known: dict[str, catalogue.Class] | None, others: Iterable[str] | None) -> None:
+        """Check the class that a value names, or the classes in a list, and their arguments."""
+        if isinstance(value, list):
+            for one in value:
+                self._each(one, path, kind, known, others)
+            return
+        named = value.get("class_path") if isinstance(value, dict) else value
+        if not isinstance(named, str) or _is_text(named) or named.lower() in (others or ()):
+            return
+        found = self._class(named, path, kind, known)
+        inside = _arguments(found) if found is not None else None
+        given = (value.get("init_args") if isinstance(value, dict) else None) or {}
+        if found is None or inside is None or not isinstance(given, dict):
+            return
+        for key in given:
+            if key.rstrip("+") not in inside:
+                raise ConfigurationError(f"{path}: {found.name} has no argument {key}{self.where}{did_you_mean(key, inside)}")
+        missing = sorted(found.required - {*given})
+        if missing and known is not None and not self.where:
+            raise ConfigurationError(f"{path}: {found.name} needs {' and '.join(missing)}: set {path}.{missing[0]}")
+        for key, item in given.items():
+            self.value(inside[key.rstrip("+")], item, f"{path}.{key}")
+
+    def _class(self, named: str, path: str, kind: str, known: dict[str, catalogue.Class] | None) -> catalogue.Class | None:
+        """Return the class that is named, None if it is not one that we know, such as the user's own.
+
+        Raises:
+            ConfigurationError: if there is no such class.
+        """
+        short = named.rpartition(".")[2]
+        ours = catalogue.classes()
+        if "." not in named:
+            if known is None:
+                if short in ours or short in (others := names_in(*_OTHERS)):
+                    return ours.get(short)
+                near = did_you_mean(short, [*catalogue.family("Module"), *catalogue.family("Optimizer"), *others])
+                raise ConfigurationError(f"{path}: there is no class {named}{self.where}{near}")
+            if short not in known:
+                shown = [name for name, found in known.items() if not found.abstract]
+                lists = f" (`--{path}.help` lists them)" if path.startswith(("model.", "data.")) and path.count(".") == 1 else ""
+                raise ConfigurationError(f"{path}: there is no {kind} {named}{self.where}{did_you_mean(named, shown)}{lists}")
+            return known[short]
+        problem = exists(named)
+        if problem is not None:
+            raise ConfigurationError(f"{path}: {problem}{self.where}")
+        return ours.get(short) if named.startswith("fedlight.") else None
+
+    def _plain(self, annotation: str, value: Any, path: str) -> None:
+        kinds = set(re.split(r"\s*\|\s*", re.sub(r"Optional\[([\w.]+)\]", r"\1 | None", annotation))) - {"None"}
+        if annotation.startswith("Literal["):
+            choices = ast.literal_eval(f"({annotation[8:].partition(']')[0]},)")
+            if value not in choices:
+                near = did_you_mean(str(value), choices)
+                raise ConfigurationError(f"Expected {path} to be one of {', '.join(map(str, choices))} but got {value}{self.where}{near}")
+        if len(kinds) != 1:
+            return
+        (kind,) = kinds
+        if kind in _NUMBERS and not _is_number(value, kind):
+            words = "a whole number" if kind == "int" else "a number"
+            raise ConfigurationError(f"Expected {path} to be {words} but got {value}{self.where}")
+        if kind == "bool" and not (isinstance(value, bool) or str(value).lower() in ("true", "false", "yes", "no")):
+            raise ConfigurationError(f"Expected {path} to be true or false but got {value}{self.where}")
+
+
+def _arguments(found: catalogue.Class) -> Arguments | None:
+    ours = catalogue.classes().get(found.name)
+    return catalogue.arguments(found.name) if ours is found else (None if found.passes_on else found.own)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value is a configuration written out, or the path of one, rather than the name of a class."""
+    return not re.fullmatch(r"[A-Za-z_][\w.]*", value) or value.endswith((".yaml", ".yml", ".json")) or Path(value).is_file()
+
+
+def _is_number(value: Any, kind: str) -> bool:
+    if isinstance(value, (bool, dict, list)):
+        return False
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return False
+    return kind == "float" or number.is_integer()
+
+
+def check_run(subcommand: str, tree: Tree) -> None:
+    """Refuse settings of a run that cannot work on this machine, or that would give a figure of nothing.
+
+    Raises:
+        ConfigurationError: if an evaluation has no checkpoint, or a device or a package is not there.
+    """
+    if subcommand in ("validate", "test", "predict"):
+        require(
+            tree.get("ckpt_path"),
+            f"Expected `ckpt_path` for `{subcommand}` but got none, and a model that nobody trained says nothing: give "
+            "--ckpt_path logs/<experiment>/<run>/checkpoints/last.ckpt",
+        )
+    model = tree.get("model") or {}
+    if isinstance(model, dict) and not model.get("network"):
+        raise ConfigurationError(
+            "Expected model.network but got none: name it, or start from a shipped configuration, as in "
+            f"`fedlight {subcommand} --config digits`"
+        )
+    trainer = tree.get("trainer")
+    if not isinstance(trainer, dict):
+        return
+    _check_monitors(trainer.get("callbacks"), model)
+    _check_accelerator(trainer.get("accelerator"))
+    loggers = trainer.get("logger")
+    for one in loggers if isinstance(loggers, list) else [loggers]:
+        named = one.get("class_path") if isinstance(one, dict) else one
+        if isinstance(named, str):
+            _check_logger(named.rpartition(".")[2])
+
+
+def _check_accelerator(value: Any) -> None:
+    if not isinstance(value, str):
+        return
+    if value not in _ACCELERATORS:
+        raise ConfigurationError(
+            f"Expected trainer.accelerator to be one of {', '.join(_ACCELERATORS)} but got {value}{did_you_mean(value, _ACCELERATORS)}"
+        )
+    if value not in ("gpu", "cuda", "mps"):
+        return
+    found = False
+    if sys.platform != "linux" or any(Path("/dev").glob(pattern) for pattern in _DEVICES):  # else torch need not be asked
+        import torch
+
+        apple = torch.backends.mps.is_available()
+        found = {"gpu": apple or torch.cuda.is_available(), "cuda": torch.cuda.is_available(), "mps": apple}[value]
+    if not found:
+        raise ConfigurationError(
+            f"Expected a device for trainer.accelerator {value} but there is none here: leave it out, or use --trainer.accelerator cpu"
+        )
+
+
+def _check_monitors(callbacks: Any, model: Any) -> None:
+    """Refuse a misspelt `monitor`, where the network is one of fedlight's, whose metrics are known."""
+    network = model.get("network") if isinstance(model, dict) else None
+    named = network.get("class_path") if isinstance(network, dict) else network
+    if not isinstance(named, str) or not catalogue.is_a(named.rpartition(".")[2], "Module"):
+        return
+    own = model.get("metrics")
+    known = {*metric_names(), *(f"{stage}/{name}" for name in (own if isinstance(own, dict) else {}) for stage in ("val", "test"))}
+    for one in callbacks if isinstance(callbacks, list) else [callbacks]:
+        arguments = one.get("init_args") if isinstance(one, dict) else None
+        monitor = arguments.get("monitor") if isinstance(arguments, dict) else None
+        if isinstance(monitor, str) and monitor not in known and not monitor.startswith("lr-"):
+            raise ConfigurationError(
+                f"trainer.callbacks: there is no metric {monitor} to monitor{did_you_mean(monitor, known)}"
+                f" (of validation there are {', '.join(sorted(name for name in known if name.startswith('val/')))})"
+            )
+
+
+_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
+
+
+def _check_logger(name: str) -> None:
+    package = _PACKAGES.get(name)
+    if package and find_spec(package) is None:
+        raise ConfigurationError(f"Expected the package {package} for trainer.logger {name} but it is not installed: pip install {package}")
+
+
+def annotation_of(subcommand: str, part: str) -> str | None:
+    """Return the annotation of an option such as `model.codec`, or None if there is none of that name."""
+    scope = options(subcommand)
+    annotation = ""
+    for name in part.split("."):
+        if scope is None or name not in scope:
+            return None
+        annotation = scope[name]
+        scope = group(annotation) if annotation.startswith("@") else None
+    return annotation
+
+
+def all_options(subcommand: str) -> list[str]:
+    """Return the dotted names of a subcommand's options, one level of groups included."""
+    names = []
+    for name, annotation in (options(subcommand) or {}).items():
+        names.append(name)
+        if annotation.startswith("@"):
+            names += [f"{name}.{one}" for one in group(annotation) or {}]
+    return names

@@ -1,0 +1,30 @@
+"""The subcommand `fedlight report`: run folders in, one HTML file out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedlight.report.page import page
+from fedlight.report.read import find_runs, read_runs
+from fedlight.subcommands import SUBCOMMANDS
+
+
+def command(args: Sequence[str]) -> None:
+    """Write the report of the runs named.
+
+    Raises:
+        ConfigurationError: if there is no run where one is named.
+    """
+    parser = argparse.ArgumentParser("fedlight report", description=SUBCOMMANDS["report"])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a folder with runs below, such as logs/digits")
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the file to write (report.html if not given)")
+    parser.add_argument("--title", help="heading of the page")
+    given = parser.parse_args(args)
+    runs = read_runs(find_runs(given.runs))
+    title = given.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
+    output = Path(given.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page(runs, title), encoding="utf-8")
+    print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {output}")

@@ -1,0 +1,243 @@
+"""The page of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from fedlight.report.read import RunData
+from fedlight.report.svg import bars, line_chart
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d00")
+
+_PARTS_COLOURS = ("#5b5f97", "#9a9ac0", "#c58a00", "#c0504d")
+
+_STYLE = (
+    """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --soft: #666666; --line: #dddddd; --card: #f6f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --soft: #a0a4ab; --line: #363a42; --card: #1f2228; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1160px; padding: 24px 20px 48px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 10px; } h3 { font-size: 15px; margin: 0 0 6px; }
+p { margin: 4px 0 10px; } .soft { color: var(--soft); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 18px; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 12px 6px;
+  break-inside: avoid; }
+figcaption { color: var(--soft); font-size: 13px; margin: 2px 0 6px; }
+svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--ink); font-size: 11px; } svg .label { fill: var(--soft); }
+.grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; min-width: 100%; }
+th, td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
+.key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 12px; padding: 0; list-style: none; font-size: 14px; }
+.key i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 7px; vertical-align: middle; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px; }
+@media print { body { max-width: none; padding: 0; } .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } }
+"""
+    + "\n".join(
+        f".line.c{i} {{ stroke: {colour}; }} .dot.c{i}, .bar.c{i} {{ fill: {colour}; }} i.c{i} {{ background: {colour}; }}"
+        for i, colour in enumerate(_COLOURS)
+    )
+    + "\n".join(f".bar.p{i} {{ fill: {colour}; }} i.p{i} {{ background: {colour}; }}" for i, colour in enumerate(_PARTS_COLOURS))
+)
+
+
+def page(runs: Sequence[RunData], title: str) -> str:
+    """Return the report of these runs as one HTML page that needs no other file."""
+    sections = [
+        _accuracy(runs),
+        _clients(runs),
+        _bytes(runs),
+        _privacy(runs),
+        _codec(runs),
+        _table(runs),
+        _repeat(runs),
+    ]
+    key = "".join(f'<li><i class="c{i % 7}"></i>{escape(run.name)}</li>' for i, run in enumerate(runs))
+    body = "\n".join(section for section in sections if section)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
+        f'<p class="soft">A colour is one run on the whole page. Accuracies are of the server\'s validation data unless it '
+        f'says otherwise; bytes are those of serialised messages.</p><ul class="key">{key}</ul>\n{body}\n</body></html>\n'
+    )
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes with a unit, in three digits.
+
+    >>> size(0), size(1234), size(27.2e6)
+    ('0 B', '1.23 kB', '27.2 MB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent."""
+    return f"{100 * share:.3g} %"
+
+
+def _figure(heading: str, note: str, chart: str) -> str:
+    if not chart:
+        return ""
+    return f"<figure><h3>{escape(heading)}</h3><figcaption>{escape(note)}</figcaption>{chart}</figure>"
+
+
+def _section(heading: str, figures: Sequence[str], before: str = "") -> str:
+    inside = "\n".join(one for one in figures if one)
+    return f'<h2>{escape(heading)}</h2>{before}<div class="charts">{inside}</div>' if inside else ""
+
+
+def _lines(runs: Sequence[RunData], metric: str, over_bytes: bool = False) -> list[tuple[str, list[tuple[float, float]]]]:
+    return [(run.name, run.over_bytes(metric) if over_bytes else run.series.get(metric, [])) for run in runs]
+
+
+def _accuracy(runs: Sequence[RunData]) -> str:
+    by_round = line_chart(_lines(runs, "val/accuracy"), "rounds", "accuracy", show_y=percent)
+    by_bytes = line_chart(_lines(runs, "val/accuracy", True), "bytes sent both ways (log scale)", "accuracy", size, percent, log_x=True)
+    loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
+    local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
+    return _section(
+        "Accuracy and loss",
+        [
+            _figure("Accuracy by rounds", "global model, validation data", by_round),
+            _figure("Accuracy by bytes", "the same, over everything sent so far, up and down", by_bytes),
+            _figure("Validation loss", "global model", loss),
+            _figure("Loss of local training", "mean of the cohort; a simulation sees it, a real server would not", local),
+        ],
+    )
+
+
+def _clients(runs: Sequence[RunData]) -> str:
+    mean = line_chart(_lines(runs, "val/client_accuracy_mean"), "rounds", "accuracy", show_y=percent)
+    worst = line_chart(_lines(runs, "val/client_accuracy_worst"), "rounds", "accuracy", show_y=percent)
+    spread = line_chart(_lines(runs, "val/client_accuracy_std"), "rounds", "standard deviation", show_y=percent, from_zero=True)
+    quarters = [(run.name, [(float(i), points[-1][1]) for i in range(1, 5) if (points := _of_quarter(run, i))]) for run in runs]
+    by_size = line_chart(quarters, "quarter of the clients, the smallest first", "accuracy", show_y=percent)
+    return _section(
+        "Clients",
+        [
+            _figure("Mean over clients", "the global model on what each client holds out", mean),
+            _figure("Worst tenth of clients", "mean of the tenth of clients with the lowest accuracy", worst),
+            _figure("Spread", "standard deviation over clients", spread),
+            _figure("By size of client", "at the end; quarter 1 are the clients with the fewest samples", by_size),
+        ],
+    )
+
+
+def _of_quarter(run: RunData, quarter: int) -> list[tuple[float, float]]:
+    return run.series.get(f"val/client_accuracy_size_{quarter}", [])
+
+
+_ALL = 0.9999  # of the energy
+
+_PARTS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+    ("messages up", lambda s: s["uplink_bytes"] - s.get("handshake_uplink_bytes", 0)),
+    ("models and sums down", lambda s: s["downlink_bytes"] - s["codec_bytes"] - s.get("handshake_downlink_bytes", 0)),
+    ("encoders down", lambda s: s["codec_bytes"]),
+    ("keys and shares", lambda s: s.get("handshake_uplink_bytes", 0) + s.get("handshake_downlink_bytes", 0)),
+)
+
+
+def _bytes(runs: Sequence[RunData]) -> str:
+    rows = [(run.name, [(what, float(part(run.summary))) for what, part in _PARTS]) for run in runs if "uplink_bytes" in run.summary]
+    used = [i for i, (what, _) in enumerate(_PARTS) if any(parts[i][1] > 0 for _, parts in rows)]
+    key = "".join(f'<li><i class="p{i}"></i>{_PARTS[i][0]}</li>' for i in used)
+    whole = bars(rows, size)
+    up = line_chart(_lines(runs, "bytes/uplink"), "rounds", "bytes up", show_y=size, from_zero=True)
+    down = line_chart(_lines(runs, "bytes/downlink"), "rounds", "bytes down", show_y=size, from_zero=True)
+    return _section(
+        "Where the bytes went",
+        [
+            _figure("In the whole run", "both directions", f'<ul class="key">{key}</ul>{whole}' if whole else ""),
+            _figure("Sent by clients so far", "codes, with their headers", up),
+            _figure("Sent to clients so far", "models, missed sums and encoders", down),
+        ],
+    )
+
+
+def _privacy(runs: Sequence[RunData]) -> str:
+    spent = line_chart(_lines(runs, "privacy/epsilon"), "rounds", "epsilon", from_zero=True)
+    whole = line_chart(_lines(runs, "privacy/epsilon_unamplified"), "rounds", "epsilon", from_zero=True)
+    terms = "; ".join(
+        f"{run.name}: {run.summary['privacy'].get('mechanism')}, delta {run.summary['delta']:g}, noise multiplier "
+        f"{run.summary['noise_multiplier']:.3g}, clip {run.summary['clip']:.3g}"
+        for run in runs
+        if isinstance(run.summary.get("privacy"), dict) and "delta" in run.summary
+    )
+    return _section(
+        "Differential privacy",
+        [
+            _figure("Epsilon spent", "with amplification by sampling", spent),
+            _figure("Epsilon spent, if it were known who took part", "without amplification", whole),
+        ],
+        f'<p class="soft">{escape(terms)}</p>' if terms else "",
+    )
+
+
+def _codec(runs: Sequence[RunData]) -> str:
+    figures = []
+    for place, run in enumerate(runs):
+        energy = [(layer, [("energy kept", told["energy_kept"])]) for layer, told in run.layers.items() if "energy_kept" in told]
+        bits = [(layer, [("bits", told["bits"])]) for layer, told in run.layers.items() if told.get("bits")]
+        if all(parts[0][1] > _ALL for _, parts in energy):  # sent as it is
+            energy = []
+        kept, spent = bars(energy, percent, place), bars(bits, lambda value: f"{value:,.0f}", place)
+        figures += [
+            _figure(f"Energy kept by layer: {run.name}", "of the true mean update, in the last round compared", kept),
+            _figure(f"Bits by layer: {run.name}", "of one message", spent),
+        ]
+    error = line_chart(_lines(runs, "sim/relative_error"), "rounds", "relative error", from_zero=True)
+    figures.append(_figure("Error of the decoded aggregate", "relative to the true mean update; a simulation sees it", error))
+    return _section("The codec", figures)
+
+
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("test accuracy", "test_accuracy", lambda value: f"{100 * value:.2f} %"),
+    ("validation accuracy", "val_accuracy", lambda value: f"{100 * value:.2f} %"),
+    ("worst tenth of clients", "val_client_accuracy_worst", lambda value: f"{100 * value:.2f} %"),
+    ("epsilon", "epsilon", "{:.3f}".format),
+    ("rounds", "rounds", str),
+    ("clients", "clients", str),
+    ("uplink per client and round", "uplink_bytes_per_client", size),
+    ("uplink ratio", "uplink_ratio", "{:.1f}x".format),
+    ("total uplink", "uplink_bytes", size),
+    ("total downlink", "downlink_bytes", size),
+    ("of which encoders", "codec_bytes", size),
+    ("total, both ways", "total_bytes", size),
+    ("pretraining", "pretrain_seconds", "{:.1f} s".format),
+    ("training", "train_seconds", "{:.1f} s".format),
+    ("seed", "seed", str),
+)
+
+
+def _table(runs: Sequence[RunData]) -> str:
+    figures = [dict(run.summary) for run in runs]
+    for one in figures:
+        if "uplink_bytes" in one:
+            one["total_bytes"] = one["uplink_bytes"] + one["downlink_bytes"]
+    rows = []
+    for title, key, show in _ROWS:
+        if any(one.get(key) is not None for one in figures):
+            cells = "".join(f"<td>{escape(show(one[key]))}</td>" if one.get(key) is not None else "<td></td>" for one in figures)
+            rows.append(f"<tr><td>{title}</td>{cells}</tr>")
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
+    return f'<h2>Figures</h2><div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _repeat(runs: Sequence[RunData]) -> str:
+    lines = [f"fedlight fit --config {run.folder / 'config.yaml'}" for run in runs if (run.folder / "config.yaml").is_file()]
+    unfinished = [run.name for run in runs if not run.summary]
+    told = f"<p>Not finished, so without a summary: {escape(', '.join(unfinished))}.</p>" if unfinished else ""
+    return f"<h2>Repeat them</h2>{told}<pre>{escape(chr(10).join(lines))}</pre>" if lines else told

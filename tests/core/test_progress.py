@@ -1,0 +1,46 @@
+"""Long work is never silent: where there is no terminal, a line comes at least every few seconds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fedlight.core.progress import Lines, heartbeat, progress
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_step_that_takes_long_is_told_of_while_it_runs(capsys):
+    with progress("Recording", total=3, seconds=0.05) as advance:
+        advance()
+        time.sleep(0.25)
+    said = lines(capsys)
+    assert len(said) >= 2 and all(line.startswith("Recording 1/3: 0:00:0") and line.endswith("left") for line in said)
+
+
+def test_quick_work_says_nothing_and_so_does_what_is_not_to_be_shown(capsys):
+    with progress("Recording", total=3) as advance:
+        advance()
+    with progress("Recording", show=False, seconds=0.01) as advance:
+        time.sleep(0.1)
+        advance()
+    assert lines(capsys) == []
+
+
+def test_a_line_of_another_kind_puts_the_next_one_off(capsys):
+    talk = Lines(seconds=0.4)
+    with heartbeat(talk, lambda: "still here"):
+        for _ in range(4):
+            time.sleep(0.1)
+            talk.say("news")
+    assert lines(capsys) == ["news"] * 4
+
+
+def test_the_thread_ends_with_the_block_and_errors_pass(capsys):
+    with pytest.raises(ValueError, match="mine"), progress("Fitting", seconds=0.05):
+        raise ValueError("mine")
+    time.sleep(0.15)
+    assert lines(capsys) == []
