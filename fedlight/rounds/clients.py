@@ -167,14 +167,13 @@ class ThroughBytes(Clients):
 
     def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield the replies, each parsed from its bytes."""
-        carried = [Request.parse(request.client, request.to_bytes()) for request in requests]
+        carried = {request.client: Request.parse(request.client, request.to_bytes()) for request in requests}
         assert self.clients is not None, "attached before a run"
         assert self.format is not None, "attached before a run"
-        with closing(self.clients.exchange(carried)) as replies:
+        with closing(self.clients.exchange(list(carried.values()))) as replies:
             for reply in replies:
-                bare = reply.stage != TRAIN or requests[0].context.step > 0
                 try:
-                    arrived = self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+                    arrived = self.format.parse(carried[reply.client], reply.to_bytes())
                 except MessageError as error:
                     arrived = Reply(reply.client, reply.stage, b"", simulation=Simulation(reason=str(error)))
                 yield arrived
