@@ -50,11 +50,15 @@ class _SeesCodes(Aggregator):
     """What looks at every code, in one process: of several none would see all."""
 
     def check(self, setting: AggregationSetting) -> None:
-        """Refuse several processes."""
+        """Refuse several processes, and weights: whoever claimed a large one would count for many."""
         if setting.processes > 1:
             raise ConfigurationError(
                 f"Expected one process for {type(self).__name__}, which has to see all codes, but got {setting.processes}: "
                 "set `trainer.devices` to 1"
+            )
+        if setting.largest_weight > 1:
+            raise ConfigurationError(
+                f"Expected `model.weighting` equal for {type(self).__name__}, which counts clients alike, but got weights"
             )
 
 
@@ -65,7 +69,8 @@ class NormBound(_SeesCodes):
         bound: Largest L2 norm of a code, in the units of the float code (for an orthonormal codec those of the update).
 
     Raises:
-        ConfigurationError: if the bound is not positive, or (before training) coefficients have no common step, or several processes run.
+        ConfigurationError: if the bound is not positive, or (before training) coefficients have no common step, clients have weights, or
+            several processes run them.
     """
 
     def __init__(self, bound: float) -> None:
@@ -140,14 +145,6 @@ class _Located(_SeesCodes):
     """An aggregator that locates codes instead of summing them."""
 
     sums = False
-
-    def check(self, setting: AggregationSetting) -> None:
-        """Refuse weights, too, which these rules do not know."""
-        super().check(setting)
-        if setting.largest_weight > 1:
-            raise ConfigurationError(
-                f"Expected `model.weighting` equal for {type(self).__name__}, which counts clients alike, but got weights"
-            )
 
     def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
         """Return what keeps all codes."""

@@ -76,7 +76,7 @@ class SecureAggregator(Aggregator):
         """Refuse what cannot be summed behind masks, and what would tell of a client beside them."""
         from fedlight.aggregation import secure
 
-        self._training = setting.training
+        self.enroll(self.identities, setting.training)
         codec, name = setting.codec, type(setting.codec).__name__
         if setting.scalars:
             raise ConfigurationError(
@@ -132,7 +132,7 @@ class SecureAggregator(Aggregator):
         """Take the clients' identity keys, and the settings that they train by."""
         from fedlight.aggregation import secure
 
-        assert isinstance(directory, secure.Directory)
+        assert isinstance(directory, (secure.Directory, secure.Identities))
         self.identities, self._training = directory, settings
 
     def sealer(self) -> Sealer:

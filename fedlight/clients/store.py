@@ -38,8 +38,10 @@ class ClientStore:
             self._draft[client] = copy.deepcopy(kept) if kept else {}
         return self._draft[client]
 
-    def peek(self, client: int) -> State:
-        """Return the client's stored state; read it only."""
+    def peek(self, client: int, settled: Key | None = None) -> State:
+        """Return the client's state after its last attempt that counted (``settled``), were it a draft yet; read it only."""
+        if settled is not None and self._keys.get(client) == settled and client in self._draft:
+            return self._draft[client]
         return self._states.get(client, {})
 
     def drop(self, client: int) -> None:

@@ -1,6 +1,7 @@
 """The codec interface: what a client encodes, what the server adds up, what it decodes. Read this file first.
 
-A codec is a pair of halves that live on two sides of a wire. Laws (``tests/codecs/test_contract.py`` checks each):
+A codec is a pair of halves that live on two sides of a wire. Its laws, by their numbers in ``CONTRIBUTING.md`` (the contract test
+``tests/codecs/test_contract.py`` checks each):
 
 1. ``decode(mean_i encode(u_i))`` approximates ``mean_i u_i``; a linear codec equals ``decode(encode(mean_i u_i))`` to rounding.
 2. ``decode(encode(0)) == 0`` for linear codecs; every codec maps finite to finite.
@@ -8,9 +9,10 @@ A codec is a pair of halves that live on two sides of a wire. Laws (``tests/code
    ``code_dim`` entries; a codec that cannot be summed decodes in ``open``, so that the sum is as long as the update, and says
    ``additive = False``.
 4. A client needs the encoder alone, the server the decoder alone: two modules, two files.
-5. Whatever scales a code is in ``Context``: known to everyone before the pass, never computed from the cohort's own plain updates.
+8. Whatever scales a code is in ``Context``: known to everyone before the pass, never computed from the cohort's own plain updates.
    (A codec that is not additive may send a scale of the client's own inside the message.)
-6. An ``unbiased`` codec decodes, on average over the client's draws, to the update itself.
+
+An ``unbiased`` codec decodes, on average over the client's draws, to the update itself.
 """
 
 from __future__ import annotations
@@ -237,7 +239,7 @@ class Codec(ABC):
     Attributes:
         additive: whether codes are summed; else every message is decoded by itself.
         linear: whether laws 1 and 2 hold exactly.
-        unbiased: whether law 6 holds.
+        unbiased: whether codes decode, on average over the client's draws, to the update itself.
         passes: how often a client sends in a round.
         needs_fit: whether the halves have to be adapted to recorded updates.
         trained: whether fitting takes ``train``, which a closed form does without.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedlight.aggregation.base import TRAIN, Aggregator
+from fedlight.aggregation.base import Aggregator
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.deploy.protocol import REASONS, Envelope, Letter, Status, read_answer, settings_digest, split
 from fedlight.deploy.settings import Terms, write_settings
@@ -127,8 +127,7 @@ class Nodes(Clients):
                     continue
                 if status is not Status.ANSWER:
                     raise MessageError(REASONS[status])
-                bare = request.stage != TRAIN or request.context.step > 0
-                yield self._format.parse(client, request.stage, reply, bare)
+                yield self._format.parse(request, reply)
             except MessageError as error:
                 yield Reply(client, request.stage, b"", simulation=Simulation(reason=str(error)))
         return lacking

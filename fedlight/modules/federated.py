@@ -270,9 +270,8 @@ class FederatedModule(Forwarding):
         self.data.to(self.device)
         self.codec.to(self.device)
         watch = CallbackWatch(self)
-        shown = not self.aggregator.hides_messages
         buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
-        format = ReplyFormat(buffers, self.weighting == "samples" and shown, self.privacy is not None and self.privacy.sends_bits)
+        format = ReplyFormat.of(buffers, self.weighting == "samples", self.aggregator, self.privacy)
         simulated = partial(self._simulated, watch)
         run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population)
         self._connection = simulated() if self.clients is None else self.clients.attach(run)

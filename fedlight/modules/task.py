@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
+from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError
 from fedlight.data.samples import Collated
 from fedlight.modules.evaluation import StageMetrics
@@ -138,13 +139,17 @@ class Classification(Task):
     def _personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
         network = self.module.network
-        return personal_forward(network, PersonalNorm(network), self.module.store.peek(client).get("norm", {}), x)
+        return personal_forward(network, PersonalNorm(network), self._kept(client).get("norm", {}), x)
+
+    def _kept(self, client: int) -> State:
+        """Return what a client keeps, as of its last attempt that counted, whether it has heard of that or not."""
+        return self.module.store.peek(client, self.module.server_state.settled.get(client))
 
     def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
         """Evaluate the personal models of those clients that have trained one."""
         module = self.module
         for client in torch.unique(clients).tolist():
-            model = module.algorithm.personal(module.store.peek(client).get("algorithm", {}))
+            model = module.algorithm.personal(self._kept(client).get("algorithm", {}))
             if model is not None:
                 mine = clients == client
                 weights, buffers = (part.to(module.device) for part in model)

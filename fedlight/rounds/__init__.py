@@ -6,9 +6,9 @@
 | ``messages.py`` | what crosses the wire, and its bytes |
 | ``server.py``, ``call.py`` | the server's side, and one attempt on it |
 | ``host.py``, ``held.py`` | the clients' side, and what clients hold between rounds |
-| ``clients.py`` | the port between: simulated clients, and the same through bytes |
+| ``clients.py`` | the port between: simulated clients, which processes share out, and the same through bytes |
 | ``downlink.py``, ``sums.py`` | what clients download |
-| ``availability.py``, ``shares.py`` | simulations: who answers, and which process runs whom |
+| ``availability.py`` | simulations: which of the invited clients answer |
 | ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
 | ``watch.py`` | hooks on the clients' side (the server's are in ``server.py``) |
 

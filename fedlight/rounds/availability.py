@@ -150,7 +150,7 @@ class StageDropOut(Availability):
         train: Probability that it shares and sends no code.
         consistency_check: Probability that its code arrives and it does not sign the survivors.
         unmasking: Probability that it signs and does not help to unmask.
-        seed: Seed of the schedule.
+        seed: Seed of the schedule, in the place of the run's: the same clients fall silent whatever the run draws.
 
     Raises:
         ConfigurationError: if a number is out of range.
@@ -162,7 +162,7 @@ class StageDropOut(Availability):
     train: float = 0.0
     consistency_check: float = 0.0
     unmasking: float = 0.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.clients < 0 or any(not 0 <= getattr(self, stage) <= 1 for stage in STAGES):
@@ -173,19 +173,20 @@ class StageDropOut(Availability):
         """Whether no fixed number of clients is drawn."""
         return not self.clients
 
-    def draw(self, round: int, attempt: int, cohort: Sequence[int]) -> dict[int, str]:
-        """Return the first stage that each client that falls silent does not answer.
+    def draw(self, round: int, attempt: int, cohort: Sequence[int], seed: int = 0) -> dict[int, str]:
+        """Return the first stage that each client that falls silent does not answer, in a run of this seed.
 
         >>> StageDropOut(clients=2).draw(0, 0, [4, 7, 9]) == StageDropOut(clients=2).draw(0, 0, [4, 7, 9])
         True
         """
         silent: dict[int, str] = {}
+        seed = seed if self.seed is None else self.seed
         for client in map(int, cohort):
-            draws = numpy_generator(self.seed, "drop-out", round, attempt, client).random(len(STAGES))
+            draws = numpy_generator(seed, "drop-out", round, attempt, client).random(len(STAGES))
             first = next((stage for stage, draw in zip(STAGES, draws, strict=True) if draw < getattr(self, stage)), None)
             silent |= {client: first} if first else {}
         if self.clients:
-            generator = numpy_generator(self.seed, "drop-outs", round, attempt)
+            generator = numpy_generator(seed, "drop-outs", round, attempt)
             chosen = generator.choice(sorted(map(int, cohort)), min(self.clients, len(cohort)), replace=False)
             for client, stage in zip(chosen.tolist(), generator.integers(len(STAGES), size=len(chosen)).tolist(), strict=True):
                 silent.setdefault(client, STAGES[stage])
@@ -198,7 +199,7 @@ class StageDropOut(Availability):
 
     def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
         """Return the stages as drawn; a stage that the aggregation does not have counts as the next one that it has."""
-        drawn = self.draw(attempt.round, attempt.attempt, clients.tolist())
+        drawn = self.draw(attempt.round, attempt.attempt, clients.tolist(), attempt.seed)
         found = {client: next((s for s in STAGES[STAGES.index(stage) :] if s in stages), None) for client, stage in drawn.items()}
         return {client: stage for client, stage in found.items() if stage is not None}
 

@@ -163,6 +163,9 @@ class Call:
         if client not in self._asked or reply.stage != self.stage:
             self._drop(client, "it was not asked for this")
             return
+        if reply.key not in (None, self.context.key):
+            self._drop(client, "its reply is to an earlier attempt")
+            return
         if client in self._replied:
             self._drop(client, "it has answered already")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -18,7 +19,6 @@ from fedlight.rounds.availability import Attempt, Availability, Full
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Reply, ReplyFormat, Request, Simulation
 from fedlight.rounds.reduce import gather
-from fedlight.rounds.shares import balanced_shares
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,13 @@ class ThroughBytes(Clients):
 
     def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield the replies, each parsed from its bytes."""
-        carried = [Request.parse(request.client, request.to_bytes()) for request in requests]
+        carried = {request.client: Request.parse(request.client, request.to_bytes()) for request in requests}
         assert self.clients is not None, "attached before a run"
         assert self.format is not None, "attached before a run"
-        with closing(self.clients.exchange(carried)) as replies:
+        with closing(self.clients.exchange(list(carried.values()))) as replies:
             for reply in replies:
-                bare = reply.stage != TRAIN or requests[0].context.step > 0
                 try:
-                    arrived = self.format.parse(reply.client, reply.stage, reply.to_bytes(), bare)
+                    arrived = self.format.parse(carried[reply.client], reply.to_bytes())
                 except MessageError as error:
                     arrived = Reply(reply.client, reply.stage, b"", simulation=Simulation(reason=str(error)))
                 yield arrived
@@ -182,3 +181,20 @@ class ThroughBytes(Clients):
     def attach(self, run: Connection) -> Clients:
         """Return these bytes around the simulated clients."""
         return ThroughBytes(self.clients or run.simulated(), self.format or run.format)
+
+
+def balanced_shares(clients: np.ndarray, work: np.ndarray, processes: int) -> list[np.ndarray]:
+    """Return the clients ``[n]`` of every process, in their order, such that all have about equal ``work`` ``[n]`` (samples to go through).
+
+    The longest go first, each to the process with the least work so far: none then works more than 4/3 as long as in the best division
+    (Graham 1969, Theorem 2). Equal clients, and those without work, are dealt out in turn. Everyone who calls this finds the same shares.
+    """
+    if processes == 1:
+        return [clients]
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    loads = [(0, 0, process) for process in range(processes)]  # work and clients so far
+    for place in np.argsort(-work, kind="stable").tolist():
+        load, count, process = loads[0]
+        shares[process].append(place)
+        heapq.heapreplace(loads, (load + work[place].item(), count + 1, process))
+    return [clients[np.sort(np.array(share, dtype=np.int64))] for share in shares]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -45,6 +46,14 @@ class HeldModels:
         self._encoders: dict[int, Encoder] = {}
         self._decoders: dict[int, Decoder] = {}
         self._files: dict[int, list[bytes]] = {}  # what both were read from
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Have models and codecs on the device that clients train on, those downloaded later as well."""
+        self._device = device
+        self.codec.to(device)
+        for part in (*self._encoders.values(), *self._decoders.values()):
+            part.to(device)
 
     def take(self, client: int, download: Download) -> tuple[Model, Encoder]:
         """Return the model and the encoder that a client holds after its download.
@@ -59,6 +68,8 @@ class HeldModels:
         if download.version and download.version not in self._versions.get(client, ()):
             raise Lacks(f"it lacks version {download.version} of the encoder")
         model = download.model if download.model is not None else self._caught_up(client, download)
+        if model.weights.device != self._device:
+            model = Model(model.weights.to(self._device), model.buffers.to(self._device))
         if download.keep:
             self._models[client] = (download.round, model)
         return model, self.encoder(download.version)
@@ -73,7 +84,7 @@ class HeldModels:
             raise Lacks(f"it holds the model after {number} rounds and not after {download.since}")
         if not download.sums:
             return model
-        weights = model.weights.clone()
+        weights = model.weights.clone().to(self._device)
         for number, (version, message) in enumerate(download.sums, download.since):
             if version and version not in self._replayable.get(client, ()):
                 raise Lacks(f"it lacks version {version} of the decoder")
@@ -83,8 +94,7 @@ class HeldModels:
     def _take_codecs(self, client: int, download: Download) -> None:
         for version, data in download.encoders:
             if version not in self._encoders:
-                self._encoders[version], self._decoders[version] = read_codec(data)
-                self._files[version] = [data]
+                self._read(version, data)
             self._versions.setdefault(client, set()).add(version)
         for version, data in download.decoders:
             if version not in self._decoders:
@@ -92,6 +102,11 @@ class HeldModels:
             write_decoder(self._decoders[version], data)
             self._files[version][1:] = [data]
             self._replayable.setdefault(client, set()).add(version)
+
+    def _read(self, version: int, data: bytes) -> None:
+        encoder, decoder = read_codec(data)
+        self._encoders[version], self._decoders[version] = encoder.to(self._device), decoder.to(self._device)
+        self._files[version] = [data]
 
     def encoder(self, version: int) -> Encoder:
         """Return an encoder that was downloaded, or for version 0 the one that nobody downloads."""
@@ -122,11 +137,13 @@ class HeldModels:
         self._models = {client: (number, Model(weights, buffers)) for client, (number, weights, buffers) in state["models"].items()}
         self._versions = {client: set(versions) for client, versions in state["versions"].items()}
         self._replayable = {client: set(versions) for client, versions in state["replayable"].items()}
-        self._files = {version: [as_bytes(data) for data in files] for version, files in state["files"].items()}
-        for version, files in self._files.items():
-            self._encoders[version], self._decoders[version] = read_codec(files[0])
-            for data in files[1:]:
+        self._encoders, self._decoders, self._files = {}, {}, {}
+        for version, files in state["files"].items():
+            first, *rest = map(as_bytes, files)
+            self._read(version, first)
+            for data in rest:
                 write_decoder(self._decoders[version], data)
+                self._files[version].append(data)
 
 
 def beyond_encoder(codec: Codec) -> bytes:

@@ -95,6 +95,7 @@ class ClientHost:
         self.compares = compares
         self.private_seed = private_seed
         self.held = held or HeldModels(codec)
+        self.held.to(model.weights.device)
         self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
         self._handshake: dict[int, Held] = {}  # what clients hold in the stages of an attempt
 
@@ -121,8 +122,13 @@ class ClientHost:
 
     def answers(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield one reply a request, in their order; all are of one stage and one attempt."""
-        if not requests:
-            return
+        if requests:
+            with closing(self._answers(requests)) as replies:
+                for reply in replies:
+                    reply.key = requests[0].context.key
+                    yield reply
+
+    def _answers(self, requests: Sequence[Request]) -> Generator[Reply]:
         if requests[0].stage != TRAIN:
             answer = self._shake_hands
         elif requests[0].context.step:

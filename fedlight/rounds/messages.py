@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlight.aggregation.base import TRAIN, Aggregator
 from fedlight.core.codec import Context, Key
 from fedlight.core.errors import MessageError
 from fedlight.core.model import Model
 from fedlight.core.packing import pack, unpack
 from fedlight.core.wire import Message
+from fedlight.privacy.mechanism import PrivacyMechanism
 
 LACKS = b"lacks"
 """The reply of a client that lacks what its download builds on, such as the model of an earlier round: it is sent everything."""
@@ -231,6 +233,7 @@ class Reply:
         buffers: buffers ``[buffer_dim]`` after training (empty where they stay with the client).
         inside: whether the code was within the clipping norm; None where that is not sent.
         simulation: what only a simulation sees.
+        key: the attempt of the request that it answers, as whatever carries the reply knows it.
     """
 
     client: int
@@ -240,6 +243,7 @@ class Reply:
     buffers: Tensor = field(default_factory=lambda: torch.empty(0))
     inside: bool | None = None
     simulation: Simulation | None = None
+    key: Key | None = None
 
     @property
     def nbytes(self) -> int:
@@ -268,14 +272,20 @@ class ReplyFormat:
     weight: bool = False
     inside: bool = False
 
-    def parse(self, client: int, stage: str, data: bytes, bare: bool) -> Reply:
-        """Return the reply that ``Reply.to_bytes`` wrote, ``bare`` if the stage sends a payload alone.
+    @classmethod
+    def of(cls, buffers: int, by_samples: bool, aggregator: Aggregator, privacy: PrivacyMechanism | None) -> ReplyFormat:
+        """Return the format that the settings of a run lead to, for models of so many ``buffers``."""
+        return cls(buffers, by_samples and not aggregator.hides_messages, privacy is not None and privacy.sends_bits)
+
+    def parse(self, request: Request, data: bytes) -> Reply:
+        """Return the reply to a request that ``Reply.to_bytes`` wrote.
 
         Raises:
             MessageError: if it is shorter than what must follow the payload, or the clipping bit is none.
         """
-        if bare or not data or data == LACKS:
-            return Reply(client, stage, data)
+        client, stage, key = request.client, request.stage, request.context.key
+        if stage != TRAIN or request.context.step > 0 or not data or data == LACKS:  # a payload alone
+            return Reply(client, stage, data, key=key)
         end = len(data) - 4 * self.buffers - 4 * self.weight - self.inside
         if end < 1:
             raise MessageError(f"Expected a reply of more than {len(data) - end} bytes but got {len(data)}")
@@ -284,7 +294,7 @@ class ReplyFormat:
         weight = _LENGTH.unpack_from(data, at)[0] if self.weight else None
         if self.inside and data[-1] > 1:
             raise MessageError(f"Expected a clipping bit of 0 or 1 but got {data[-1]}")
-        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None)
+        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None, key=key)
 
 
 @dataclass

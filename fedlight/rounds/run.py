@@ -40,7 +40,7 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
     if not server.affordable:
         return None
     raise RoundFailedError(
-        f"Round {number} had no usable aggregate of at least {server.min_clients} clients in {server.max_attempts} attempts "
+        f"Round {number} had no usable aggregate of at least {server.least_clients} clients in {server.max_attempts} attempts "
         f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(reasons, refused, unsummed == server.max_attempts)}"
     )
 

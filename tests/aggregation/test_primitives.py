@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fedlight.aggregation.secure
+from fedlight.aggregation.secure import Identities
 from fedlight.aggregation.secure.primitives import (
     Identity,
     KeyPair,
@@ -169,6 +170,12 @@ def test_secrets_come_from_the_operating_system_alone():
     names = {file.name: names_in(file.read_text()) for file in files}
     assert len(files) >= 8 and not [name for name in names if other_generators(names[name])]
     assert {name for name in names if "secrets" in names[name]} == {"client.py", "identities.py"}
+
+
+def test_asking_whether_a_simulated_client_has_a_key_makes_none() -> None:
+    identities = Identities()
+    assert 3 in identities and not len(identities)
+    assert identities[3] == identities.of(3).public and list(identities) == [3]
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def test_rules_that_cut_nothing_are_the_mean(rule, make):
     ("changes", "message"),
     [
         ({"aggregator": Median(), "weighting": "samples"}, "`model.weighting` equal for Median"),
+        ({"aggregator": NormBound(1.0), "weighting": "samples"}, "`model.weighting` equal for NormBound"),
         ({"aggregator": TrimmedMean(), "privacy": CentralDP(1.0, 1.0, delta=0.01)}, "sums codes under CentralDP but TrimmedMean does not"),
         (
             {"aggregator": NormBound(1.0), "codec": ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(6)])},
@@ -105,7 +106,7 @@ def test_rules_that_cut_nothing_are_the_mean(rule, make):
         ({"aggregator": NormBound(1.0), "algorithm": Scaffold()}, "those of Scaffold upload more"),
         ({"aggregator": NormBound(1.0), "algorithm": FedNova(steps=1), "codec": TopKCodec(4)}, "those of FedNova upload more"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_what_a_rule_cannot_do_is_refused_before_training(changes, message):
     module = federated(**changes)

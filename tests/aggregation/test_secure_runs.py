@@ -142,11 +142,11 @@ def test_weights_travel_inside_the_sum():
 
 
 DROP_OUTS = [
-    StageDropOut(clients=2),
-    StageDropOut(advertise_keys=0.1),
-    StageDropOut(share_keys=0.1),
-    StageDropOut(train=0.15),
-    StageDropOut(consistency_check=0.15, unmasking=0.1),
+    StageDropOut(clients=2, seed=0),
+    StageDropOut(advertise_keys=0.1, seed=0),
+    StageDropOut(share_keys=0.1, seed=0),
+    StageDropOut(train=0.15, seed=0),
+    StageDropOut(consistency_check=0.15, unmasking=0.1, seed=0),
 ]
 
 

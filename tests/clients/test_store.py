@@ -86,6 +86,14 @@ def test_a_client_reads_in_its_next_request_whether_its_last_attempt_counted(set
     assert same(store.peek(1), value) and same(store.draft(1), value)
 
 
+def test_a_reader_who_knows_that_an_attempt_counted_sees_what_the_client_does_not_know_yet():
+    store = ClientStore()
+    store.begin(3, (1, 0), None)
+    store.draft(3)["norm"] = {"w": torch.ones(2)}
+    assert store.peek(3) == store.peek(3, (0, 0)) == {}
+    assert torch.equal(store.peek(3, (1, 0))["norm"]["w"], torch.ones(2))
+
+
 def test_a_draft_of_which_nobody_knows_yet_goes_through_a_checkpoint():
     saved, restored = ClientStore(), ClientStore()
     saved.begin(1, (4, 1), None)

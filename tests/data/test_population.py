@@ -1,4 +1,4 @@
-"""Law 3 for the population: clients are ranges of one index array, not Python objects, so that 100,000 of them start at once."""
+"""What a population costs: clients are ranges of one index array, not Python objects, so that 100,000 of them start at once."""
 
 from __future__ import annotations
 

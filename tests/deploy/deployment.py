@@ -118,7 +118,7 @@ def deployment(
         length, bits = codec.decoder.sum_length(), codec.encoder.format.bits
         protection.calibrate(AccountingSetting(0.75, 6, None, length, codec.integer, bits), CLIENTS)
     personal, by_samples = parts.batch_norm == "local", parts.weighting == "samples"
-    global_model, shown = PlainModel(parts.network), not aggregator.hides_messages
+    global_model = PlainModel(parts.network)
     host = ClientHost(
         LocalModel(parts.network, lambda net, x, y: nn.functional.cross_entropy(net(x), y)),
         algorithm,
@@ -136,7 +136,7 @@ def deployment(
     if nodes is not None:
         nodes.configure(told, None)
         buffers = 0 if personal else sum(b.numel() for b in float_buffers(parts.network))
-        format = ReplyFormat(buffers, by_samples and shown, protection is not None and protection.sends_bits)
+        format = ReplyFormat.of(buffers, by_samples, aggregator, protection)
         clients = nodes.attach(Connection(format, lambda: clients, codec, aggregator, protection, CLIENTS))
         downlink.reset(drawn=False)
     server = Server(global_model, codec, algorithm, aggregator, downlink, cohort, CLIENTS, protection, seed=3, **settings)

@@ -92,7 +92,9 @@ RUNS: dict[str, Run] = {
     "no codec, samples": lambda: fit(federated(weighting="samples")),
     "drop-outs": lambda: fit(federated(codec=learned(), availability=Several([DropOut(0.2), FirstToAnswer(4)]))),
     "secure, drop-outs": lambda: fit(
-        federated(codec=learned(), aggregator=SecureAggregator(8, threshold=5), availability=StageDropOut(clients=2), max_attempts=10)
+        federated(
+            codec=learned(), aggregator=SecureAggregator(8, threshold=5), availability=StageDropOut(clients=2, seed=0), max_attempts=10
+        )
     ),
     "DistributedDP": lambda: fit(
         federated(

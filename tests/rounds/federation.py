@@ -141,7 +141,7 @@ def federation(
         length, bits = codec.decoder.sum_length(), codec.encoder.format.bits
         privacy.calibrate(AccountingSetting(0.75, 6, None, length, codec.integer, bits), 1000)
     local = LocalModel(module, lambda net, x, y: nn.functional.cross_entropy(net(x), y))
-    model, shown = PlainModel(module), not aggregator.hides_messages
+    model = PlainModel(module)
     compares = lambda number: aggregator.sim_logs and not through_bytes  # noqa: E731
     host = ClientHost(
         local,
@@ -160,7 +160,7 @@ def federation(
     clients: Clients = wrap(Simulated(host, availability, lambda client: 1, aggregator.stages))
     if through_bytes:
         buffers = 0 if personal else sum(b.numel() for b in float_buffers(module))
-        clients = ThroughBytes(clients, ReplyFormat(buffers, by_samples and shown, privacy is not None and privacy.sends_bits))
+        clients = ThroughBytes(clients, ReplyFormat.of(buffers, by_samples, aggregator, privacy))
     server = Server(
         model, codec, algorithm, aggregator, downlink or FullModel(), cohort, CLIENTS, privacy, compares=compares, seed=3, **settings
     )

@@ -37,10 +37,7 @@ def test_those_that_answer_are_invited_and_in_order(availability):
 def test_the_draw_is_named_by_seed_round_and_attempt(availability):
     first = availability.present(CLIENTS, WORK, NOW).tolist()
     assert availability.present(CLIENTS, WORK, NOW).tolist() == first
-    others = [Attempt(1, 3, 0), Attempt(1, 2, 1)]
-    if not isinstance(availability, StageDropOut):  # which has a seed of its own
-        others.append(Attempt(2, 2, 0))
-    for other in others:
+    for other in (Attempt(1, 3, 0), Attempt(1, 2, 1), Attempt(2, 2, 0)):
         assert (availability.present(CLIENTS, WORK, other).tolist() == first) == isinstance(availability, Full)
 
 

@@ -108,21 +108,22 @@ def test_a_reply_arrives_as_it_was_and_weighs_its_bytes(weight: int | None, insi
     sent = Reply(12, "train", b"code", weight, torch.arange(float(buffers)), inside)
     data = sent.to_bytes()
     assert sent.nbytes == len(data) == 4 + 4 * buffers + (0 if weight is None else 4) + (0 if inside is None else 1)
-    arrived = ReplyFormat(buffers, weight is not None, inside is not None).parse(12, "train", data, bare=False)
+    arrived = ReplyFormat(buffers, weight is not None, inside is not None).parse(Request(12, "train", Context(round=2)), data)
     assert (bytes(arrived.payload), arrived.weight, arrived.inside) == (b"code", weight, inside)
     assert torch.equal(arrived.buffers, sent.buffers) and arrived.simulation is None
+    assert (arrived.client, arrived.stage, arrived.key) == (12, "train", (2, 0))
 
 
 @pytest.mark.parametrize("data", [b"", LACKS])
 def test_an_empty_reply_and_one_of_a_client_that_lacks_something_have_nothing_beside(data: bytes) -> None:
-    assert ReplyFormat(3, True, True).parse(1, "train", data, bare=False).payload == data
+    assert ReplyFormat(3, True, True).parse(Request(1, "train", Context()), data).payload == data
 
 
 def test_a_reply_that_is_too_short_is_refused() -> None:
     with pytest.raises(MessageError, match="more than 17 bytes but got 12"):
-        ReplyFormat(3, True, True).parse(1, "train", b"0123456789ab", bare=False)
+        ReplyFormat(3, True, True).parse(Request(1, "train", Context()), b"0123456789ab")
     with pytest.raises(MessageError, match="clipping bit of 0 or 1 but got 7"):
-        ReplyFormat(0, False, True).parse(1, "train", b"code\x07", bare=False)
+        ReplyFormat(0, False, True).parse(Request(1, "train", Context()), b"code\x07")
 
 
 def test_a_model_is_four_bytes_a_number() -> None:

@@ -139,6 +139,35 @@ def test_what_cannot_be_used_is_dropped_and_named_and_the_round_goes_on(caplog: 
     assert all(f"client {client} was dropped" in caplog.text for client in reasons)
 
 
+class Late(Clients):
+    """Delivers, in an attempt, what a client sent in the one before, in front of its own."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self.before: list[Reply] = []
+
+    def exchange(self, requests):
+        now = list(self.clients.exchange(requests))
+        yield from [*self.before, *now]
+        self.before = [reply for reply in now if reply.client == 3]
+
+    def settle(self, key, counted):
+        self.clients.settle(key, counted)
+
+
+@pytest.mark.parametrize("through_bytes", [False, True])
+def test_a_late_reply_to_an_earlier_attempt_is_not_taken_for_one_to_this(through_bytes: bool) -> None:
+    run = federation(cohort=everybody, wrap=Late).run(2) if not through_bytes else late_through_bytes()
+    assert run.calls[1].dropped == [(3, "its reply is to an earlier attempt")]
+    assert torch.equal(run.weights, federation(cohort=everybody, through_bytes=through_bytes).run(2).weights)
+
+
+def late_through_bytes() -> Federation:
+    run = federation(cohort=everybody, through_bytes=True)
+    run.clients = Late(run.clients)
+    return run.run(2)
+
+
 class Failing(FedAvg):
     """Raises in the third client's training."""
 

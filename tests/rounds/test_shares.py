@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlight.rounds.shares import balanced_shares
+from fedlight.rounds.clients import balanced_shares
 
 WORK = st.lists(st.integers(0, 50), max_size=8)
 

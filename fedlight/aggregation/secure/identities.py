@@ -30,6 +30,9 @@ class Identities(Mapping[int, bytes]):
     def __getitem__(self, client: int) -> bytes:
         return self.of(client).public
 
+    def __contains__(self, client: object) -> bool:
+        return isinstance(client, int)  # every client has one; asking makes none
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._keys)
 
