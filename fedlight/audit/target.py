@@ -184,8 +184,9 @@ def trained_network(network: nn.Module, path: str) -> nn.Module:
     if not Path(path).is_file() or not zipfile.is_zipfile(path):
         raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but {path} is missing or damaged: correct the path")
     stored = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
-    state = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
     trained = copy.deepcopy(network)
+    prefixed = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
+    state = stored if set(stored) == set(trained.state_dict()) else prefixed  # a LightningModule's own names, or those of a part
     own = Layout(tuple(trained.state_dict()), tuple(tuple(value.shape) for value in trained.state_dict().values()))
     got = Layout(tuple(state), tuple(tuple(value.shape) for value in state.values()))
     require(own == got, f"Expected a checkpoint of the network in `base` but {path} holds another: set the same `overrides`")

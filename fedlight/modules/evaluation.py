@@ -90,7 +90,7 @@ TAKEN = ("loss", "accuracy", "client_accuracy", "personal_accuracy")
 """Names of what is logged anyway, or how they begin."""
 
 
-def named_metrics(metrics: Mapping[str, Metric | MetricCollection]) -> dict[str, Metric]:
+def named_metrics(metrics: Mapping[str, Metric | MetricCollection] | MetricCollection) -> dict[str, Metric]:
     """Return metrics by the name that each is logged under; those of a collection in a mapping as ``<its name>_<theirs>``.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -37,7 +37,7 @@ class ModuleSettings(TypedDict, total=False):
     weighting: Literal["equal", "samples"]
     availability: Availability | None
     batch_norm: Literal["mean", "local"]
-    metrics: Mapping[str, Metric | MetricCollection] | None
+    metrics: dict[str, Metric | MetricCollection] | MetricCollection | None
     min_clients: int
     max_attempts: int
     client_memory_mb: float

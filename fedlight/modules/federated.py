@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -133,7 +133,7 @@ class FederatedModule(Forwarding):
         weighting: Literal["equal", "samples"] = "equal",
         availability: Availability | None = None,
         batch_norm: Literal["mean", "local"] = "mean",
-        metrics: Mapping[str, Metric | MetricCollection] | None = None,
+        metrics: dict[str, Metric | MetricCollection] | MetricCollection | None = None,
         min_clients: int = 1,
         max_attempts: int = 3,
         client_memory_mb: float = 1024.0,

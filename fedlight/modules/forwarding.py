@@ -168,6 +168,13 @@ class Forwarding(FederatedRun):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         return self._own.load_state_dict(state_dict, strict=strict, **({"assign": True} if assign else {}))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Read what ``state_dict`` returned for a part of another module, such as Lightning's averages of weights."""
+        if self._own is not None and prefix:
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                state_dict[f"{prefix}network.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def save_own(self, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint what plain Lightning would: hyperparameters, the data module's state, what the user's hook adds."""
         own, data = self._own, self._user_data
@@ -203,7 +210,7 @@ class Forwarding(FederatedRun):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the rounds behind, which every fit makes, as Lightning's modules do their Trainer."""
         state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("server", "_connection", "_host", "task")}
+        return {name: value for name, value in state.items() if name not in ("server", "_connection", "task")} | {"_host": None}
 
 
 class _OnException(Callback):

@@ -249,7 +249,11 @@ class _Forward:
     def __init__(self, task: OwnSteps, hook: str) -> None:
         self.task = task
         self.hook = hook
-        self.__code__ = None  # Lightning compares it to see that a hook is overridden
+        self.__wrapped__ = self.target()  # where Lightning looks for a hook's arguments, and whether it is overridden
+
+    def target(self) -> Callable[..., Any]:
+        """Return the user's hook."""
+        return getattr(self.task.own, self.hook)  # type: ignore[no-any-return]
 
     def __call__(self, *arguments: Any) -> Any:
         return self.task.call(self.hook, *arguments)
@@ -259,12 +263,16 @@ class _Transfer(_Forward):
     """Passes batches of evaluation, not the numbers of rounds, through the user's transfer hook."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        task = self.task
-        if task.module.trainer.training:
-            return getattr(LightningModule, self.hook)(task.module, *arguments, **named)
-        found = _transferring(self.hook, task.own, task.datamodule)
+        module = self.task.module
+        if module.trainer.training:
+            return getattr(LightningModule, self.hook)(module, *arguments, **named)
+        return self.target()(*arguments, **named)
+
+    def target(self) -> Callable[..., Any]:
+        """Return the user's hook, of the data module or of the module."""
+        found = _transferring(self.hook, self.task.own, self.task.datamodule)
         assert found is not None
-        return found(*arguments, **named)
+        return found
 
 
 def _transferring(hook: str, own: LightningModule, datamodule: LightningDataModule | None) -> Callable[..., Any] | None:

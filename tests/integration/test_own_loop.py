@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
@@ -558,6 +558,36 @@ def test_a_runs_checkpoint_is_one_of_the_users_module(tmp_path):
     trainer = Trainer(**QUIET, max_steps=4, max_epochs=-1, limit_val_batches=0)
     trainer.fit(fedlight.federate(resumed, Line(), num_clients=2), ckpt_path=saver.best_model_path)
     assert trainer.global_step == 4 and 7 in resumed.diary
+
+
+def test_averages_of_the_global_model_are_saved_and_resumed(tmp_path):
+    def run(rounds, **resumed):
+        averaging = EMAWeightAveraging(decay=0.5)
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+        trainer = Trainer(**QUIET | {"enable_checkpointing": True}, max_steps=rounds, limit_val_batches=0, callbacks=[averaging, saver])
+        own = Own()
+        trainer.fit(fedlight.federate(own, Line(), num_clients=2), **resumed)
+        return weights_of(own)
+
+    run(2)
+    torch.testing.assert_close(run(4, ckpt_path=tmp_path / "last.ckpt"), run(4))
+
+
+def test_batches_of_several_loaders_reach_hooks_that_ask_which_loader_they_are_of():
+    class Several(Own):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            return None
+
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx):
+            self.diary.append((batch_idx, dataloader_idx))
+
+    class Two(Line):
+        def val_dataloader(self):
+            return [self.train_dataloader(), self.train_dataloader()]
+
+    own = Several()
+    Trainer(**QUIET).validate(fedlight.federate(own, Two(), num_clients=2), verbose=False)
+    assert own.diary == [(batch, loader) for loader in range(2) for batch in range(4)]
 
 
 def test_a_module_pickles_after_training():
