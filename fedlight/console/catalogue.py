@@ -81,6 +81,8 @@ def arguments(name: str, below: tuple[str, ...] = ()) -> Arguments | None:
         return {} if name in ("object", "ABC", "Protocol", "Generic") else None
     if found.own is not None and not found.passes_on:
         return found.own
+    if found.own is None and found.bases and (first := classes().get(found.bases[0])) is not None and first.own is not None:
+        return arguments(first.name, (*below, name))  # Python calls the constructor of the first base that has one
     own = dict(found.own or {})
     for base in found.bases:
         inherited = arguments(base, (*below, name)) if base not in below else None

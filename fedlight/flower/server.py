@@ -14,7 +14,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlight.cli import open_cli
-from fedlight.core.errors import ConfigurationError, own_error
+from fedlight.console.errors import mendable
+from fedlight.core.errors import ConfigurationError
 from fedlight.federated_cli import FederatedCLI
 from fedlight.flower.clients import FlowerClients
 
@@ -45,13 +46,13 @@ def main(grid: Grid, context: Context) -> None:
     _GRID.set(grid)
     sys.argv[1:] = []  # Flower's own, which Lightning's command line would warn of
     try:
-        open_cli(DeployedCLI, arguments(context.run_config, app_folders()), exit_on_error=False)
+        open_cli(DeployedCLI, arguments(context.run_config, app_folders()))
     except Exception as error:
-        own = own_error(error)
-        if own is None:
+        sentence = mendable(error)
+        if sentence is None:
             raise
-        print(f"fedlight: error: {own}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        # Flower prints what is raised, and sends it to `flwr run --stream`; an exit of the process would lose it.
+        raise ConfigurationError(sentence) from None
 
 
 def app_folders() -> list[Path]:

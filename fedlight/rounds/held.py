@@ -51,7 +51,8 @@ class HeldModels:
     def to(self, device: torch.device) -> None:
         """Have models and codecs on the device that clients train on, those downloaded later as well."""
         self._device = device
-        self.codec.to(device)
+        if self.codec.bound:  # else every encoder is downloaded
+            self.codec.to(device)
         for part in (*self._encoders.values(), *self._decoders.values()):
             part.to(device)
 
