@@ -66,14 +66,14 @@ def member_scores(target: Target, observation: Observation, trials: int, shadows
     victim, view = target.victim(None, observation), target.view(None, observation)
     generator = torch_generator(seed, "audit membership")
     context, size = target.context, observation.batch_size
-    drawn = torch.randint(len(context.labels), (shadows, observation.clients, size), generator=generator)
+    drawn = torch.randint(len(context.labels), (shadows, observation.clients - observation.known, size), generator=generator)
     shadow = torch.stack([view.observe(victim.updates(context.images[rows], context.labels[rows]), generator) for rows in drawn])
     plain: list[list[Tensor]] = [[], []]
     ratio: list[list[Tensor]] = [[], []]
     for trial in range(trials):
         images, labels = target.draw(seed, trial, observation.clients, size)
-        seen = view.observe(victim.updates(images, labels), generator)[None]
-        members = (images.flatten(0, 1), labels.flatten())
+        seen = view.observe(victim.updates(images, labels), generator, observation.known)[None]
+        members = (images[observation.known :].flatten(0, 1), labels[observation.known :].flatten())
         for side, (x, y) in enumerate((members, target.others(len(members[1]), seed, trial))):
             codes = torch.stack([view.predict(victim.update(a[None], b[None])[None]) for a, b in zip(x, y, strict=True)])
             cosines = cosine_scores(codes, seen)[:, 0]

@@ -21,10 +21,11 @@ average image of the class, which needs only the label. Only what an attack gets
 the plain update (`control`, same budget, same images) shows anything: if it does not work there, the row says "no conclusion". A row
 without a leak says that *this* attack, at *this* budget, with *this* prior, got nothing on *these* few images; it does not prove that
 another would get nothing. A codec is compression, not encryption: a better prior, more rounds or more computing time can only help the
-attacker. Averaging over more clients makes inversion harder and proves nothing either. Proofs exist for secure aggregation (the server
-sees only the sum) and differential privacy (a bound on what any attack can learn); canaries bound epsilon from below, and a low bound is
-no evidence of privacy. Clients' networks run without dropout and with global BatchNorm statistics, and each client trains on all its
-images in every step: all of this favors the attacker.
+attacker. Attacks know how much rounding or noise to expect in each number, and weigh residuals by it. Averaging over more clients makes
+inversion harder and proves nothing either. Proofs exist for secure aggregation (the server sees only the sum) and differential privacy (a
+bound on what any attack can learn); canaries bound epsilon from below, and a low bound is no evidence of privacy. Clients' networks run
+without dropout and with global BatchNorm statistics, and each client trains on all its images in every step: all of
+this favors the attacker.
 """
 
 

@@ -16,7 +16,7 @@ from fedlight.audit.metrics import identification_rate, matched, psnr, ssim
 from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import Row, inversion_verdict, label_verdict
 from fedlight.audit.target import Target
-from fedlight.audit.views import CodeView, NoisyView, Observation
+from fedlight.audit.views import CodeView, NoisyView, Observation, RoundsView
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import torch_generator
 
@@ -86,7 +86,9 @@ class Session:
                     self.advance("")
                     continue
                 view = target.view(attack, observation)
-                code = view.view if isinstance(view, NoisyView) else view
+                code = view
+                while isinstance(code, (NoisyView, RoundsView)):
+                    code = code.view
                 if isinstance(code, CodeView):
                     row.code_dim = code.codec.encoder.code_dim
                     if code.codec.fixed_width:
@@ -114,7 +116,8 @@ class Session:
                 )
                 images, truth = target.draw(seed, trial, observation.clients, observation.batch_size)
                 self._check_memory(victim.bytes_per_image(images.flatten(0, 1)), observation, attack)
-                seen = view.observe(victim.updates(images, truth), torch_generator(seed, "audit seen", trial))
+                seen = view.observe(victim.updates(images, truth), torch_generator(seed, "audit seen", trial), observation.known)
+                images, truth = images[observation.known :], truth[observation.known :]
                 case = Case(victim, view, seen, truth, target.context)
                 attack.check(case)
                 guess = attack.run(case, torch_generator(seed, "audit attack", trial))

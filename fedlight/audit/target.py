@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from fedlight.audit.attacks import Attack, Auxiliary
 from fedlight.audit.plan import Parts
-from fedlight.audit.victim import Pixels, Victim
-from fedlight.audit.views import CodeView, NoisyView, Observation, View
+from fedlight.audit.victim import ManyRounds, Pixels, Victim
+from fedlight.audit.views import CodeView, NoisyView, Observation, RoundsView, View
 from fedlight.clients.algorithms import FedAvg
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
@@ -23,6 +24,9 @@ from fedlight.core.layout import Layout, flatten, float_buffers
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 from fedlight.data import FederatedDataModule
 from fedlight.data.arrays import shift_and_scale
+
+COHORT = 10
+"""Number of clients whose mean update moves the global model between the rounds of an observation."""
 
 CLIP_COHORT = 20
 """Number of public images whose median code length is the default clip norm."""
@@ -50,18 +54,37 @@ class Target:
             raise ConfigurationError("Expected public proxy data for attackers and codecs but there is none: raise `data.proxy_samples`")
         x, y = parts.data.proxy
         self.context = Auxiliary(self.pixels.images(x).clamp(0, 1), y, parts.data.num_classes)
-        self._victims: dict[tuple[str, int], Victim] = {}
+        self._victims: dict[tuple[str, int, int], Victim] = {}
         self._banks: dict[tuple[str, int, int], UpdateBank] = {}
         self._views: dict[tuple[str, Observation], View | ConfigurationError] = {}
 
     def victim(self, attack: Attack | None, observation: Observation) -> Victim:
         """Return the clients' computation; the network is the server's tampered one if the attack tampers."""
-        key = (_tampering(attack), observation.local_steps)
+        key = (_tampering(attack), observation.local_steps, observation.rounds)
         if key not in self._victims:
-            plain = Victim(self.network, self.parts.loss, self.pixels, self.lr, observation.local_steps)
+            plain = self._plain_victim(self.network, observation)
             sent = attack.tamper(plain, self.context) if attack is not None else None
-            self._victims[key] = plain if sent is None else Victim(sent, self.parts.loss, self.pixels, self.lr, observation.local_steps)
+            require(sent is None or observation.rounds == 1, "an attack that changes the model was not written for several `rounds`")
+            victim = plain if sent is None else self._plain_victim(sent, observation)
+            self._victims[key] = victim if observation.rounds == 1 else ManyRounds(self._successive(victim, observation))
         return self._victims[key]
+
+    def _plain_victim(self, network: nn.Module, observation: Observation) -> Victim:
+        return Victim(network, self.parts.loss, self.pixels, self.lr, observation.local_steps)
+
+    def _successive(self, first: Victim, observation: Observation) -> list[Victim]:
+        """Return the clients' computation in successive rounds; between them the server steps by the mean update of real clients."""
+        victims, seed = [first], derive_seed(self.parts.seed, "audit rounds")
+        for number in range(observation.rounds - 1):
+            images, labels = self.draw(seed, number, min(COHORT, self.parts.data.num_population), observation.batch_size)
+            step = first.layout.split(victims[-1].mean_update(images, labels))
+            network = copy.deepcopy(victims[-1].network)
+            weights = [p for p in network.parameters() if p.requires_grad]
+            with torch.no_grad():
+                for weight, change in zip(weights, step, strict=True):
+                    weight.sub_(change)
+            victims.append(self._plain_victim(network, observation))
+        return victims
 
     def view(self, attack: Attack | None, observation: Observation) -> View:
         """Return the view of updates that belongs to the observation.
@@ -81,6 +104,8 @@ class Target:
         return view
 
     def _make_view(self, attack: Attack | None, observation: Observation) -> View:
+        if observation.rounds > 1:
+            return RoundsView(self.view(attack, replace(observation, rounds=1)), observation.rounds)
         if observation.noise:
             one = Observation(observation.codec, 1, observation.batch_size, observation.local_steps)
             view = self.view(attack, one)
@@ -124,7 +149,7 @@ class Target:
                 self.parts.data.proxy,
                 self.parts.data.num_classes,
                 rounds=self.proxy_rounds,
-                clients=10,
+                clients=COHORT,
                 samples=observation.batch_size,
                 alpha=0.5,
                 seed=derive_seed(self.parts.seed, "audit"),

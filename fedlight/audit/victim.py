@@ -102,3 +102,26 @@ class Victim:
             )
             torch.autograd.grad(loss, list(self.weights.values()), create_graph=True, materialize_grads=True)
         return kept
+
+
+class ManyRounds(Victim):
+    """The same clients in several rounds, at known global models: updates ``[rounds * dim]`` lie one behind the other.
+
+    What is not an update (layout, network) is the first round's.
+
+    Args:
+        rounds: the clients' computation in each round.
+    """
+
+    def __init__(self, rounds: list[Victim]) -> None:
+        first = rounds[0]
+        super().__init__(first.network, first.loss, first.pixels, first.lr, first.steps)
+        self.rounds = rounds
+
+    def update(self, images: Tensor, targets: Tensor, unroll: bool = True) -> Tensor:
+        """Return the updates ``[rounds * dim]`` of one client."""
+        return torch.cat([victim.update(images, targets, unroll) for victim in self.rounds])
+
+    def bytes_per_image(self, images: Tensor) -> int:
+        """Return the bytes of all rounds."""
+        return sum(victim.bytes_per_image(images) for victim in self.rounds)

@@ -40,6 +40,8 @@ SMALLEST = 1e-20
 class EntropyEncoder(QuantizeEncoder):
     """Rounds every coefficient to a whole number of one public step, small ones to 0; nothing is drawn."""
 
+    rounding = (1 - ROUND_UP) ** 2 / 3  # mean square of the numbers that become 0; that of the others is a little less
+
     def __init__(self, layout: Layout, levels: bytes) -> None:
         super().__init__(layout, [(EntropyFormat.bits, layout.dim)], one_step=True)
         self.format = EntropyFormat(levels)

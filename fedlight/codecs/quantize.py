@@ -27,10 +27,14 @@ class QuantizeEncoder(Encoder):
     """Rounds every coefficient to a signed integer of a public step.
 
     ``step`` has an entry a coefficient ``[dim]``, or one for all ``[1]``; ``runs`` says how many bits each part of the code has.
+
+    Attributes:
+        rounding: variance of rounding a number within the range, in squared steps, averaged over where it lies between two integers.
     """
 
     step: Tensor
     limit: Tensor
+    rounding: float = 1 / 6
 
     def __init__(self, layout: Layout, runs: Runs, one_step: bool = False) -> None:
         super().__init__(layout, integer_format(runs))

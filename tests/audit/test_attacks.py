@@ -19,11 +19,12 @@ from fedlight.audit.attacks import (
     InvertingGradients,
     LastLayerLabels,
     LearnedInverter,
+    LikelyLabels,
     RobbingTheFed,
 )
 from fedlight.audit.metrics import matched, psnr
 from fedlight.audit.networks import SigmoidLeNet
-from fedlight.audit.priors import Pixels, PrincipalComponents, Prior, SmallVAE, TotalVariation
+from fedlight.audit.priors import Gaussian, Pixels, Prior, SmallVAE, TotalVariation
 from fedlight.audit.victim import Pixels as Constants
 from fedlight.audit.victim import Victim
 from fedlight.audit.views import CodeView, View
@@ -176,14 +177,14 @@ def test_an_inverter_learns_more_than_the_label_from_plain_gradients(digits, con
 PRIORS: dict[str, Callable[[], Prior]] = {
     "pixels": Pixels,
     "TV": TotalVariation,
-    "PCA": lambda: PrincipalComponents(20),
+    "Gaussian": Gaussian,
     "VAE": lambda: SmallVAE(steps=50),
 }
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_every_prior_maps_coordinates_to_images_with_gradients(name, context):
-    prior = PRIORS[name]().fit(context.images, torch_generator("prior"))
+    prior = PRIORS[name]().fit(context.images, context.labels, torch_generator("prior"))
     latent = prior.start(3, torch_generator("start")).requires_grad_()
     images = prior.images(latent)
     assert images.shape == (3, 1, 8, 8)
@@ -191,24 +192,48 @@ def test_every_prior_maps_coordinates_to_images_with_gradients(name, context):
     assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
     with torch.no_grad():
         prior.project(latent)
-    again = PRIORS[name]().fit(context.images, torch_generator("prior"))
+    again = PRIORS[name]().fit(context.images, context.labels, torch_generator("prior"))
     torch.testing.assert_close(again.start(3, torch_generator("start")), prior.start(3, torch_generator("start")))
 
 
-def test_principal_components_hold_the_images_that_they_were_made_of(context):
-    few = Auxiliary(context.images[:10], context.labels[:10], 10)
-    prior = PrincipalComponents(9).fit(few.images, torch_generator())
-    flat = few.images.flatten(1).double() - prior.mean
-    latent = flat @ torch.linalg.pinv(prior.basis)
-    torch.testing.assert_close(prior.images(latent), few.images.double(), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_has_coordinates_for_any_image(name, digits, context):
+    """Also for images that it was not fitted to: no prior keeps an attack from the truth."""
+    prior = PRIORS[name]().fit(context.images, context.labels, torch_generator("prior"))
+    images, labels = digits[0][:5].double(), digits[1][:5]
+    for one in (prior, prior.given(labels)):
+        torch.testing.assert_close(one.images(one.latent(images)), images, atol=1e-9, rtol=0)
+
+
+def test_the_gaussian_priors_penalty_is_the_negative_log_density_of_the_class(context):
+    images, labels = context.images[:4].double(), context.labels[:4]
+    prior = Gaussian(share=0.2, least=1e-2).fit(context.images, context.labels, torch_generator())
+    flat = context.images.double().flatten(1)
+    means = torch.stack([flat[context.labels == c].mean(0) for c in range(10)])
+    rest = flat - means[context.labels]
+    common = rest.T @ rest / (len(flat) - 10)
+    expected = 0.0
+    for image, label in zip(images.flatten(1), labels, strict=True):
+        own = rest[context.labels == label]
+        values, vectors = torch.linalg.eigh(0.8 * own.T @ own / (len(own) - 1) + 0.2 * common)
+        expected += 0.5 * float(((image - means[label]) @ vectors / values.clamp(min=1e-4).sqrt()).square().sum())
+    given = prior.given(labels)
+    assert float(given.penalty(given.latent(images))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_total_variation_is_counted_in_units_of_public_images(context):
+    prior = TotalVariation().fit(context.images, context.labels, torch_generator())
+    differences = 2 * 7 * 8
+    assert float(prior.penalty(prior.latent(context.images))) == pytest.approx(differences * len(context.images))
 
 
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "bias trick": BiasTrick,
     "labels": LastLayerLabels,
+    "likely labels": LikelyLabels,
     "DLG": lambda: DLG(5, 2),
     "DLG, joint": lambda: DLG(5, 1, "joint"),
-    "DLG, PCA": lambda: DLG(5, 1, prior=PrincipalComponents(8)),
+    "DLG, Gaussian": lambda: DLG(5, 1, prior=Gaussian()),
     "FedAvg": lambda: FedAvgInversion(3, 1, "inferred"),
     "inverting gradients": lambda: InvertingGradients(5),
     "imprint": lambda: RobbingTheFed(8),
@@ -249,8 +274,9 @@ def test_every_attack_goes_through_an_encoder(name, digits, context):
         lambda: InvertingGradients(lr=0.0),
         lambda: RobbingTheFed(1),
         lambda: LearnedInverter(0),
-        lambda: TotalVariation(0),
-        lambda: PrincipalComponents(0),
+        lambda: InvertingGradients(weight=-1.0),
+        lambda: Gaussian(0.0),
+        lambda: Gaussian(least=0.0),
         lambda: SmallVAE(0),
         lambda: SigmoidLeNet(0),
     ],

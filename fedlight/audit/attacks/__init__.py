@@ -4,6 +4,7 @@ from fedlight.audit.attacks.analytic import BiasTrick, LastLayerLabels, RobbingT
 from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.attacks.inverter import LearnedInverter
 from fedlight.audit.attacks.matching import DLG, FedAvgInversion, InvertingGradients
+from fedlight.audit.attacks.public import LikelyLabels
 
 __all__ = [
     "DLG",
@@ -16,5 +17,6 @@ __all__ = [
     "InvertingGradients",
     "LastLayerLabels",
     "LearnedInverter",
+    "LikelyLabels",
     "RobbingTheFed",
 ]

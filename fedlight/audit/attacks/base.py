@@ -42,6 +42,11 @@ class Case:
         """Number of images to find."""
         return self.labels.numel()
 
+    @property
+    def deviation(self) -> Tensor:
+        """Known standard deviation of the observation ``[length]`` around its expectation."""
+        return self.view.deviation(self.seen, len(self.labels))
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -71,7 +76,7 @@ class Attack(ABC):
     def prepare(self, context: Auxiliary, generator: torch.Generator) -> Self:
         """Return a copy with its prior fitted to public images."""
         prepared = copy.copy(self)
-        prepared.prior = self.prior.fit(context.images, generator)
+        prepared.prior = self.prior.fit(context.images, context.labels, generator)
         return prepared
 
     def shortened(self) -> Self:
