@@ -116,7 +116,7 @@ def sizes(rounds: int) -> list[str]:
             short = {"class_path": "FedAvg", "init_args": {"lr": 0.01, "batch_size": 4, "steps": 1}}
             changes = {
                 "model": {"network": network, "algorithm": short, "codec": codec, "downlink": "FullModel"},
-                "pretraining": {"proxy": {"rounds": 4, "clients": 3}},
+                "pretraining": {"proxy": {"rounds": 6, "clients": 3}},
                 "trainer": {"limit_val_batches": 0, "limit_test_batches": 1},
             }
             with running(changes, {**data, "num_clients": 3, "proxy_samples": 300}) as (lab, _):
