@@ -88,7 +88,8 @@ class RunBoard(TensorBoardLogger):
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
             self._resumes = False
-            self.experiment._get_file_writer().add_event(Event(session_log=SessionLog(status=SessionLog.START)), number)
+            untyped: Any = self.experiment
+            untyped._get_file_writer().add_event(Event(session_log=SessionLog(status=SessionLog.START)), number)
         if "bytes/uplink" in metrics and not self._laid_out:
             self._laid_out = True
             self.experiment.add_custom_scalars(_LAYOUT)
@@ -166,10 +167,10 @@ class RunBoard(TensorBoardLogger):
 
 def write(writer: SummaryWriter, name: str, value: float, step: int, tag: str | None = None, more: str = "") -> None:
     """Write one number of a metric under its tag (or ``tag``), with its description."""
-    from torch.utils.tensorboard.summary import scalar
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
     how = shown(name)
-    summary = scalar(tag or how.tag, value)
-    metadata = summary.value[0].metadata
-    metadata.summary_description = (how.description + more + (f"\n\nName in metrics.csv and for callbacks: `{name}`")).strip()
-    writer._get_file_writer().add_summary(summary, step)
+    text = f"{how.description}{more}\n\nName in metrics.csv and for callbacks: `{name}`".strip()
+    number = Summary.Value(tag=tag or how.tag, simple_value=value, metadata=SummaryMetadata(summary_description=text))
+    untyped: Any = writer
+    untyped._get_file_writer().add_summary(Summary(value=[number]), step)

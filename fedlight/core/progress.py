@@ -66,8 +66,8 @@ def progress(what: str, total: int | None = None, show: bool = True, seconds: fl
     if not show:
         yield lambda: None
     elif is_terminal(sys.stderr):
-        with _bar(what, total) as advance:
-            yield advance
+        with _bar(what, total) as step:
+            yield step
     else:
         done, start = 0, time.monotonic()
 
