@@ -30,6 +30,10 @@ METRICS: dict[str, Shown] = {
     "bytes/ratio": Shown("communication/uplink_ratio", "Bytes of an uncompressed float32 update over the mean message."),
     "bytes/handshake": Shown("communication/handshakes_total", "Bytes of keys, shares and signatures of secure aggregation, both ways."),
     "sim/handshake": Shown("simulation/handshakes_total", "Bytes of keys, shares and signatures, both ways." + _SIMULATED),
+    "bytes/engine_uplink": Shown(
+        "communication/engine_uplink_total", "Bytes that the network's engine carried up so far, HTTP headers apart."
+    ),
+    "bytes/engine_downlink": Shown("communication/engine_downlink_total", "Bytes that the engine carried down so far, HTTP headers apart."),
     "round/clients": Shown("clients/counted", "Clients whose codes were added up in the round."),
     "round/absent": Shown("clients/absent", "Invited clients that never answered."),
     "round/dropped": Shown("clients/dropped", "Clients that answered and whose code did not count."),

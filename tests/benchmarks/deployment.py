@@ -95,13 +95,11 @@ def writers(rounds: int) -> list[str]:
             ]
 
 
+CIFAR = {"source": {"class_path": "ArrayFile", "init_args": {"path": "cifar10_20k.npz"}}}
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LeNet-5": (LENET, MNIST),
-    "CNN": ({"class_path": "fedlight.modules.BenchmarkCNN"}, MNIST),
-    "ResNet-18": (
-        {"class_path": "fedlight.modules.ResNet18"},
-        {"source": {"class_path": "ArrayFile", "init_args": {"path": "cifar10_20k.npz"}}},
-    ),
+    "CNN": ({"class_path": "fedlight.modules.BenchmarkCNN"}, CIFAR),
+    "ResNet-18": ({"class_path": "fedlight.modules.ResNet18"}, CIFAR),
 }
 
 

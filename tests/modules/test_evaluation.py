@@ -65,7 +65,7 @@ def test_any_metric_is_logged_and_chooses_the_best_checkpoint(tmp_path):
     runner.fit(module, datamodule=federated_data(client_holdout=0.3))
     assert best.best_model_score == max(best.best_k_models.values()) > 0
     events = EventAccumulator(logger.log_dir, {"histograms": 0}).Reload()
-    assert len(events.Histograms("val/client_accuracy")) == 4 == len(events.Scalars("val/f1"))
+    assert len(events.Histograms("clients/accuracy")) == 4 == len(events.Scalars("val/f1"))
 
 
 def test_a_metric_that_is_no_number_is_refused():

@@ -28,7 +28,8 @@ from fedlight.modules import FederatedModule
 from tests.federation import Blobs, History, federated, federated_data, mlp, trainer
 
 ALL = {"limit_val_batches": 1.0}
-AS_IT_COMES = {"val_check_interval": None, "check_val_every_n_epoch": 1}
+NEVER = {"val_check_interval": 3, "check_val_every_n_epoch": None}
+AS_IT_COMES = {"val_check_interval": None, "check_val_every_n_epoch": 1}  # of a run of two rounds
 
 
 def told(recwarn, sentence: str) -> int:
@@ -38,13 +39,15 @@ def told(recwarn, sentence: str) -> int:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (ALL | AS_IT_COMES, [1, 0, 0]),
-        (ALL | AS_IT_COMES | {"callbacks": [ModelCheckpoint(monitor="val/loss")], "enable_checkpointing": True}, [1, 1, 0]),
-        (ALL | AS_IT_COMES | {"callbacks": [ModelCheckpoint(monitor="sim/loss")], "enable_checkpointing": True}, [1, 0, 0]),
-        (ALL | {"val_check_interval": 3, "check_val_every_n_epoch": None}, [1, 0, 0]),
+        (ALL | AS_IT_COMES, [0, 0, 0]),  # `suit_rounds` gives it an interval
+        (ALL | AS_IT_COMES | {"callbacks": [ModelCheckpoint(monitor="val/loss")], "enable_checkpointing": True}, [0, 0, 0]),
+        (ALL | NEVER | {"callbacks": [ModelCheckpoint(monitor="val/loss")], "enable_checkpointing": True}, [1, 1, 0]),
+        (ALL | NEVER | {"callbacks": [ModelCheckpoint(monitor="sim/loss")], "enable_checkpointing": True}, [1, 0, 0]),
+        (ALL | NEVER, [1, 0, 0]),
         (ALL | {"val_check_interval": 2, "check_val_every_n_epoch": None}, [0, 0, 0]),
         ({"limit_val_batches": 0}, [0, 0, 0]),
-        ({"limit_val_batches": 0, "logger": History(), "log_every_n_steps": 50}, [0, 0, 1]),
+        ({"limit_val_batches": 0, "logger": History(), "log_every_n_steps": 50}, [0, 0, 0]),  # Lightning's default: every round
+        ({"limit_val_batches": 0, "logger": History(), "log_every_n_steps": 3}, [0, 0, 1]),
         ({"limit_val_batches": 0, "logger": History(), "log_every_n_steps": 2}, [0, 0, 0]),
     ],
 )
