@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from fedlight.codecs import TwoSidedCodec
+from fedlight.codecs import LinearCodec
 from fedlight.core.export import encoder_file
 from fedlight.core.layout import Layout
 from fedlight.core.model import Model
 from fedlight.rounds.held import HeldModels, beyond_encoder
 from fedlight.rounds.messages import Download
-from tests.rounds.federation import fitted
+from tests.rounds.federation import fitted, network
 
-LAYOUT = Layout(("w", "b"), ((6, 5), (6,)))
+LAYOUT = Layout.of(network())
 
 
 def downloaded(device: str) -> HeldModels:
-    codec = fitted(TwoSidedCodec(2), LAYOUT)
-    held = HeldModels(TwoSidedCodec(2).bind(LAYOUT))
+    codec = fitted(LinearCodec(2, block_size=16), LAYOUT)
+    held = HeldModels(LinearCodec(2, block_size=16).bind(LAYOUT))
     held.to(torch.device(device))
     encoders, decoders = ((1, encoder_file(codec)),), ((1, beyond_encoder(codec)),)
     model = Model(torch.zeros(LAYOUT.dim), torch.zeros(2))
@@ -34,7 +34,7 @@ def test_what_is_downloaded_lies_where_clients_train() -> None:
 
 def test_so_does_what_a_checkpoint_restores_and_what_is_moved_later() -> None:
     state = downloaded("cpu").state_dict()
-    before, after = HeldModels(TwoSidedCodec(2).bind(LAYOUT)), HeldModels(TwoSidedCodec(2).bind(LAYOUT))
+    before, after = HeldModels(LinearCodec(2, block_size=16).bind(LAYOUT)), HeldModels(LinearCodec(2, block_size=16).bind(LAYOUT))
     before.to(torch.device("meta"))
     before.load_state_dict(state)
     after.load_state_dict(state)

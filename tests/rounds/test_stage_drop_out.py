@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,11 +62,14 @@ def test_the_stages_are_those_of_secure_aggregation():
     assert SecureAggregator.stages == STAGES
 
 
-def test_with_all_stages_clients_fall_silent_as_drawn_whatever_the_seed_of_the_run():
-    drawn = EVERY_STAGE.draw(NOW.round, NOW.attempt, COHORT.tolist())
+def test_with_all_stages_clients_fall_silent_as_drawn_from_the_runs_seed_or_one_of_their_own():
+    own = replace(EVERY_STAGE, seed=5)
+    drawn = own.draw(NOW.round, NOW.attempt, COHORT.tolist())
     assert set(drawn.values()) == set(STAGES)
-    for seed in (0, 1):
-        assert EVERY_STAGE.silent_from(COHORT, WORK, Attempt(seed, NOW.round, NOW.attempt), STAGES) == drawn
+    for seed in (0, 1, 5):
+        now = Attempt(seed, NOW.round, NOW.attempt)
+        assert own.silent_from(COHORT, WORK, now, STAGES) == drawn
+        assert (EVERY_STAGE.silent_from(COHORT, WORK, now, STAGES) == drawn) == (seed == 5)
 
 
 def test_where_a_code_is_all_that_is_sent_who_falls_silent_later_sends_it():
