@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_ENV := $(VENV)/.installed-test
 DEV_ENV := $(VENV)/.installed-dev
+DOCS_ENV := $(VENV)/.installed-docs
 # A process for every core (at most 8), each with whole files: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo deploy-demo test test-all check bench env clean
+.PHONY: help demo deploy-demo test test-all check bench docs env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +35,10 @@ check: $(DEV_ENV) ## run ruff, mypy and all the tests
 bench: $(TEST_ENV) ## run the benchmarks
 	$(BIN)/python tests/benchmarks/run.py
 
+docs: $(DOCS_ENV) ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
 env: $(TEST_ENV) ## make the environment that demo, test and bench use
 
 clean: ## remove caches and build outputs; the environment, data and logs stay
@@ -43,6 +48,6 @@ clean: ## remove caches and build outputs; the environment, data and logs stay
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(TEST_ENV) $(DEV_ENV): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST_ENV) $(DEV_ENV) $(DOCS_ENV): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

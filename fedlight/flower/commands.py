@@ -11,6 +11,7 @@ from pathlib import Path
 from fedlight.core.errors import ConfigurationError
 
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
+PROGRAMS = {"superlink": ["flower-superlink"], "run": ["flwr", "run"]}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,9 +25,8 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run a SuperLink and three nodes on this machine, train, show the table, and stop them")
     demo.add_argument("--folder", type=Path, default=None, help="where to leave logs and checkpoints (a temporary folder if not given)")
     demo.add_argument("--rounds", type=int, default=20)
-    for name, what in (("superlink", "flower-superlink"), ("run", "flwr run")):
-        offline = commands.add_parser(name, help=f"`{what}`, in the environment in which it calls nobody", add_help=False)
-        offline.add_argument("arguments", nargs=argparse.REMAINDER)
+    for name, program in PROGRAMS.items():
+        commands.add_parser(name, help=f"`{' '.join(program)}`, in the environment in which it calls nobody")
     return made
 
 
@@ -50,14 +50,14 @@ def node(arguments: Sequence[str]) -> int:
 
 def flower(arguments: Sequence[str]) -> int:
     """Run one of the commands of `fedlight flower`."""
+    if arguments and arguments[0] in PROGRAMS:  # its options are the program's own, not ours to parse
+        return offline([*PROGRAMS[arguments[0]], *arguments[1:]])
     given = parser().parse_args(arguments)
     if given.command == "init":
         return init(given.folder, given.nodes, given.lab)
-    if given.command == "demo":
-        from fedlight.flower.demo import demonstrate
+    from fedlight.flower.demo import demonstrate
 
-        return demonstrate(given.folder, given.rounds)
-    return offline({"superlink": ["flower-superlink"], "run": ["flwr", "run"]}[given.command] + given.arguments)
+    return demonstrate(given.folder, given.rounds)
 
 
 def init(folder: Path, nodes: Sequence[str], lab: bool) -> int:
@@ -66,7 +66,7 @@ def init(folder: Path, nodes: Sequence[str], lab: bool) -> int:
 
     if not lab:
         write_app(folder / "app", nodes, "logs", Path("directory"))
-        print(f"{folder}/app: the app of the server. What else a deployment needs: docs/deployment.md")
+        print(f"{folder}/app: the app of the server. What else a deployment needs: docs/reference/deployment.md")
         return 0
     write_lab(folder, nodes)
     print(NEXT.format(root=folder.absolute(), nodes=" ".join(nodes)))

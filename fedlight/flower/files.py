@@ -78,7 +78,7 @@ NODE = """\
 # One client: what its owner decides. The server never sees this file.
 node:
   name: {name}
-  data:                         # a share of public digits, to try things out; a class of yours for data of yours (docs/deployment.md)
+  data:                         # public digits, to try things out; for data of yours: docs/reference/deployment.md
     class_path: fedlight.deploy.Share
     init_args:
       client: {client}

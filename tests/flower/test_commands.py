@@ -114,3 +114,12 @@ def test_flower_calls_nobody() -> None:
     code = "import fedlight.flower, os; print(*(os.environ[name] for name in fedlight.flower.OFFLINE))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=180)
     assert done.stdout.split() == ["0", "1", "1"]
+
+
+@pytest.mark.parametrize(("name", "program"), [("superlink", ["flower-superlink"]), ("run", ["flwr", "run"])])
+def test_a_program_of_flower_gets_its_own_options(name, program, monkeypatch):
+    """Whatever comes first: an option that this command does not have is the program's."""
+    become: list[list[str]] = []
+    monkeypatch.setattr("fedlight.flower.commands.offline", lambda command: become.append(command) or 0)
+    assert main(["flower", name, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]) == 0
+    assert become == [[*program, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]]
