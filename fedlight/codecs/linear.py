@@ -56,10 +56,19 @@ class LinearEncoder(LinearHalf, Encoder):
 class LinearDecoder(LinearHalf, Decoder):
     """Maps coefficients back with the transposed bases."""
 
+    def __init__(self, blocks: Blocks, bases: BufferList, fresh: int | None = None) -> None:
+        super().__init__(blocks, bases, fresh)
+        self.linear_map = fresh is None
+
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
         return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases_at(context), strict=True)])
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``: the bases are orthonormal."""
+        cut = self.blocks.cut(update)
+        return torch.cat([(block @ basis).flatten(-2) for block, basis in zip(cut, self.bases, strict=True)], dim=-1)
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the bases are orthonormal (with room for rounding)."""

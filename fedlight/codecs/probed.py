@@ -53,6 +53,11 @@ class ProbedDecoder(TwoSidedDecoder):
         """Return the update ``[..., dim]`` of the coefficients of mean codes ``[..., code_dim]``."""
         return super().decode(mean_code[..., : self.coefficients], context, state)
 
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]`` and no probes: 0."""
+        code = super().coordinates(update)
+        return torch.cat([code, code.new_zeros(*code.shape[:-1], self.code_dim - self.coefficients)], dim=-1)
+
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return what the coefficients explain."""
         return super().norm_bound(mean_code[..., : self.coefficients], context)

@@ -70,6 +70,8 @@ class TwoSidedEncoder(_TwoSidedHalf, Encoder):
 class TwoSidedDecoder(_TwoSidedHalf, Decoder):
     """Maps coefficients back with the same factors."""
 
+    linear_map = True
+
     boost: Tensor
 
     def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
@@ -79,6 +81,10 @@ class TwoSidedDecoder(_TwoSidedHalf, Decoder):
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
         return self.matrices.join(self.expand(mean_code * self.boost))
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``, over the energy correction: factors are orthonormal."""
+        return project(self.matrices, update, self.bases()).index_select(-1, self.order) / self.boost
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the factors are orthonormal (with room for rounding), times the energy correction."""
