@@ -18,8 +18,8 @@ class ProbedEncoder(TwoSidedEncoder):
 
     unit: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
-        super().__init__(layout, selection, factor_bits)
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, count: int, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
         self.count = count
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
         self.format = CodeFormat(self.format.length + probe_length(self.matrices, count))
@@ -42,8 +42,8 @@ class ProbedDecoder(TwoSidedDecoder):
 
     unit: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
-        super().__init__(layout, selection, factor_bits)
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, count: int, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
         self.count = count
         self.coefficients = self.format.length
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
