@@ -7,6 +7,7 @@ weighs hardly more than its factors. Codes are integers and are summed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class TransformCodec(TwoSidedOptions):
     integer = True
 
     ratio: float = 128.0
-    factor_bits: float = 6
+    factor_bits: int | float = 6
     encoder_share: float = 0.22
     secure_cohort: int = 0
     smoothing: float = 0.5
@@ -83,7 +84,8 @@ class TransformCodec(TwoSidedOptions):
             ConfigurationError: if nothing is left.
         """
         probes = probe_length(Matrices.of(layout), self.probes) * self.cost(BITS)
-        spare = HEADER.size + len(WIDTHS) - 1 + (probes + 7) // 8
+        # Each part begins with a byte of its own; masked, its last numbers fill no whole group and take up to two bytes more.
+        spare = HEADER.size + len(WIDTHS) - 1 + math.ceil(probes / 8) + 2 * (len(WIDTHS) if self.secure_cohort else 0)
         bits = 8 * (int(4 * layout.dim / self.ratio) - spare)
         if bits < self.cost(WIDTHS[1]):
             raise ConfigurationError(

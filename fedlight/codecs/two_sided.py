@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ class TwoSidedOptions(Codec):
     ratio: float = 16.0
     cohort: int = 10
     rank: int = 128
-    factor_bits: float = 8
+    factor_bits: int | float = 8
     factor_coding: Literal["fixed", "entropy"] = "fixed"
     encoder_share: float = 1.0
     relative: bool = True
@@ -114,6 +114,13 @@ class TwoSidedOptions(Codec):
         told = f"Expected `factor_bits` in 2..16, and whole with `factor_coding` fixed, but got {self.factor_bits}"
         require(2 <= self.factor_bits <= 16 and whole, told)
         require(self.encoder_share > 0, f"Expected `encoder_share` > 0 but got {self.encoder_share}")
+
+    def config(self) -> dict[str, Any]:
+        """Return class path and arguments; what every client downloads names the factors' coding only where it is another."""
+        config = super().config()
+        if self.factor_coding == "fixed":
+            del config["init_args"]["factor_coding"]
+        return config
 
     def coded(self, factors: list[Tensor], worth: list[Tensor]) -> bytes:
         """Return the factors entropy-coded by what their columns are worth; nothing where they have a fixed width."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlight.core.codec import Context, Decoder
 from fedlight.core.entropy import TOP, EntropyFormat
-from fedlight.core.errors import MessageError
+from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.precision import exactly
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
@@ -70,10 +70,15 @@ def change_of(amount: Tensor, exponent: int, since: int, until: int) -> Change:
 def unit_exponent(step: Tensor, error: float) -> int | None:
     """Return the exponent of the largest power of two to round a step ``[code_dim]`` to without losing more than ``error`` of its energy.
 
-    None if nothing moved, or nothing that is finite.
+    None if nothing moved.
+
+    Raises:
+        ConfigurationError: if the step is not finite.
     """
     energy = float(step.double().square().mean()) if len(step) else 0.0
-    if not 0 < energy < math.inf:
+    if not math.isfinite(energy):
+        raise ConfigurationError("Expected a finite step of `model.server_optimizer` but got NaN or Inf: lower its learning rate")
+    if not energy:
         return None
     return max(-_FURTHEST, math.floor(math.log2(12 * error * energy) / 2))
 
