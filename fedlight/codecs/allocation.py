@@ -15,13 +15,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fedlight.core.wire import digit_group
+
 WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)
 """The numbers of bits that a coefficient can have."""
 
 _FINER = 2.0 ** (-1 / 6)
 """How far apart the steps lie that are tried."""
 
-Cost = Callable[[int], int]
+Cost = Callable[[int], float]
 """Maps the bits of a coefficient to the bits that it takes on the wire."""
 
 
@@ -42,10 +44,17 @@ def plain_cost(bits: int) -> int:
 def masked_cost(clients: int) -> Cost:
     """Return the cost under secure aggregation of ``clients`` codes (times their largest integer weight).
 
-    That is the width of the modulus that their sum cannot overflow: ``ceil(log2(2 * clients * limit + 1))``, where ``limit`` is the
-    largest integer of so many bits.
+    That is what a number modulo ``2 * clients * limit + 1`` takes in a group of such (`digit_group`), where ``limit`` is the largest
+    integer of so many bits: their sum cannot overflow that modulus.
     """
-    return lambda bits: (2 * clients * ((1 << (bits - 1)) - 1)).bit_length() if bits else 0
+
+    def cost(bits: int) -> float:
+        if not bits:
+            return 0
+        digits, together = digit_group(2 * clients * ((1 << (bits - 1)) - 1) + 1)
+        return together / digits
+
+    return cost
 
 
 def allocate(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: Cost = plain_cost, near: float | None = None) -> Allocation:
@@ -75,7 +84,7 @@ def _loss(allocation: Allocation) -> float:
 def _with_step(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost: Cost, step: float) -> Allocation:
     """Return the best allocation at one step: each coefficient takes the width of least ``error + price * bits`` at the right price."""
     errors = torch.stack([energy, *(expected_error(deviation, step, bits, cohort) for bits in WIDTHS[1:])])
-    costs = torch.tensor([cost(bits) for bits in WIDTHS])
+    costs = torch.tensor([cost(bits) for bits in WIDTHS], dtype=torch.float64)
 
     def choose(price: float) -> Tensor:
         least, chosen = errors[0], torch.zeros(errors.shape[1], dtype=torch.long)
@@ -88,11 +97,11 @@ def _with_step(energy: Tensor, deviation: Tensor, cohort: int, budget: int, cost
     # Bisection on the price's logarithm: at `high` nothing is bought, at `low` everything that helps at all.
     high = float(energy.max().clamp(min=1e-30))
     low = high * 1e-12
-    if int(costs[choose(low)].sum()) <= budget:
+    if float(costs[choose(low)].sum()) <= budget:
         high = low
     while high / low > 1.01:
         price = math.sqrt(low * high)
-        low, high = (price, high) if int(costs[choose(price)].sum()) > budget else (low, price)
+        low, high = (price, high) if float(costs[choose(price)].sum()) > budget else (low, price)
     chosen = _spend_rest(errors, costs, budget, choose(high), choose(low))
     return Allocation(torch.tensor(WIDTHS)[chosen], step, errors.gather(0, chosen[None])[0])
 
@@ -104,9 +113,9 @@ def _spend_rest(errors: Tensor, costs: Tensor, budget: int, chosen: Tensor, want
     """
     extra = costs[wanted] - costs[chosen]
     saving = (errors.gather(0, chosen[None]) - errors.gather(0, wanted[None]))[0]
-    order = (saving / extra.clamp(min=1)).argsort(descending=True, stable=True)
+    order = (saving / extra.clamp(min=1).float()).argsort(descending=True, stable=True)
     order = order[extra[order] > 0]
-    bought = order[int(costs[chosen].sum()) + extra[order].cumsum(0) <= budget]
+    bought = order[float(costs[chosen].sum()) + extra[order].cumsum(0) <= budget]
     return chosen.index_copy(0, bought, wanted[bought])
 
 

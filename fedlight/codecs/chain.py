@@ -62,6 +62,7 @@ class ChainDecoder(Decoder):
         super().__init__(layout, stages[-1].format)
         self.stages = nn.ModuleList(stages)
         self.replayable = all(stage.replayable for stage in stages)
+        self.linear_map = all(stage.linear_map for stage in stages)
 
     def stage(self, i: int) -> Decoder:
         """Return a stage's decoder."""
@@ -74,6 +75,12 @@ class ChainDecoder(Decoder):
         for i in reversed(range(len(self.stages))):
             mean_code = self.stage(i).decode(mean_code, _stage(context, i), state.setdefault(str(i), {}))
         return mean_code
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coordinates of every stage's code in the next, the last one's ``[..., code_dim]``."""
+        for i in range(len(self.stages)):
+            update = self.stage(i).coordinates(update)
+        return update
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the first stage's bound for its mean code; inf if a later stage adds its own state."""

@@ -55,6 +55,8 @@ class EntropyEncoder(QuantizeEncoder):
 class EntropyDecoder(Decoder):
     """Scales the mean integer back, and keeps messages at their length: the step grows where they were too long."""
 
+    linear_map = True
+
     step: Tensor
 
     def __init__(self, layout: Layout, levels: bytes, message_bytes: float) -> None:
@@ -65,6 +67,10 @@ class EntropyDecoder(Decoder):
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]``."""
         return mean_code * (self.step * float(context.broadcast.get("gain", 1.0)))
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return ``update / step`` ``[..., dim]``."""
+        return update / self.step
 
     def broadcast(self, state: State) -> State:
         """Return the gain on the step of the coming round."""

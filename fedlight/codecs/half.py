@@ -23,9 +23,15 @@ class HalfEncoder(Encoder):
 class HalfDecoder(Decoder):
     """Returns the mean update."""
 
+    linear_map = True
+
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code`` ``[..., dim]``, float32."""
         return mean_code.float()
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return ``update`` ``[..., dim]``."""
+        return update
 
 
 class HalfCodec(Codec):

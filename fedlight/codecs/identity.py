@@ -20,9 +20,15 @@ class IdentityEncoder(Encoder):
 class IdentityDecoder(Decoder):
     """Returns the mean update."""
 
+    linear_map = True
+
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code`` ``[..., dim]``."""
         return mean_code
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return ``update`` ``[..., dim]``."""
+        return update
 
 
 class IdentityCodec(Codec):

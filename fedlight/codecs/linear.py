@@ -56,10 +56,26 @@ class LinearEncoder(LinearHalf, Encoder):
 class LinearDecoder(LinearHalf, Decoder):
     """Maps coefficients back with the transposed bases."""
 
+    def __init__(self, blocks: Blocks, bases: BufferList, fresh: int | None = None) -> None:
+        super().__init__(blocks, bases, fresh)
+        self.linear_map = fresh is None
+
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``."""
         codes = self.blocks.split_code(mean_code)
         return self.blocks.join([code @ basis.T for code, basis in zip(codes, self.bases_at(context), strict=True)])
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``: bases are orthonormal but where a last block is padded."""
+        if not self.linear_map:
+            return super().coordinates(update)
+        codes = []
+        real = self.blocks.cut(torch.ones_like(update))
+        for block, mask, basis in zip(self.blocks.cut(update), real, self.bases, strict=True):
+            filled = int(mask.reshape(-1, *mask.shape[-2:])[0, -1].sum())
+            last = block[..., -1:, :filled] @ torch.linalg.pinv(basis[:filled]).T
+            codes.append(torch.cat([block[..., :-1, :] @ basis, last], dim=-2).flatten(-2))
+        return torch.cat(codes, dim=-1)
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the bases are orthonormal (with room for rounding)."""

@@ -18,8 +18,8 @@ class ProbedEncoder(TwoSidedEncoder):
 
     unit: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
-        super().__init__(layout, selection, factor_bits)
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, count: int, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
         self.count = count
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
         self.format = CodeFormat(self.format.length + probe_length(self.matrices, count))
@@ -42,8 +42,8 @@ class ProbedDecoder(TwoSidedDecoder):
 
     unit: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int, count: int) -> None:
-        super().__init__(layout, selection, factor_bits)
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, count: int, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
         self.count = count
         self.coefficients = self.format.length
         self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
@@ -52,6 +52,11 @@ class ProbedDecoder(TwoSidedDecoder):
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of the coefficients of mean codes ``[..., code_dim]``."""
         return super().decode(mean_code[..., : self.coefficients], context, state)
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]`` and no probes: 0."""
+        code = super().coordinates(update)
+        return torch.cat([code, code.new_zeros(*code.shape[:-1], self.code_dim - self.coefficients)], dim=-1)
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return what the coefficients explain."""

@@ -60,6 +60,8 @@ class QuantizeDecoder(Decoder):
     log size of the clients' codes), one point a round. Late in training updates cancel more, so that slope is below 1.
     """
 
+    linear_map = True
+
     step: Tensor
     line: Tensor
     moments: Tensor
@@ -86,6 +88,10 @@ class QuantizeDecoder(Decoder):
                 predicted = intercept + slope * 0.5 * math.log(power * gain**2 * same_cohort)
                 state["gain"] = math.exp(self.smoothing * math.log(gain) + (1 - self.smoothing) * predicted)
         return mean_code * (self.step * gain)
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return ``update / step`` ``[..., dim]``."""
+        return update / self.step
 
     def broadcast(self, state: State) -> State:
         """Return the gain of the coming round."""

@@ -93,9 +93,9 @@ class Selection:
 
 
 def select(
-    moments: TwoSidedMoments, matrices: Matrices, choose: Choose, factor_bits: int, most_bytes: int
-) -> tuple[Selection, list[Tensor]]:
-    """Return the selection that saves most, with factors of at most ``most_bytes``, and the factors it uses (left, right, left, ...).
+    moments: TwoSidedMoments, matrices: Matrices, choose: Choose, factor_bits: float, most_bytes: int
+) -> tuple[Selection, list[Tensor], list[Tensor]]:
+    """Return the selection that saves most with factors of at most ``most_bytes``, the factors (left, right, left, ...), what columns save.
 
     Starts from what ``choose`` takes freely; while the factors weigh too much, the basis columns that save least for their bytes
     go and ``choose`` spends what they leave on the others.
@@ -122,7 +122,7 @@ def select(
                 )
             if not bits.any():
                 raise ConfigurationError("Expected recorded updates to choose a code for but all are zero: raise the client learning rate")
-            return _keep(moments, grids, used)
+            return _keep(moments, grids, savings, used)
         worth: list[tuple[float, float, Tensor, int]] = []  # saving for its bytes, bytes, mask, position
         for item, masks, saving, living in zip(matrices.items, used, savings, alive, strict=True):
             for n, mask, others, left in zip(item.sides, masks, _others(saving), living, strict=False):
@@ -157,13 +157,17 @@ def _outer(masks: list[Tensor]) -> Tensor:
     return whole
 
 
-def _keep(moments: TwoSidedMoments, grids: list[Tensor], used: list[list[Tensor]]) -> tuple[Selection, list[Tensor]]:
-    """Cut grids and factors down to the columns in use."""
+def _keep(
+    moments: TwoSidedMoments, grids: list[Tensor], savings: list[Tensor], used: list[list[Tensor]]
+) -> tuple[Selection, list[Tensor], list[Tensor]]:
+    """Cut grids and factors down to the columns in use, and add up what each saves."""
     factors: list[Tensor] = []
+    worth: list[Tensor] = []
     kept: list[Tensor] = []
-    for grid, masks, bases in zip(grids, used, moments.bases, strict=True):
-        for side, (mask, basis) in enumerate(zip(masks, bases, strict=False)):
+    for grid, saving, masks, bases in zip(grids, savings, used, moments.bases, strict=True):
+        for side, (mask, basis, others) in enumerate(zip(masks, bases, _others(grid), strict=False)):
             grid = grid.index_select(side, torch.nonzero(mask).flatten())
             factors.append(basis[:, mask])
+            worth.append(saving.sum(others)[mask])
         kept.append(grid)
-    return Selection(tuple(tuple(g.shape) for g in kept), torch.cat([g.flatten() for g in kept])), factors
+    return Selection(tuple(tuple(g.shape) for g in kept), torch.cat([g.flatten() for g in kept])), factors, worth

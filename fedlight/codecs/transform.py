@@ -7,6 +7,7 @@ weighs hardly more than its factors. Codes are integers and are summed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ from fedlight.codecs.two_sided import (
     TwoSidedDecoder,
     TwoSidedEncoder,
     TwoSidedOptions,
+    coded_bytes,
+    coded_plan,
     cohort_energy,
     correct_energy,
     round_weights,
@@ -45,6 +48,8 @@ class TransformCodec(TwoSidedOptions):
         cohort: clients a round, over which rounding errors average out; what the bits are worth depends on it.
         rank: most columns of a factor.
         factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
+        factor_coding: `fixed`: all entries have these bits; `entropy`: these are their mean, columns that carry more have more, and all
+            are entropy-coded: half of the bytes or less at the same error.
         encoder_share: most bytes of the factors, as a share of the model's (float32).
         relative: whether recorded rounds count equally (else by their energy, so that early rounds dominate).
         correct_energy: whether the decoder gives the aggregate the length that the bank's mean updates have on average: more where the
@@ -61,7 +66,7 @@ class TransformCodec(TwoSidedOptions):
     integer = True
 
     ratio: float = 128.0
-    factor_bits: int = 6
+    factor_bits: int | float = 6
     encoder_share: float = 0.22
     secure_cohort: int = 0
     smoothing: float = 0.5
@@ -79,7 +84,8 @@ class TransformCodec(TwoSidedOptions):
             ConfigurationError: if nothing is left.
         """
         probes = probe_length(Matrices.of(layout), self.probes) * self.cost(BITS)
-        spare = HEADER.size + len(WIDTHS) - 1 + (probes + 7) // 8
+        # Each part begins with a byte of its own; masked, its last numbers fill no whole group and take up to two bytes more.
+        spare = HEADER.size + len(WIDTHS) - 1 + math.ceil(probes / 8) + 2 * (len(WIDTHS) if self.secure_cohort else 0)
         bits = 8 * (int(4 * layout.dim / self.ratio) - spare)
         if bits < self.cost(WIDTHS[1]):
             raise ConfigurationError(
@@ -105,17 +111,17 @@ class TransformCodec(TwoSidedOptions):
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
         selection = Selection.from_plan(plan)
-        basis: TwoSidedEncoder = TwoSidedEncoder(layout, selection, self.factor_bits)
+        basis: TwoSidedEncoder = TwoSidedEncoder(layout, selection, self.factor_bits, coded_bytes(plan))
         if self.probes:
-            basis = ProbedEncoder(layout, selection, self.factor_bits, self.probes)
+            basis = ProbedEncoder(layout, selection, self.factor_bits, self.probes, coded_bytes(plan))
         return ChainEncoder(layout, [basis, QuantizeEncoder(Layout.vector(basis.code_dim), self._runs(layout, selection), one_step=True)])
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
         selection = Selection.from_plan(plan)
-        basis: TwoSidedDecoder = TwoSidedDecoder(layout, selection, self.factor_bits)
+        basis: TwoSidedDecoder = TwoSidedDecoder(layout, selection, self.factor_bits, coded_bytes(plan))
         if self.probes:
-            basis = ProbedDecoder(layout, selection, self.factor_bits, self.probes)
+            basis = ProbedDecoder(layout, selection, self.factor_bits, self.probes, coded_bytes(plan))
         coded = Layout.vector(basis.code_dim)
         return ChainDecoder(layout, [basis, QuantizeDecoder(coded, self._runs(layout, selection), self.smoothing, one_step=True)])
 
@@ -128,12 +134,12 @@ class TransformCodec(TwoSidedOptions):
         """Measure the bank, spend the budget, and set both halves' factors, step and gain."""
         matrices = Matrices.of(bank.layout)
         moments = measure(bank, matrices, self.cohort, self.rank, self.relative)
-        selection, factors, step, kept = self._spend(bank, matrices, moments)
+        selection, factors, coded, step, kept = self._spend(bank, matrices, moments)
         self.version += 1
-        self.bind(bank.layout, selection.to_plan())
+        self.bind(bank.layout, {**selection.to_plan(), **coded_plan(coded)})
         assert isinstance(self.encoder, ChainEncoder)
         assert isinstance(self.decoder, ChainDecoder)
-        set_factors(self.encoder.stage(0), self.decoder.stage(0), factors)
+        set_factors(self.encoder.stage(0), self.decoder.stage(0), factors, coded)
         quantize, restore = self.encoder.stage(1), self.decoder.stage(1)
         assert isinstance(quantize, QuantizeEncoder)
         assert isinstance(restore, QuantizeDecoder)
@@ -170,8 +176,10 @@ class TransformCodec(TwoSidedOptions):
         probed = torch.tensor([not item.plain for item in matrices.items])
         return (left_out / sizes).sqrt()[probed]
 
-    def _spend(self, bank: UpdateBank, matrices: Matrices, moments: TwoSidedMoments) -> tuple[Selection, list[Tensor], float, Tensor]:
-        """Return the selection, its factors, the step, and which measured coefficients are kept (bool)."""
+    def _spend(
+        self, bank: UpdateBank, matrices: Matrices, moments: TwoSidedMoments
+    ) -> tuple[Selection, list[Tensor], bytes, float, Tensor]:
+        """Return the selection, its factors, those coded, the step, and which measured coefficients are kept (bool)."""
         energy = cohort_energy(moments, self.cohort, self.relative)
         weights = round_weights(moments, self.relative)
         deviation = ((moments.mean + moments.spread) * weights).mean(0).sqrt()
@@ -191,5 +199,5 @@ class TransformCodec(TwoSidedOptions):
             taken.copy_(bits > 0)
             return bits, saved
 
-        selection, factors = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
-        return selection, factors, tried[-1].step, taken
+        selection, factors, worth = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
+        return selection, factors, self.coded(factors, worth), tried[-1].step, taken

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fedlight.codecs.factors import Factors
+from fedlight.codecs.factors import Factors, code_columns
 from fedlight.codecs.matrices import Matrices, turn_back
 from fedlight.codecs.moments import TwoSidedMoments, measure, project
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
-from fedlight.core.errors import require, require_least
+from fedlight.core.errors import require, require_choice, require_least
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
 
@@ -32,12 +33,12 @@ class _TwoSidedHalf(CodecPart):
 
     order: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, coded: int = 0) -> None:
         super().__init__(layout, CodeFormat(int((selection.bits > 0).sum())))
         self.matrices = Matrices.of(layout)
         selection.check(self.matrices)
         self.grids = selection.grids
-        self.factors = Factors(selection.factor_shapes(self.matrices), factor_bits)
+        self.factors = Factors(selection.factor_shapes(self.matrices), factor_bits, coded)
         self.register_buffer("order", selection.order, persistent=False)
 
     def bases(self) -> list[tuple[Tensor, ...]]:
@@ -70,15 +71,21 @@ class TwoSidedEncoder(_TwoSidedHalf, Encoder):
 class TwoSidedDecoder(_TwoSidedHalf, Decoder):
     """Maps coefficients back with the same factors."""
 
+    linear_map = True
+
     boost: Tensor
 
-    def __init__(self, layout: Layout, selection: Selection, factor_bits: int) -> None:
-        super().__init__(layout, selection, factor_bits)
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
         self.register_buffer("boost", torch.ones(()))
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the update ``[..., dim]`` of mean coefficients ``[..., code_dim]``, times the energy correction."""
         return self.matrices.join(self.expand(mean_code * self.boost))
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``, over the energy correction: factors are orthonormal."""
+        return project(self.matrices, update, self.bases()).index_select(-1, self.order) / self.boost
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the code's own length, for the factors are orthonormal (with room for rounding), times the energy correction."""
@@ -94,15 +101,30 @@ class TwoSidedOptions(Codec):
     ratio: float = 16.0
     cohort: int = 10
     rank: int = 128
-    factor_bits: int = 8
+    factor_bits: int | float = 8
+    factor_coding: Literal["fixed", "entropy"] = "fixed"
     encoder_share: float = 1.0
     relative: bool = True
     correct_energy: bool = False
 
     def __post_init__(self) -> None:
         require_least(self, ratio=1, cohort=0, rank=1)
-        require(2 <= self.factor_bits <= 16, f"Expected `factor_bits` in 2..16 but got {self.factor_bits}")
+        require_choice("factor_coding", self.factor_coding, ("fixed", "entropy"))
+        whole = self.factor_coding == "entropy" or self.factor_bits == int(self.factor_bits)
+        told = f"Expected `factor_bits` in 2..16, and whole with `factor_coding` fixed, but got {self.factor_bits}"
+        require(2 <= self.factor_bits <= 16 and whole, told)
         require(self.encoder_share > 0, f"Expected `encoder_share` > 0 but got {self.encoder_share}")
+
+    def config(self) -> dict[str, Any]:
+        """Return class path and arguments; what every client downloads names the factors' coding only where it is another."""
+        config = super().config()
+        if self.factor_coding == "fixed":
+            del config["init_args"]["factor_coding"]
+        return config
+
+    def coded(self, factors: list[Tensor], worth: list[Tensor]) -> bytes:
+        """Return the factors entropy-coded by what their columns are worth; nothing where they have a fixed width."""
+        return code_columns(factors, worth, self.factor_bits) if self.factor_coding == "entropy" else b""
 
 
 @dataclass(eq=False)
@@ -114,6 +136,8 @@ class TwoSidedCodec(TwoSidedOptions):
         cohort: cohort size whose mean update the projection is fitted to; 0 takes the recorded cohorts' means.
         rank: most columns of a factor.
         factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
+        factor_coding: `fixed`: all entries have these bits; `entropy`: these are their mean, columns that carry more have more, and all
+            are entropy-coded: half of the bytes or less at the same error.
         encoder_share: most bytes of the factors, as a share of the model's (float32).
         relative: whether recorded rounds count equally (else by their energy, so that early rounds dominate).
         correct_energy: whether the decoder lengthens the aggregate by what the projection takes away on average in the bank.
@@ -130,11 +154,11 @@ class TwoSidedCodec(TwoSidedOptions):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
-        return TwoSidedEncoder(layout, Selection.from_plan(plan), self.factor_bits)
+        return TwoSidedEncoder(layout, Selection.from_plan(plan), self.factor_bits, coded_bytes(plan))
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
-        return TwoSidedDecoder(layout, Selection.from_plan(plan), self.factor_bits)
+        return TwoSidedDecoder(layout, Selection.from_plan(plan), self.factor_bits, coded_bytes(plan))
 
     def fit(self, bank: UpdateBank, train: TrainCodec) -> dict[str, float]:
         """Measure the bank, choose the coefficients and set both halves' factors."""
@@ -150,10 +174,11 @@ class TwoSidedCodec(TwoSidedOptions):
             bits[best[offered[best] > 0]] = 1
             return bits, offered * bits
 
-        selection, factors = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
+        selection, factors, worth = select(moments, matrices, choose, self.factor_bits, int(4 * bank.layout.dim * self.encoder_share))
+        coded = self.coded(factors, worth)
         self.version += 1
-        self.bind(bank.layout, selection.to_plan())
-        set_factors(self.encoder, self.decoder, factors)
+        self.bind(bank.layout, {**selection.to_plan(), **coded_plan(coded)})
+        set_factors(self.encoder, self.decoder, factors, coded)
         if self.correct_energy:
             correct_energy(self, self.decoder, bank, self.relative)
         self.update_digest()
@@ -177,11 +202,24 @@ def round_weights(moments: TwoSidedMoments, relative: bool) -> Tensor:
     return energy.mean() / energy.clamp(min=1e-30) if relative else torch.ones_like(energy)
 
 
-def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor]) -> None:
+def coded_plan(coded: bytes) -> Plan:
+    """Return what a plan says of entropy-coded factors: their bytes; nothing where they have a fixed width."""
+    return {"factor_bytes": len(coded)} if coded else {}
+
+
+def coded_bytes(plan: Plan) -> int:
+    """Return the bytes of entropy-coded factors that a plan says there are; 0 where they have a fixed width."""
+    return int(plan.get("factor_bytes", 0))
+
+
+def set_factors(encoder: Encoder, decoder: Decoder, factors: list[Tensor], coded: bytes) -> None:
     """Give both halves the same factors, rounded the same."""
     for half in (encoder, decoder):
         assert isinstance(half, _TwoSidedHalf)
-        half.factors.write(factors)
+        if coded:
+            half.factors.load(coded)
+        else:
+            half.factors.write(factors)
 
 
 def correct_energy(codec: Codec, decoder: Decoder, bank: UpdateBank, relative: bool) -> None:

@@ -152,9 +152,12 @@ class Decoder(CodecPart, ABC):
     Attributes:
         replayable: whether what it decodes depends on the code and the announcements alone, not on the server's own ``state``: whoever
             holds the decoder can then take the server's step from the sum of codes.
+        linear_map: whether ``decode`` without announcements is a linear map of the code, the same in every round, and ``coordinates``
+            looks back along it.
     """
 
     replayable: bool = True
+    linear_map: bool = False
 
     @abstractmethod
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
@@ -163,6 +166,14 @@ class Decoder(CodecPart, ABC):
         Before the last pass the result is what the server broadcasts for the next one. ``state`` is the server's own and may be
         changed in place. ``context`` is a ``ServerContext`` where the server knows how many codes were summed.
         """
+
+    def coordinates(self, update: Tensor) -> Tensor:
+        """Return the float code ``[..., code_dim]`` that decodes, without announcements, to what comes nearest to updates ``[..., dim]``.
+
+        Raises:
+            ConfigurationError: if the decoder is no linear map.
+        """
+        raise ConfigurationError(f"Expected a decoder that is a linear map, which {type(self).__name__} is not")
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return how long an aggregate this mean code can explain; the server refuses a longer one. Inf where nothing is too long."""

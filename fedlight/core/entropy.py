@@ -25,9 +25,12 @@ LEVELS_PER_OCTAVE = 2
 TOP = 38
 """The highest level: models have deviations of 2**-4 to 2**15 steps."""
 
+ONE_STEP = 8
+"""The level whose model has a deviation of one step."""
+
 _BITS = 13
 _LIMIT = (1 << (_BITS - 1)) - 1
-_DEVIATIONS = 2.0 ** ((np.arange(TOP + 1) - 8) / LEVELS_PER_OCTAVE)
+_DEVIATIONS = 2.0 ** ((np.arange(TOP + 1) - ONE_STEP) / LEVELS_PER_OCTAVE)
 _DECAY = math.sqrt(2) / _DEVIATIONS
 _ZERO, _OTHER = -np.log2(-np.expm1(-_DECAY / 2)), 1 - np.log2(-np.expm1(-_DECAY)) - _DECAY / 2 / math.log(2)
 _SHIFTS = np.arange(-TOP, TOP + 1)

@@ -96,7 +96,7 @@ class FederatedModule(Forwarding):
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
         privacy: Differential privacy of users: CentralDP, DistributedDP or LocalDP (none if not given).
-        downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp for sums of missed rounds).
+        downlink: What clients download before a round (the whole model, FullModel, if not given; CatchUp or CodedModel for sums).
         aggregator: How codes are summed (in the clear, PlainAggregator, if not given; SecureAggregator hides single clients).
         clients: What carries requests to clients and replies back (clients simulated in this process if not given; ThroughBytes for the
             same by way of the bytes that a network would carry).

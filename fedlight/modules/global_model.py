@@ -48,6 +48,12 @@ class LightningModel:
                 buffer.copy_(piece.view(buffer.shape))
         return lr
 
+    def write(self, weights: Tensor) -> None:
+        """Replace the weights ``[dim]``."""
+        with torch.no_grad():
+            for parameter, piece in zip(trainable(self.network), self.layout.split(weights), strict=True):
+                parameter.copy_(piece)
+
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
     """Return a network's trainable parameters, in the layout's order."""

@@ -8,6 +8,7 @@
 | ``host.py``, ``held.py`` | the clients' side, and what clients hold between rounds |
 | ``clients.py`` | the port between: simulated clients, which processes share out, and the same through bytes |
 | ``downlink.py``, ``sums.py`` | what clients download |
+| ``coded_model.py``, ``coded.py`` | the same where the global model is a code |
 | ``availability.py`` | simulations: which of the invited clients answer |
 | ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
 | ``watch.py`` | hooks on the clients' side (the server's are in ``server.py``) |
@@ -18,11 +19,12 @@ Nothing here needs Lightning.
 from fedlight.rounds.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
 from fedlight.rounds.call import Call
 from fedlight.rounds.clients import Clients, Connection, Simulated, ThroughBytes
-from fedlight.rounds.downlink import CatchUp, Downlink, FullModel
+from fedlight.rounds.coded_model import CodedModel
+from fedlight.rounds.downlink import CatchUp, Downlink, FullModel, GlobalModel
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import ClientUpdate, Download, Reply, ReplyFormat, Request
 from fedlight.rounds.run import run_round
-from fedlight.rounds.server import GlobalModel, Server, ServerState, Watch
+from fedlight.rounds.server import Server, ServerState, Watch
 
 __all__ = [
     "Availability",
@@ -31,6 +33,7 @@ __all__ = [
     "ClientHost",
     "ClientUpdate",
     "Clients",
+    "CodedModel",
     "Connection",
     "Deadline",
     "Downlink",

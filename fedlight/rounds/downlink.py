@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from fedlight.clients.algorithms import Algorithm
 from fedlight.core.codec import Codec, Context
@@ -19,6 +20,26 @@ from fedlight.core.running_sum import RunningSum
 from fedlight.rounds.held import beyond_encoder
 from fedlight.rounds.messages import Download
 from fedlight.rounds.sums import write_sum
+
+Sums = tuple[tuple[int, bytes], ...]
+"""Messages of sums, each with the version of its codec."""
+
+
+class GlobalModel(Protocol):
+    """The global model and its optimizer, wherever they live."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where sums are decoded."""
+
+    def read(self) -> Model:
+        """Return the current weights and buffers."""
+
+    def step(self, update: Tensor, buffers: Tensor | None) -> float:
+        """Take one optimizer step with an update ``[dim]`` for a gradient, set the buffers, and return the learning rate of the step."""
+
+    def write(self, weights: Tensor) -> None:
+        """Replace the weights ``[dim]``."""
 
 
 @dataclass
@@ -63,8 +84,11 @@ class Downlink(ABC):
         """Take note that a client does not hold what was sent."""
         self.versions.pop(client, None)
 
-    def finished(self, context: Context, codes: RunningSum, codec: Codec, lr: float) -> None:  # noqa: B027 (most have nothing to note)
-        """Take note of a round that succeeded: its sum, and the learning rate of the server's step."""
+    def finished(self, current: Current, context: Context, codes: RunningSum, lr: float, model: GlobalModel) -> None:  # noqa: B027
+        """Take note of a round that succeeded: where it began, its sum, the learning rate of the server's step, the model after it.
+
+        The model may be moved to where clients can follow.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the server remembers of its clients."""
@@ -158,28 +182,41 @@ class CatchUp(Downlink):
         return found
 
     def _shorter(self, held: int, version: int, decoder: int, current: Current) -> Download:
-        now, model = current.round, current.model
         if current.version and current.version not in self.files:
             self.files[current.version] = self.encoder(current.codec), beyond_encoder(current.codec)
-        latest = ((current.version, self.files[current.version][0]),) if current.version > version else ()
-        whole = Download(now, model=model, encoders=latest, version=current.version, keep=True, result=model)
-        missed = range(held, now)
-        if any(number not in self.sums for number in missed):
+        whole = self._download(*self._whole(current), version, decoder, current)
+        missed = self._missed(held, current)
+        if missed is None:
             return whole
-        replayed = sorted({self.sums[number][0] for number in missed} - {0})
+        by_sums = self._download(held, missed, None, version, decoder, current)
+        return by_sums if by_sums.nbytes <= whole.nbytes else whole
+
+    def _download(self, since: int, sums: Sums, start: Model | None, version: int, decoder: int, current: Current) -> Download:
+        """Return a download of sums, with what takes them and the encoder to go on with, where a client lacks that."""
+        replayed = sorted({of_version for of_version, _ in sums} - {0})
         needed = sorted({*replayed, current.version} - {0})
-        by_sums = Download(
-            now,
-            since=held,
-            sums=tuple(self.sums[number] for number in missed),
+        buffers = current.model.buffers
+        return Download(
+            current.round,
+            since=since,
+            model=start,
+            sums=sums,
             encoders=tuple((v, self.files[v][0]) for v in needed if v > version),
             decoders=tuple((v, self.files[v][1]) for v in replayed if v > decoder),
-            buffers=model.buffers if missed else model.buffers[:0],
+            buffers=buffers if sums and start is None else buffers[:0],
             version=current.version,
             keep=True,
-            result=model,
+            result=current.model,
         )
-        return by_sums if by_sums.nbytes <= whole.nbytes else whole
+
+    def _whole(self, current: Current) -> tuple[int, Sums, Model]:
+        """Return what a client that holds nothing downloads: (server steps in a model, sums that follow it, that model)."""
+        return 0, (), current.model
+
+    def _missed(self, held: int, current: Current) -> Sums | None:
+        """Return the sums that follow the model after ``held`` server steps; None if they are not to be had."""
+        missed = range(held, current.round)
+        return None if any(number not in self.sums for number in missed) else tuple(self.sums[number] for number in missed)
 
     def forget(self, client: int) -> None:
         """Take note that a client holds nothing: its next download is the whole model."""
@@ -187,8 +224,9 @@ class CatchUp(Downlink):
         self.decoders.pop(client, None)
         self.held[client] = -1
 
-    def finished(self, context: Context, codes: RunningSum, codec: Codec, lr: float) -> None:
+    def finished(self, current: Current, context: Context, codes: RunningSum, lr: float, model: GlobalModel) -> None:
         """Keep the round's sum as a message, and forget the oldest sums, which are longer in total than any model and codec."""
+        codec = current.codec
         self.sums[context.round] = codec.version, write_sum(codes, context, codec.encoder.fingerprint, lr)
         assert codec.layout is not None
         room = 8 * codec.layout.dim + sum(len(part) for pair in self.files.values() for part in pair)

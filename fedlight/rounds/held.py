@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -18,12 +19,32 @@ from fedlight.core.export import codec_from_config, load_encoder
 from fedlight.core.layout import Layout
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor, pack, unpack
+from fedlight.rounds.coded import coded_weights, is_change, levels_of, read_change
 from fedlight.rounds.messages import Download
 from fedlight.rounds.sums import apply_sum
 
 
 class Lacks(MessageError):
     """A download builds on something that the client does not hold."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A global model that a client holds: weights and buffers, and where they are a code, what they are made of.
+
+    Attributes:
+        round: server steps in the model.
+        model: the model; of a code the base, with the buffers of the model.
+        start: server steps in the base.
+        version: version of the decoder that the code is decoded with.
+        total: the code ``[code_dim]``; None if the model is the base itself.
+    """
+
+    round: int
+    model: Model
+    start: int = 0
+    version: int = 0
+    total: Tensor | None = None
 
 
 class HeldModels:
@@ -40,7 +61,7 @@ class HeldModels:
     def __init__(self, codec: Codec, initial: Model | None = None) -> None:
         self.codec = codec
         self.initial = initial
-        self._models: dict[int, tuple[int, Model]] = {}
+        self._models: dict[int, Held] = {}
         self._versions: dict[int, set[int]] = {}  # of codecs whose encoder a client has
         self._replayable: dict[int, set[int]] = {}  # of codecs whose decoder it has as well
         self._encoders: dict[int, Encoder] = {}
@@ -68,29 +89,69 @@ class HeldModels:
         self._take_codecs(client, download)
         if download.version and download.version not in self._versions.get(client, ()):
             raise Lacks(f"it lacks version {download.version} of the encoder")
-        model = download.model if download.model is not None else self._caught_up(client, download)
-        if model.weights.device != self._device:
-            model = Model(model.weights.to(self._device), model.buffers.to(self._device))
+        held = self._caught_up(client, download, self._start(client, download))
         if download.keep:
-            self._models[client] = (download.round, model)
-        return model, self.encoder(download.version)
+            self._models[client] = held
+        return self.model(held), self.encoder(download.version)
 
-    def _caught_up(self, client: int, download: Download) -> Model:
-        """Return the model after the server's steps that the client missed."""
-        if client not in self._models and self.initial is None:
+    def _start(self, client: int, download: Download) -> Held:
+        """Return the model that the sums of a download follow."""
+        if download.model is not None:
+            return Held(download.since if download.sums else download.round, self._here(download.model), download.since)
+        held = self._models.get(client)
+        if held is None and self.initial is None:
             raise Lacks("it holds no model")
-        number, model = self._models.get(client) or (0, self.initial)
-        assert model is not None
-        if number != download.since:
-            raise Lacks(f"it holds the model after {number} rounds and not after {download.since}")
-        if not download.sums:
+        held = held or Held(0, cast(Model, self.initial))
+        if held.round != download.since:
+            raise Lacks(f"it holds the model after {held.round} rounds and not after {download.since}")
+        return replace(held, model=self._here(held.model))
+
+    def _here(self, model: Model) -> Model:
+        """Return a model on the device that clients train on."""
+        if model.weights.device == self._device:
             return model
-        weights = model.weights.clone().to(self._device)
-        for number, (version, message) in enumerate(download.sums, download.since):
+        return Model(model.weights.to(self._device), model.buffers.to(self._device))
+
+    def _caught_up(self, client: int, download: Download, held: Held) -> Held:
+        """Return the model after the server's steps that the client missed."""
+        for version, message in download.sums:
             if version and version not in self._replayable.get(client, ()):
                 raise Lacks(f"it lacks version {version} of the decoder")
-            apply_sum(weights, message, self._decoders[version] if version else self.codec.decoder, number)
-        return Model(weights, download.buffers)
+            held = self._coded(held, version, message) if is_change(message) else self._replayed(held, version, message)
+        if held.round != download.round:
+            raise MessageError(f"Expected sums up to round {download.round} but they end at {held.round}")
+        if download.sums and download.model is None:
+            held = replace(held, model=Model(held.model.weights, download.buffers))
+        return held
+
+    def _replayed(self, held: Held, version: int, message: bytes) -> Held:
+        """Take one round's step."""
+        model = self.model(held)
+        weights = model.weights.clone()
+        apply_sum(weights, message, self._decoder(version), held.round)
+        return Held(held.round + 1, Model(weights, model.buffers))
+
+    def _coded(self, held: Held, version: int, message: bytes) -> Held:
+        """Add a change to the code, or begin a new one at the model that is held."""
+        decoder = self._decoder(version)
+        change = read_change(message, levels_of(decoder.format), decoder.fingerprint)
+        same = held.total is not None and held.version == version
+        if same and change.since in (held.round, held.start):
+            assert held.total is not None
+            total = change.amount + (held.total if change.since == held.round else 0)
+            return replace(held, round=change.until, total=total)
+        if change.since != held.round:
+            raise Lacks(f"it holds the model after {held.round} rounds and not after {change.since}")
+        return Held(change.until, self.model(held), held.round, version, change.amount)
+
+    def model(self, held: Held) -> Model:
+        """Return a model's weights and buffers."""
+        if held.total is None:
+            return held.model
+        return Model(coded_weights(held.model.weights, held.total, self._decoder(held.version)), held.model.buffers)
+
+    def _decoder(self, version: int) -> Decoder:
+        return self._decoders[version] if version else self.codec.decoder
 
     def _take_codecs(self, client: int, download: Download) -> None:
         for version, data in download.encoders:
@@ -126,7 +187,7 @@ class HeldModels:
         """Return all that clients hold, for a checkpoint of a simulation."""
         return {
             "initial": None if self.initial is None else (self.initial.weights.cpu(), self.initial.buffers.cpu()),
-            "models": {client: (number, model.weights.cpu(), model.buffers.cpu()) for client, (number, model) in self._models.items()},
+            "models": {client: _to_state(held) for client, held in self._models.items()},
             "versions": {client: sorted(versions) for client, versions in self._versions.items()},
             "replayable": {client: sorted(versions) for client, versions in self._replayable.items()},
             "files": {version: [as_tensor(data) for data in files] for version, files in self._files.items()},
@@ -135,7 +196,7 @@ class HeldModels:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything."""
         self.initial = None if state["initial"] is None else Model(*state["initial"])
-        self._models = {client: (number, Model(weights, buffers)) for client, (number, weights, buffers) in state["models"].items()}
+        self._models = {client: _of_state(held) for client, held in state["models"].items()}
         self._versions = {client: set(versions) for client, versions in state["versions"].items()}
         self._replayable = {client: set(versions) for client, versions in state["replayable"].items()}
         self._encoders, self._decoders, self._files = {}, {}, {}
@@ -145,6 +206,14 @@ class HeldModels:
             for data in rest:
                 write_decoder(self._decoders[version], data)
                 self._files[version].append(data)
+
+
+def _to_state(held: Held) -> dict[str, Any]:
+    return {**vars(held), "model": (held.model.weights.cpu(), held.model.buffers.cpu())}
+
+
+def _of_state(state: Mapping[str, Any]) -> Held:
+    return Held(**{**state, "model": Model(*state["model"])})
 
 
 def beyond_encoder(codec: Codec) -> bytes:

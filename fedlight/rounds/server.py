@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,11 @@ from torch import Tensor
 from fedlight.aggregation.base import Aggregator
 from fedlight.clients.algorithms import Algorithm
 from fedlight.core.codec import Codec, Context, Decoder, Key, State
-from fedlight.core.model import Model
 from fedlight.core.precision import exactly
 from fedlight.metrics.traffic import TrafficCounter
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.call import Call
-from fedlight.rounds.downlink import Downlink
+from fedlight.rounds.downlink import Downlink, GlobalModel
 from fedlight.rounds.messages import Reply
 from fedlight.rounds.reduce import gather, weighted_mean
 from fedlight.rounds.watch import ClientWatch
@@ -50,20 +49,6 @@ class Watch(ClientWatch):
 
     def on_round_end(self, call: Call) -> None:
         """Called when the server has taken its step."""
-
-
-class GlobalModel(Protocol):
-    """The global model and its optimizer, wherever they live."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where sums are decoded."""
-
-    def read(self) -> Model:
-        """Return the current weights and buffers."""
-
-    def step(self, update: Tensor, buffers: Tensor | None) -> float:
-        """Take one optimizer step with an update ``[dim]`` for a gradient, set the buffers, and return the learning rate of the step."""
 
 
 @dataclass
@@ -187,7 +172,7 @@ class Server:
             update = self.algorithm.step(call.aggregate, counted / self.population, self.state.algorithm)
             sent = gather(call.buffers) if len(call.current.model.buffers) else []
             lr = self.model.step(update, weighted_mean(sent) if sent else None)
-        self.downlink.finished(call.context, call.codes, self.codec, lr)
+            self.downlink.finished(call.current, call.context, call.codes, lr, self.model)
         self.state.decoder = call.decoder_state
         self.state.rounds = call.context.round + 1
         self.state.settled.update(dict.fromkeys(call.counted, call.context.key))

@@ -19,6 +19,7 @@ from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.messages import HEADER, SERVER, Stage
 from fedlight.core.errors import MessageError, ProtocolError
+from fedlight.core.wire import digit_group
 from tests.aggregation.parties import Play
 
 Reader = Callable[[bytes], object]
@@ -163,16 +164,19 @@ def test_fields_are_named_in_the_error():
 
 def test_a_recorded_masked_code_opens_with_struct_alone():
     """As the documentation of ``messages.py`` says; and nothing but masked words is in it."""
-    play = Play(limits=((7, 40),))
+    modulus = 2 * Play().session.clients * 7 + 1
+    k, b = digit_group(modulus)
+    play = Play(limits=((7, 4 * k),))
     message = play.clients[1].masked_code(play.inboxes()[1], play.codes[1])
     magic, version, stage, kind, round, sender, codec, entries, session, checksum = struct.unpack_from("<2sBBBIIII16sI", message)
-    assert (magic, version, stage, round, sender, codec, entries) == (b"SA", 1, 4, 3, 1, 77, 40)
+    assert (magic, version, stage, round, sender, codec, entries) == (b"SA", 2, 4, 3, 1, 77, 4 * k)
     assert session == play.session.id and checksum == zlib.crc32(message[:37] + message[41:])
     number = int.from_bytes(message[41:], "little")
-    words = [(number >> (kind * j)) % 2**kind for j in range(entries)]
+    assert kind == (modulus - 1).bit_length()
+    words = [(number >> (b * (j // k))) % 2**b // modulus ** (j % k) % modulus for j in range(entries)]
     assert words == play.session.format.unpack(message[41:]).tolist()
-    assert number >> (kind * entries) == 0 and len(message) == 41 + -(-kind * entries // 8)
-    assert (play.session.format.integers(np.array(words, np.uint32)) == play.codes[1]).mean() < 0.3
+    assert number >> (b * entries // k) == 0 and len(message) == 41 + -(-b * entries // k // 8)
+    assert (play.session.format.integers(np.array(words, np.uint64)) == play.codes[1]).mean() < 0.3
 
 
 def test_the_request_is_checked_for_lists_that_overlap():
@@ -189,4 +193,4 @@ def test_golden_transcript(monkeypatch):
     chance = random.Random(0)
     monkeypatch.setattr("Crypto.Protocol.SecretSharing.rng", chance.randbytes)
     digest = hashlib.sha256(b"".join(recorded(Play(limits=((7, 40), (3, 7))))))
-    assert digest.hexdigest() == "c38abf384c9d5aa27e4f193839c66635ab135ad11cdf4e75905cb34aed681930"
+    assert digest.hexdigest() == "2d2d2156a605d09c802ff9890d9fe2ee153baf18740617e6638214bc448601de"

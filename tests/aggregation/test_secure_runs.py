@@ -12,7 +12,7 @@ import torch
 
 from fedlight.aggregation import AggregationSetting, SecureAggregator
 from fedlight.aggregation.base import TRAIN, Held
-from fedlight.aggregation.secure import Session
+from fedlight.aggregation.secure import Session, SumFormat
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.callbacks import CodecRefresh, FederatedCallback
 from fedlight.clients import FedAvg
@@ -229,11 +229,9 @@ def test_the_server_side_is_given_masked_codes_alone():
         assert clear.simulation.update.norm() > 0
         assert masked.payload[:2] == b"SA" and masked.payload[3] == 4
         format = module.codec.encoder.format
-        packed = masked.payload[41:]
-        kind = masked.payload[4]
-        words = np.array([(int.from_bytes(packed, "little") >> (kind * j)) % 2**kind for j in range(format.length)])
-        code = format.unpack(clear.payload[16:]).numpy()
-        assert (words % 2**format.bits == code % 2**format.bits).mean() < 0.2
+        sums = SumFormat.of(format, CLIENTS)
+        words = sums.integers(sums.unpack(masked.payload[41:]))
+        assert (words == format.unpack(clear.payload[16:]).numpy()).mean() < 0.2
 
 
 def test_every_byte_of_every_stage_is_counted_in_both_directions():
@@ -278,7 +276,8 @@ def test_the_ratio_is_that_of_masked_codes_with_their_headroom():
 
     dim = federated().layout.dim
     assert ratio(None) == 4 * dim / (16 + -(-dim * 4 // 8))
-    assert ratio(SecureAggregator(CLIENTS)) == 4 * dim / (41 + -(-dim * 7 // 8))  # 8 clients of +-7: sums within +-56
+    # 8 clients of +-7: sums have 113 values, six of which lie in 41 bits; of 83 numbers five are left over, in 35.
+    assert dim == 83 and ratio(SecureAggregator(CLIENTS)) == 4 * dim / (41 + -(-13 * 41 // 8) + -(-35 // 8))
 
 
 def test_nothing_under_sim_is_logged_unless_asked_for():
@@ -485,7 +484,7 @@ def test_a_message_of_a_run_opens_with_struct():
     module = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
     for (number, _, client), reply in run(module, 2).replies.items():
         fields = struct.unpack_from("<2sBBBIIII16sI", reply.payload)
-        assert fields[:3] == (b"SA", 1, 4)
+        assert fields[:3] == (b"SA", 2, 4)
         assert fields[4:8] == (number, client, module.codec.encoder.fingerprint, module.codec.encoder.code_dim)
 
 

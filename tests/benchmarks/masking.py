@@ -101,7 +101,7 @@ def vector_seconds(format: SumFormat, code: np.ndarray) -> float:
         begin = time.perf_counter()
         words = format.words(code, 1)
         for key in keys:
-            add_mask(words, key)
+            add_mask(words, key, format.modulus)
         format.pack(words)
         times.append(time.perf_counter() - begin)
     return statistics.median(times)

@@ -161,18 +161,13 @@ def test_a_step_nearby_is_looked_for_nearby() -> None:
 
 
 @given(clients=st.integers(1, 10_000), bits=st.sampled_from(WIDTHS[1:]))
-def test_the_masked_width_is_the_least_modulus_that_no_sum_overflows(clients: int, bits: int) -> None:
-    """privacy.md: m = ceil(log2(2 W L + 1)) with L = 2^(b-1) - 1."""
-    width = masked_cost(clients)(bits)
+def test_the_masked_cost_is_what_the_least_modulus_that_no_sum_overflows_is_worth(clients: int, bits: int) -> None:
+    """To 3 %: numbers lie in groups of whole bits; and never more than whole bits for each."""
     most = clients * (2 ** (bits - 1) - 1)
-    assert width == math.ceil(math.log2(2 * most + 1))
-    assert 2 * most + 1 <= 2**width and 2 * most + 1 > 2 ** (width - 1)
-    # The sum of codes at either end comes back from its residue.
-    for total in (-most, most):
-        residue = total % 2**width
-        assert (residue if residue <= most else residue - 2**width) == total
+    worth = math.log2(2 * most + 1)
+    assert worth - 1e-9 <= masked_cost(clients)(bits) <= min(1.03 * worth, math.ceil(worth))
 
 
 def test_costs_of_nothing_and_of_one_client() -> None:
     assert plain_cost(0) == masked_cost(10)(0) == 0
-    assert all(masked_cost(1)(bits) == bits == plain_cost(bits) for bits in WIDTHS)
+    assert all(plain_cost(bits) - 0.5 < masked_cost(1)(bits) <= bits == plain_cost(bits) for bits in WIDTHS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedlight.codecs.factors import Factors, factor_bytes
+from fedlight.codecs.factors import Factors, code_columns, decode_columns, factor_bytes
+from fedlight.core.errors import MessageError
 from fedlight.core.linalg import orthonormal
 
 CPU = torch.device("cpu")
@@ -84,3 +86,52 @@ def test_writing_again_replaces() -> None:
     factors = written(drawn(), 8)
     factors.write(drawn(seed=1))
     assert all(torch.equal(a, b) for a, b in zip(factors.bases(CPU), written(drawn(seed=1), 8).bases(CPU), strict=True))
+
+
+def coded(bases: list[Tensor], worth: list[Tensor], bits: float) -> tuple[bytes, list[Tensor]]:
+    """Return entropy-coded factors and what is read of them."""
+    packed = code_columns(bases, worth, bits)
+    factors = Factors([(len(basis), basis.shape[1]) for basis in bases], bits, len(packed))
+    factors.load(packed)
+    return packed, factors.bases(CPU)
+
+
+@given(bits=st.floats(2, 9), seed=st.integers(0, 100), spread=st.floats(0, 20))
+def test_coded_columns_are_orthonormal_and_take_about_their_bits(bits: float, seed: int, spread: float) -> None:
+    bases = drawn([(100, 30), (60, 60), (40, 0)], seed)
+    worth = [2.0 ** (-spread * torch.arange(basis.shape[1]) / 60) for basis in bases]
+    packed, read = coded(bases, worth, bits)
+    entries = sum(basis.numel() for basis in bases)
+    assert len(packed) <= 90 + 8 + entries * (bits + 0.15) / 8
+    for basis, own in zip(bases, read, strict=True):
+        assert own.shape == basis.shape
+        torch.testing.assert_close(own.T @ own, torch.eye(own.shape[1]), atol=1e-5, rtol=0)
+
+
+def test_columns_that_are_worth_more_are_closer_to_what_was_written() -> None:
+    """At equal bytes as with one width, what rounding takes of the columns' energy is less than half."""
+    (basis,), worth = drawn([(200, 40)]), 2.0 ** -torch.arange(40).div(3)
+    packed, (read,) = coded([basis], [worth], 4)
+    lost = 1 - (read * basis).sum(0).square()
+    assert lost[:10].mean() < 0.1 * lost[-10:].mean()
+    fixed = 1 - (written([basis], 4).bases(CPU)[0] * basis).sum(0).square()
+    assert len(packed) <= 1.05 * factor_bytes([(200, 40)], 4) and (worth * lost).sum() < 0.5 * (worth * fixed).sum()
+
+
+def test_no_column_is_coded_as_zeros() -> None:
+    hadamard = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    for _ in range(5):
+        hadamard = torch.kron(hadamard, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    packed, (read,) = coded([hadamard / 8], [2.0 ** -torch.arange(64)], 2)
+    assert torch.isfinite(read).all() and (decode_columns(packed, [(64, 64)]).reshape(64, 64) != 0).any(0).all()
+
+
+@given(cut=st.integers(0, 1000), flipped=st.integers(0, 1000))
+def test_damaged_columns_are_refused_or_other_columns(cut: int, flipped: int) -> None:
+    packed = code_columns(drawn([(30, 8)]), [torch.ones(8)], 4)
+    with pytest.raises(MessageError):
+        decode_columns(packed[: cut % len(packed)], [(30, 8)])
+    changed = bytearray(packed)
+    changed[flipped % len(packed)] ^= 0x40
+    with suppress(MessageError):
+        assert len(decode_columns(bytes(changed), [(30, 8)])) == 240

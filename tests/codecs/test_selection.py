@@ -84,7 +84,9 @@ def most_energy(moments: TwoSidedMoments, count: int):
 
 def test_with_room_for_all_factors_it_is_what_would_be_chosen_freely(moments: TwoSidedMoments) -> None:
     choose = most_energy(moments, 40)
-    selection, factors = select(moments, MATRICES, choose, 8, 10**6)
+    selection, factors, worth = select(moments, MATRICES, choose, 8, 10**6)
+    assert [len(saved) for saved in worth] == [factor.shape[1] for factor in factors]
+    assert sum(float(saved.sum()) for saved in worth[::2]) == pytest.approx(sum(float(saved.sum()) for saved in worth[1::2]))
     bits, _ = choose(torch.ones(moments.mean.shape[1], dtype=torch.bool))
     assert int((selection.bits > 0).sum()) == int((bits > 0).sum()) == 40
     assert [tuple(factor.shape) for factor in factors] == selection.factor_shapes(MATRICES)
@@ -96,7 +98,7 @@ def test_with_room_for_all_factors_it_is_what_would_be_chosen_freely(moments: Tw
 @given(most=st.integers(30, 300), count=st.integers(1, 100))
 def test_factors_never_weigh_more_than_they_may(most: int, count: int) -> None:
     moments = measure(BANK, MATRICES, 10, 6, True)
-    selection, factors = select(moments, MATRICES, most_energy(moments, count), 8, most)
+    selection, factors, _ = select(moments, MATRICES, most_energy(moments, count), 8, most)
     assert factor_bytes(selection.factor_shapes(MATRICES), 8) <= most
     assert [tuple(factor.shape) for factor in factors] == selection.factor_shapes(MATRICES)
     # Every row and column that is downloaded is used.
@@ -108,8 +110,8 @@ def test_factors_never_weigh_more_than_they_may(most: int, count: int) -> None:
 
 
 def test_what_is_cut_from_factors_is_spent_on_other_coefficients(moments: TwoSidedMoments) -> None:
-    free, _ = select(moments, MATRICES, most_energy(moments, 15), 8, 10**6)
-    tight, _ = select(moments, MATRICES, most_energy(moments, 15), 8, 100)
+    free, *_ = select(moments, MATRICES, most_energy(moments, 15), 8, 10**6)
+    tight, *_ = select(moments, MATRICES, most_energy(moments, 15), 8, 100)
     assert int((free.bits > 0).sum()) == int((tight.bits > 0).sum()) == 15
     assert factor_bytes(free.factor_shapes(MATRICES), 8) > 100
 
@@ -129,5 +131,5 @@ def test_vectors_alone_need_no_factors() -> None:
     layout = Layout(("n",), ((6,),))
     matrices = Matrices.of(layout)
     moments = measure(UpdateBank(torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0)), layout), matrices, 10, 4, True)
-    selection, factors = select(moments, matrices, most_energy(moments, 3), 8, 1)
+    selection, factors, _ = select(moments, matrices, most_energy(moments, 3), 8, 1)
     assert factors == [] and int((selection.bits > 0).sum()) == 3

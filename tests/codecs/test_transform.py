@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fedlight.aggregation.secure import SumFormat
 from fedlight.codecs import TransformCodec
 from fedlight.codecs.allocation import masked_cost
 from fedlight.core.bank import UpdateBank
@@ -64,7 +65,7 @@ def test_a_message_of_any_layout_fits_its_ratio_or_the_ratio_is_refused(shapes: 
     layout = Layout(tuple(f"{i}.weight" for i in range(len(shapes))), tuple(shapes))
     bank = bank_of(layout, rounds=4, clients=3)
     most = int(4 * layout.dim / ratio)
-    if 8 * (most - HEADER.size - 7) < (masked_cost(secure)(2) if secure else 2):
+    if 8 * (most - HEADER.size - 7 - (16 if secure else 0)) < (masked_cost(secure)(2) if secure else 2):
         with pytest.raises(ConfigurationError, match="smaller `ratio`"):
             fitted(bank, ratio, secure_cohort=secure)
         return
@@ -79,7 +80,8 @@ def test_a_masked_message_fits_the_ratio_headroom_included(clients: int) -> None
     cost = masked_cost(clients)
     parts = getattr(codec.encoder.format, "parts", (codec.encoder.format,))
     bits = sum(part.length * cost(part.bits) for part in parts)
-    assert 0.9 * 4 * WIDE.dim / 8 < HEADER.size + 7 + bits / 8 <= 4 * WIDE.dim / 8
+    assert 0.9 * 4 * WIDE.dim / 8 < HEADER.size + 7 + 16 + bits / 8 <= 4 * WIDE.dim / 8
+    assert HEADER.size + SumFormat.of(codec.encoder.format, clients).payload_bytes <= 4 * WIDE.dim / 8
     assert codec.encoder.code_dim < fitted(bank, 8).encoder.code_dim
 
 

@@ -76,6 +76,11 @@ class PlainModel:
                 buffer.copy_(part.view(buffer.shape))
         return float(self.optimizer.param_groups[0]["lr"])
 
+    def write(self, weights: Tensor) -> None:
+        with torch.no_grad():
+            for parameter, piece in zip(self.parameters, Layout.of(self.network).split(weights), strict=True):
+                parameter.copy_(piece)
+
 
 def fitted(codec: Codec, layout: Layout) -> Codec:
     """Return the codec, ready to be used: fitted to made-up updates of a few directions if it has to be."""

@@ -216,9 +216,9 @@ def test_the_learning_rate_in_a_sum_is_that_of_its_round():
     rates = []
 
     class Watched(CatchUp):
-        def finished(self, context, codes, codec, lr):
+        def finished(self, current, context, codes, lr, model):
             rates.append(lr)
-            super().finished(context, codes, codec, lr)
+            super().finished(current, context, codes, lr, model)
 
     module = federated(downlink=Watched(), server_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5))
     run(module, 3)

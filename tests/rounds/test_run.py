@@ -14,7 +14,7 @@ from fedlight.clients import FedAvg
 from fedlight.codecs import ChainCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TransformCodec
 from fedlight.core.errors import MessageError, RoundFailedError
 from fedlight.privacy import CentralDP
-from fedlight.rounds import CatchUp, Clients, DropOut, FullModel
+from fedlight.rounds import CatchUp, Clients, CodedModel, DropOut, FullModel
 from fedlight.rounds.host import AT_FIRST
 from fedlight.rounds.messages import LACKS, Reply
 from tests.rounds.federation import CLIENTS, Federation, federation
@@ -48,20 +48,22 @@ def test_without_privacy_an_empty_cohort_is_a_failed_attempt() -> None:
         federation(cohort=lambda number, attempt: []).run(1)
 
 
+@pytest.mark.parametrize("downlink", [CatchUp, CodedModel])
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_client_that_catches_up_ends_with_the_servers_model(norm: bool) -> None:
+def test_a_client_that_catches_up_ends_with_the_servers_model(norm: bool, downlink: type[CatchUp]) -> None:
     """Through bytes: client 5 is away for six rounds, and then takes the server's steps itself."""
 
     def cohort(number: int, attempt: int) -> list[int]:
         return [0, 1, 2, 3, 5] if number in (0, 7) else [0, 1, 2, 3, 4]
 
     codec = TransformCodec(3, encoder_share=2.0)
-    run = federation(codec, downlink=CatchUp(), through_bytes=True, norm=norm, cohort=cohort).run(7)
+    run = federation(codec, downlink=downlink(), through_bytes=True, norm=norm, cohort=cohort).run(7)
     at_server = run.server.model.read()
     run.run(1)
-    rounds, held = run.host.held._models[5]
-    assert rounds == 7 and run.calls[7].answered == {0, 1, 2, 3, 5}
-    assert torch.equal(held.weights, at_server.weights) and torch.equal(held.buffers, at_server.buffers)
+    held = run.host.held._models[5]
+    assert held.round == 7 and run.calls[7].answered == {0, 1, 2, 3, 5}
+    model = run.host.held.model(held)
+    assert torch.equal(model.weights, at_server.weights) and torch.equal(model.buffers, at_server.buffers)
 
 
 def test_a_newcomer_begins_with_the_seed() -> None:

@@ -13,14 +13,24 @@ import torch
 
 from fedlight.aggregation import Median, NormBound, PlainAggregator, SecureAggregator, TrimmedMean
 from fedlight.clients import Ditto, FedAvg, FedDyn, FedNova, FedProx, FedSGD, QFedAvg, Scaffold
-from fedlight.codecs import ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec, TopKCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import (
+    ChainCodec,
+    EntropyCodec,
+    HalfCodec,
+    IdentityCodec,
+    LinearCodec,
+    QuantizeCodec,
+    TopKCodec,
+    TransformCodec,
+    TwoSidedCodec,
+)
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.layout import Layout
+from fedlight.core.layout import Layout, flatten
 from fedlight.core.random import torch_generator
 from fedlight.modules.checks import private_codec
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP, PrivacyMechanism
-from fedlight.rounds import CatchUp, Clients, DropOut, FullModel, StageDropOut
+from fedlight.rounds import CatchUp, Clients, CodedModel, DropOut, FullModel, StageDropOut
 from tests.codecs.test_contract import CODECS
 from tests.rounds.federation import Federation, federation, network
 
@@ -41,6 +51,11 @@ def same(make: Callable[..., Federation], rounds: int = 4) -> tuple[Federation, 
     assert plain.server.state.traffic == carried.server.state.traffic
     assert plain.server.state.settled == carried.server.state.settled
     return plain, carried
+
+
+def network_weights(norm: bool) -> torch.Tensor:
+    """Return the initial weights ``[dim]``."""
+    return flatten(network(norm).parameters())
 
 
 def fits(codec: Codec) -> bool:
@@ -133,6 +148,10 @@ CATCHING_UP: dict[str, Callable[[], Codec]] = {
     "two-sided": lambda: TwoSidedCodec(2),
     "transform": lambda: TransformCodec(3, encoder_share=2.0),
     "transform, energy corrected": lambda: TransformCodec(3, encoder_share=2.0, correct_energy=True),
+    "transform, probes": lambda: TransformCodec(3, encoder_share=2.0, probes=1),
+    "PCA": lambda: LinearCodec(2, block_size=16),
+    "half": HalfCodec,
+    "entropy": lambda: ChainCodec([TwoSidedCodec(2), EntropyCodec(4)]),
 }
 
 
@@ -144,6 +163,9 @@ def test_every_downlink(codec: Callable[[], Codec], norm: bool) -> None:
     by_sums, _ = same(lambda **way: federation(codec(), downlink=CatchUp(), norm=norm, **way), rounds=9)
     assert torch.equal(full.weights, by_sums.weights)
     assert by_sums.server.state.traffic.downlink <= full.server.state.traffic.downlink
+    coded, _ = same(lambda **way: federation(codec(), downlink=CodedModel(error=0.01), norm=norm, **way), rounds=9)
+    moved = full.weights - network_weights(norm)
+    assert (coded.weights - full.weights).norm() < 0.2 * moved.norm(), "rounding led it elsewhere"
 
 
 @pytest.mark.parametrize("personal", [False, True], ids=["mean", "local"])

@@ -188,9 +188,9 @@ class SecureClient:
                 plain = unseal(key, box, session.bound(other, client), f"client {other}")
                 self._shares[other] = (plain[:SECRET], plain[SECRET:])
             self._sharers = tuple(sorted(self._shares))
-            add_mask(words, session.self_mask(self._seeds[0], client))
+            add_mask(words, session.self_mask(self._seeds[0], client), session.format.modulus)
             for other in sealed:
-                add_mask(words, self._pair_masks[other], negative=other < client)
+                add_mask(words, self._pair_masks[other], session.format.modulus, negative=other < client)
             self._forget_keys()
             return messages.write(session, Stage.MASKED_INPUT, client, session.format.length, session.format.pack(words))
 

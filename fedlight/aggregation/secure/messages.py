@@ -5,9 +5,9 @@ Header, ``struct`` format ``<2sBBBIIII16sI``:
 | field | what it says |
 |---|---|
 | magic | ``SA`` |
-| version | 1 |
+| version | 2 |
 | stage | which message this is (``Stage``) |
-| kind | of masked codes the bits of their modulus, 255 where they differ; else 0 |
+| kind | of masked codes the bits of the largest number, 255 where they differ; else 0 |
 | round | the round |
 | sender | the client's number; 0xFFFFFFFF for the server |
 | codec | fingerprint of the codec |
@@ -23,17 +23,17 @@ Records:
 | 1 roster | server | ``<I`` client, then its record of stage 0 |
 | 2 shares | client | ``<I48s``: receiver, sealed shares (of the own mask's seed, of the mask key's: 16 bytes each) |
 | 3 inbox | server | ``<I48s``: sender, sealed shares |
-| 4 masked | client | the words, low bits first, ``m_j`` bits each, every part from a byte of its own on (``SumFormat``) |
+| 4 masked | client | numbers in groups of ``k`` digits to the base of their modulus, ``b`` bits a group (``SumFormat``, ``digit_group``) |
 | 5 survivors | server | ``<I``: a client whose masked code is in the sum |
 | 6 signature | client | ``<64s``: of roster, senders of shares and survivors |
 | 7 request | server | ``<II`` numbers of dropped, signatures; ``<I`` survivors (``entries``); ``<I`` dropped; ``<I64s`` client, signature |
 | 8 revealed shares | client | ``<I16s``: whose seed, share of it |
 
-A masked code, opened without this library (all coordinates modulo 2^m with m at most 16)::
+A masked code of one modulus ``M``, whose length is a multiple of ``k``, opened without this library::
 
     header = struct.Struct("<2sBBBIIII16sI").unpack_from(message)
     number = int.from_bytes(message[41:], "little")
-    words = [(number >> (m * j)) % 2**m for j in range(header[7])]
+    words = [(number >> (b * (j // k))) % 2**b // M ** (j % k) % M for j in range(header[7])]
 
 Nothing is allocated before the length of a message and the number of its records have been checked against the session.
 """
@@ -53,7 +53,7 @@ from fedlight.aggregation.secure.session import Session
 from fedlight.core.errors import MessageError, ProtocolError
 
 MAGIC = b"SA"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<2sBBBIIII16sI")
 SERVER = 0xFFFFFFFF
 

@@ -42,7 +42,7 @@ class SecureServer:
         self._collecting: Stage | None = Stage.ADVERTISE_KEYS
         self._keys: dict[int, Keys] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
-        self._words = np.zeros(session.format.length, np.uint32)
+        self._words = np.zeros(session.format.length, np.uint64)
         self._survivors: set[int] = set()
         self._roster = b""
         self._signatures: dict[int, bytes] = {}
@@ -91,6 +91,7 @@ class SecureServer:
         """Add one client's masked code to the sum."""
         self._expect(Stage.MASKED_INPUT, sender, self._sealed, self._survivors)
         self._words += self.session.format.unpack(messages.read_masked(self.session, message, sender))
+        self._words %= self.session.format.modulus
         self._survivors.add(sender)
 
     def survivor_list(self) -> bytes:
@@ -137,7 +138,7 @@ class SecureServer:
             seed = combine(revealed[client])
             if session.commitment(seed, client) != self._keys[client].commitment:
                 raise ProtocolError(f"Expected shares of the seed that client {client} committed to but they make another: one is corrupt")
-            add_mask(words, session.self_mask(seed, client), negative=True)
+            add_mask(words, session.self_mask(seed, client), session.format.modulus, negative=True)
         for client in sorted(self._sealed.keys() - self._survivors):
             pair = session.mask_pair(combine(revealed[client]))
             if pair.public != self._keys[client].mask:
@@ -145,7 +146,7 @@ class SecureServer:
             for other in sorted(self._survivors):
                 # What the survivor added for the dropped client (as the lower number) is taken away, and the other way round.
                 key = session.pair_mask(pair.agree(self._keys[other].mask), client, other)
-                add_mask(words, key, negative=other < client)
+                add_mask(words, key, session.format.modulus, negative=other < client)
         return session.format.read_sum(words, len(self._survivors))
 
     def advertised(self) -> tuple[int, ...]:

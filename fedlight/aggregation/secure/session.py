@@ -12,7 +12,7 @@ from fedlight.aggregation.secure.primitives import KeyPair, derive
 from fedlight.aggregation.secure.sums import SumFormat
 from fedlight.core.errors import ConfigurationError, ProtocolError
 
-PROTOCOL = 2
+PROTOCOL = 3
 LEAST_CLIENTS = 3
 SESSION_BYTES = 16
 
@@ -90,8 +90,8 @@ class Session:
     def config(self) -> bytes:
         """Digest (32 bytes) of protocol version, cohort, threshold, largest weight and every modulus."""
         digest = hashlib.sha256(struct.pack("<IIII", PROTOCOL, self.clients, self.threshold, self.format.max_weight))
-        for (bits, count), (limit, _) in zip(self.format.widths, (*self.format.limits, (0, 0)), strict=False):
-            digest.update(struct.pack("<III", bits, count, limit))
+        for (modulus, count), (limit, _) in zip(self.format.moduli, (*self.format.limits, (0, 0)), strict=False):
+            digest.update(struct.pack("<QII", modulus, count, limit))
         return digest.digest()
 
     @cached_property

@@ -10,18 +10,21 @@ import numpy as np
 
 from fedlight.aggregation.secure.primitives import keystream
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
-from fedlight.core.wire import Format, JointFormat, pack_unsigned, unpack_unsigned
+from fedlight.core.wire import Format, JointFormat, digit_bytes, pack_digits, unpack_digits
 
 MOST_BITS = 32
+
+BLOCK = 64
+"""Bytes of a block of the keystream."""
 
 
 @dataclass(frozen=True)
 class SumFormat:
     """How a cohort's masked codes lie on the wire and how their sum is read.
 
-    A coordinate whose integers lie within ``+-L`` is counted modulo ``2**m``, ``m = ceil(log2(2 * clients * max_weight * L + 1))``: what
-    the declared cohort adds up to always fits. Where weights differ the weight itself is one more coordinate at the end, so that
-    the server learns their sum alone.
+    A coordinate whose integers lie within ``+-L`` is counted modulo ``2 * clients * max_weight * L + 1``: what the declared cohort adds up
+    to always fits, and no number is left over. Numbers lie on the wire in the base of their modulus (``digit_group``): 21 values take 4.4
+    bits. Where weights differ the weight itself is one more coordinate at the end, so that the server learns their sum alone.
 
     Args:
         limits: (largest magnitude, number of coordinates) of the code's parts, one behind the other.
@@ -42,7 +45,7 @@ class SumFormat:
                 f"Expected a code of at least one coordinate, `clients` >= 1 and `max_weight` >= 1 but got {self.limits}, "
                 f"{self.clients} and {self.max_weight}"
             )
-        if (widest := max(bits for bits, _ in self.widths)) > MOST_BITS:
+        if (widest := max(modulus - 1 for modulus, _ in self.moduli).bit_length()) > MOST_BITS:
             raise ConfigurationError(
                 f"Expected sums of at most {MOST_BITS} bits but {self.clients} clients of weight up to {self.max_weight} need {widest}: "
                 "declare a smaller cohort or `max_weight`, or choose a codec of fewer bits"
@@ -68,11 +71,11 @@ class SumFormat:
         return self.max_weight > 1
 
     @cached_property
-    def widths(self) -> tuple[tuple[int, int], ...]:
-        """(bits of the modulus, number of coordinates) of the parts, the weight's included; each part begins with a byte of its own."""
+    def moduli(self) -> tuple[tuple[int, int], ...]:
+        """(modulus, number of coordinates) of the parts, the weight's included; each part begins with a byte of its own."""
         most = self.clients * self.max_weight
-        code = [((2 * most * limit).bit_length(), count) for limit, count in self.limits]
-        return (*code, *([(most.bit_length(), 1)] if self.weighted else []))
+        code = [(2 * most * limit + 1, count) for limit, count in self.limits]
+        return (*code, *([(most + 1, 1)] if self.weighted else []))
 
     @property
     def code_length(self) -> int:
@@ -86,26 +89,26 @@ class SumFormat:
 
     @property
     def kind(self) -> int:
-        """One byte that says it in a header: the bits of the modulus, or 255 where they differ."""
-        different = {bits for bits, _ in self.widths}
+        """One byte that says it in a header: the bits of the largest word, or 255 where parts differ."""
+        different = {(modulus - 1).bit_length() for modulus, _ in self.moduli}
         return different.pop() if len(different) == 1 else JointFormat.kind
 
-    @property
+    @cached_property
     def payload_bytes(self) -> int:
         """Predicted length of ``pack``'s result."""
-        return sum((bits * count + 7) // 8 for bits, count in self.widths)
+        return sum(digit_bytes(modulus, count) for modulus, count in self.moduli)
 
     @cached_property
-    def _low(self) -> np.ndarray:
-        """The largest word of every coordinate: all its bits set, uint32 ``[length]``."""
-        return np.repeat(np.array([(1 << bits) - 1 for bits, _ in self.widths], np.uint32), [count for _, count in self.widths])
+    def modulus(self) -> np.ndarray:
+        """The modulus of every coordinate, uint64 ``[length]``."""
+        return np.repeat(np.array([modulus for modulus, _ in self.moduli], np.uint64), [count for _, count in self.moduli])
 
     @cached_property
     def _limit(self) -> np.ndarray:
         return np.repeat(np.array([limit for limit, _ in self.limits], np.int64), [count for _, count in self.limits])
 
     def words(self, code: np.ndarray, weight: int) -> np.ndarray:
-        """Return ``weight * code`` (and the weight, where weights differ) modulo 2^32, uint32 ``[length]``, ready to be masked.
+        """Return ``weight * code`` (and the weight, where weights differ) modulo each modulus, uint64 ``[length]``, ready to be masked.
 
         Raises:
             ProtocolError: if the code or the weight is not what the format was declared for: nothing must be sent then.
@@ -119,33 +122,33 @@ class SumFormat:
             at = int(beyond.argmax())
             raise ProtocolError(f"Expected integers within +-{self._limit[at]} but the one at coordinate {at} is larger")
         values *= weight
-        return (np.append(values, weight) if self.weighted else values).astype(np.uint32)
+        whole = np.append(values, weight) if self.weighted else values
+        return (whole % self.modulus.astype(np.int64)).astype(np.uint64)
 
     def pack(self, words: np.ndarray) -> bytes:
-        """Return the ``payload_bytes`` bytes of the low bits of words ``[length]``."""
-        kept = words & self._low
-        return b"".join(pack_unsigned(kept[start : start + count], bits) for start, bits, count in self._places())
+        """Return the ``payload_bytes`` bytes of words ``[length]``."""
+        return b"".join(pack_digits(words[start : start + count], modulus) for start, modulus, count in self._places())
 
     def unpack(self, payload: bytes | memoryview) -> np.ndarray:
-        """Return the words that ``pack`` packed, uint32 ``[length]``.
+        """Return the words that ``pack`` packed, uint64 ``[length]``.
 
         Raises:
-            MessageError: if the payload has another number of bytes.
+            MessageError: if the payload has another number of bytes, or holds a word that is no smaller than its modulus.
         """
         if len(payload) != self.payload_bytes:
             raise MessageError(f"Expected a payload of {self.payload_bytes} bytes but got {len(payload)}")
-        words, at = np.empty(self.length, np.uint32), 0
-        for start, bits, count in self._places():
-            size = (bits * count + 7) // 8
-            words[start : start + count] = unpack_unsigned(payload[at : at + size], bits, count)
+        words, at = np.empty(self.length, np.uint64), 0
+        for start, modulus, count in self._places():
+            size = digit_bytes(modulus, count)
+            words[start : start + count] = unpack_digits(payload[at : at + size], modulus, count)
             at += size
         return words
 
     def integers(self, words: np.ndarray) -> np.ndarray:
-        """Return the integers around zero that words stand for modulo their coordinate's ``2**m``, int64 ``[code_length]``."""
-        low = self._low[: self.code_length].astype(np.int64)
-        code = words[: self.code_length] & low
-        return np.where(code > low >> 1, code - low - 1, code)
+        """Return the integers around zero that words stand for modulo their coordinate's modulus, int64 ``[code_length]``."""
+        modulus = self.modulus[: self.code_length].astype(np.int64)
+        code = words[: self.code_length].astype(np.int64)
+        return np.where(code > modulus >> 1, code - modulus, code)
 
     def read_sum(self, words: np.ndarray, clients: int) -> tuple[np.ndarray, int]:
         """Return (sum of ``weight * code`` int64 ``[code_length]``, sum of the weights) of unmasked words of ``clients`` clients.
@@ -154,7 +157,7 @@ class SumFormat:
             ProtocolError: if so many clients within the declared limits cannot make that sum: one of them masked something else.
         """
         code = self.integers(words)
-        weight = int(words[-1] & self._low[-1]) if self.weighted else clients
+        weight = int(words[-1]) if self.weighted else clients
         if not clients <= weight <= clients * self.max_weight or (np.abs(code) > weight * self._limit).any():
             raise ProtocolError(
                 f"Expected a sum that {clients} clients within the declared limits can make but got another: one sent nonsense"
@@ -162,15 +165,30 @@ class SumFormat:
         return code, weight
 
     def _places(self) -> list[tuple[int, int, int]]:
-        """(first coordinate, bits, number of coordinates) of the parts."""
-        starts = itertools.accumulate((count for _, count in self.widths), initial=0)
-        return [(start, bits, count) for start, (bits, count) in zip(starts, self.widths, strict=False)]
+        """(first coordinate, modulus, number of coordinates) of the parts."""
+        starts = itertools.accumulate((count for _, count in self.moduli), initial=0)
+        return [(start, modulus, count) for start, (modulus, count) in zip(starts, self.moduli, strict=False)]
 
 
-def add_mask(words: np.ndarray, key: bytes, negative: bool = False) -> None:
-    """Add a key's mask to words ``[length]`` (uint32) in place, modulo 2^32, or take it away."""
-    mask = np.frombuffer(keystream(key, 4 * len(words)), "<u4")
-    if negative:
-        words -= mask
-    else:
-        words += mask
+def add_mask(words: np.ndarray, key: bytes, modulus: np.ndarray, negative: bool = False) -> None:
+    """Add a key's mask to words ``[length]`` in place, modulo ``modulus`` (all uint64), or take it away."""
+    mask = draw_mask(key, modulus)
+    words += modulus - mask if negative else mask
+    words %= modulus
+
+
+def draw_mask(key: bytes, modulus: np.ndarray) -> np.ndarray:
+    """Return numbers below each modulus (uint64 ``[length]``), every one as likely as any other if the key's stream is random.
+
+    Each is a 32-bit word of the stream modulo its modulus; words beyond the last whole multiple of that are replaced by later ones.
+    """
+    beyond = modulus * (np.uint64(1 << 32) // modulus)
+    drawn = np.frombuffer(keystream(key, 4 * len(modulus)), "<u4").astype(np.uint64)
+    blocks = -(-4 * len(modulus) // BLOCK)
+    again = np.flatnonzero(drawn >= beyond)
+    while len(again):
+        drawn[again] = np.frombuffer(keystream(key, 4 * len(again), counter=blocks), "<u4")
+        blocks += -(-4 * len(again) // BLOCK)
+        again = again[drawn[again] >= beyond[again]]
+    mask: np.ndarray = drawn % modulus
+    return mask
