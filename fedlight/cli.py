@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
+from fedlight.modules.stopping import stop_now
 from fedlight.modules.trainer import FederatedTrainer
 from fedlight.subcommands import DESCRIPTION
 
@@ -135,8 +137,10 @@ def _built(args: list[str]) -> FederatedCLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143."""
+    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143, Ctrl-C with 130."""
     given = sys.argv[1:] if args is None else args
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop_now) if first else None
     try:
         # Each subcommand imports what only it needs.
         if given[:1] == ["compare"]:
@@ -158,9 +162,13 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(__name__).debug("details", exc_info=True)
         print(f"fedlight: error: {own}", file=sys.stderr)
         raise SystemExit(2) from error
-    except SIGTERMException as stopped:  # Lightning would end with status 0, as if the run were complete
-        print("fedlight: stopped by SIGTERM: go on with --ckpt_path and this run's checkpoints/last.ckpt", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from stopped
+    except (SIGTERMException, KeyboardInterrupt) as stopped:  # before there was a run: what stops one says how to go on
+        number = signal.SIGTERM if isinstance(stopped, SIGTERMException) else signal.SIGINT
+        print(f"fedlight: stopped by {number.name}", file=sys.stderr)
+        raise SystemExit(128 + number) from stopped
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

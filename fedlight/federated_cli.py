@@ -5,6 +5,7 @@ Not in `cli.py`, which also runs as a script: its classes would then have two na
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 import zipfile
@@ -17,6 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunSummary
@@ -24,6 +27,8 @@ from fedlight.compare.plan import drop_codec
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
+from fedlight.modules.stopping import signals_of
+from fedlight.rounds.reduce import lost_process
 from fedlight.subcommands import SUBCOMMANDS
 
 
@@ -63,6 +68,53 @@ class FederatedCLI(LightningCLI):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         self._subcommand_method_arguments[subcommand] = []
         return self.init_parser(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; end with the status of the signal that stopped it, or with a sentence if another process was lost."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as ended:
+            number = self._stopped_by(ended)
+            if number is None:
+                raise
+            self._end_workers(60)
+            if self.trainer.is_global_zero:
+                print(f"fedlight: stopped by {number.name}{self._way_on()}", file=sys.stderr)
+            raise SystemExit(128 + number) from ended
+        except RuntimeError as error:
+            lost = lost_process(error)
+            if lost is None:
+                raise
+            self._end_workers(0)  # whoever stands still would stay
+            if number := self._signal():  # the others were quicker to end than this process
+                raise SystemExit(128 + number) from error
+            raise lost from error
+
+    def _stopped_by(self, ended: SystemExit) -> signal.Signals | None:
+        """Return the signal that an exit is due to: Lightning exits with 0 after SIGTERM, and with 1 after Ctrl-C."""
+        if isinstance(ended, SIGTERMException):
+            return self._signal() or signal.SIGTERM
+        return signal.SIGINT if isinstance(ended.__context__, KeyboardInterrupt) else None
+
+    def _signal(self) -> signal.Signals | None:
+        """Return the signal that all processes know of, or else the one that this process got, if any."""
+        signals = signals_of(self.trainer)
+        return signals and (signals.stop.agreed or signals.stop.asked)
+
+    def _end_workers(self, patience: float) -> None:
+        if signals := signals_of(self.trainer):
+            signals.release_workers()
+            signals.end_workers(patience)
+
+    def _way_on(self) -> str:
+        """Return how to go on from the last checkpoint of this run, if there is one."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        written = [callback.written for callback in callbacks if isinstance(callback, RoundCheckpoint) and callback.written]
+        if self.trainer.state.fn != TrainerFn.FITTING or not written:
+            return ""
+        config = written[0].parent.parent / "config.yaml"  # the run's folder would be asked of all processes together
+        settings = f"--config {config}" if config.is_file() else "the same options and"
+        return f": go on with fedlight fit {settings} --ckpt_path {written[0]}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run."""

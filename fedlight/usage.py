@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
@@ -22,6 +23,10 @@ def main() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):
         print(overview(), end="")
         return
-    from fedlight.cli import main as run
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        from fedlight.cli import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while it imports
+        sys.exit(128 + signal.SIGINT)

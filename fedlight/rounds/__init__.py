@@ -10,6 +10,7 @@
 | ``downlink.py``, ``sums.py`` | what clients download |
 | ``availability.py``, ``shares.py`` | simulations: who answers, and which process runs whom |
 | ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
+| ``stop.py`` | a request to stop, which processes tell each other of |
 | ``watch.py`` | hooks on the clients' side (the server's are in ``server.py``) |
 
 Nothing here needs Lightning.
