@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import DryRun, FederatedCLI, Parser, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
+from fedlight.modules.stopping import stop_now
 from fedlight.modules.trainer import FederatedTrainer
 from fedlight.subcommands import DESCRIPTION
 
@@ -151,16 +153,18 @@ def _built(args: list[str]) -> FederatedCLI:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; mistakes end with one sentence and exit status 2, Ctrl-C with 130, SIGTERM with 143."""
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop_now) if first else None
     try:
         with one_sentence():
             _run(None if args is None else prepare(args))
-    except SIGTERMException as stopped:  # Lightning would end with status 0, as if the run were complete
-        print("fedlight: stopped by SIGTERM", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from stopped
-    except SystemExit as stopped:
-        if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning says 1, as of an error
-            raise SystemExit(128 + signal.SIGINT) from None
-        raise
+    except (SIGTERMException, KeyboardInterrupt) as stopped:  # before there was a run: what stops one says how to go on
+        number = signal.SIGTERM if isinstance(stopped, SIGTERMException) else signal.SIGINT
+        print(f"fedlight: stopped by {number.name}", file=sys.stderr)
+        raise SystemExit(128 + number) from stopped
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(args: list[str] | None) -> None:

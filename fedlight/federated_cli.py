@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import sys
 import warnings
 import zipfile
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunBoard, RunSummary
@@ -30,6 +32,8 @@ from fedlight.compare.plan import drop_codec
 from fedlight.core.errors import ConfigurationError, own_error, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
+from fedlight.modules.stopping import signals_of
+from fedlight.rounds.reduce import lost_process
 from fedlight.subcommands import SUBCOMMANDS
 
 
@@ -45,9 +49,9 @@ class RunConfig(SaveConfigCallback):
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose help leaves out the lists of all classes that happen to be imported, and the usage that repeats it all."""
 
-    def format_help(self) -> str:
+    def format_help(self, *arguments: Any) -> str:
         """Return the help: options with their sentences."""
-        text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help())
+        text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help(*arguments))
         short = "usage: fedlight SUBCOMMAND [--config NAME_OR_FILE] [--OPTION VALUE ...]\n\n"
         return re.sub(r"\Ausage:.*?\n\n", lambda _: short, text, count=1, flags=re.DOTALL)
 
@@ -80,6 +84,53 @@ class FederatedCLI(LightningCLI):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         self._subcommand_method_arguments[subcommand] = []
         return self.init_parser(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; end with the status of the signal that stopped it, or with a sentence if another process was lost."""
+        try:
+            self._run_or_clear(subcommand)
+        except SystemExit as ended:
+            number = self._stopped_by(ended)
+            if number is None:
+                raise
+            self._end_workers(60)
+            if self.trainer.is_global_zero:
+                print(f"fedlight: stopped by {number.name}", file=sys.stderr)
+            raise SystemExit(128 + number) from ended
+        except RuntimeError as error:
+            lost = lost_process(error)
+            if lost is None:
+                raise
+            self._end_workers(0)  # whoever stands still would stay
+            if number := self._signal():  # the others were quicker to end than this process
+                raise SystemExit(128 + number) from error
+            raise lost from error
+
+    def _run_or_clear(self, subcommand: str) -> None:
+        """Run it; a run that fails before its first round leaves no empty folder behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            trainer = getattr(self, "trainer", None)
+            if trainer is not None and trainer.is_global_zero and not trainer.global_step:
+                forget_empty(self._folder)
+            raise
+
+    def _stopped_by(self, ended: SystemExit) -> signal.Signals | None:
+        """Return the signal that an exit is due to: Lightning exits with 0 after SIGTERM, and with 1 after Ctrl-C."""
+        if isinstance(ended, SIGTERMException):
+            return self._signal() or signal.SIGTERM
+        return signal.SIGINT if isinstance(ended.__context__, KeyboardInterrupt) else None
+
+    def _signal(self) -> signal.Signals | None:
+        """Return the signal that all processes know of, or else the one that this process got, if any."""
+        signals = signals_of(self.trainer)
+        return (signals.stop.agreed or signals.stop.asked) if signals else None
+
+    def _end_workers(self, patience: float) -> None:
+        if signals := signals_of(self.trainer):
+            signals.release_workers()
+            signals.end_workers(patience)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run."""
@@ -152,16 +203,6 @@ class FederatedCLI(LightningCLI):
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:  # Lightning's words for options of its Trainer
             raise own_error(error) or ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; a run that fails before its first round leaves no empty folder behind."""
-        try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
-            trainer = getattr(self, "trainer", None)
-            if trainer is not None and trainer.is_global_zero and not trainer.global_step:
-                forget_empty(self._folder)
-            raise
-
     def after_predict(self) -> None:
         """Write the predicted labels of the test set, in order."""
         batches = self.trainer.predict_loop.predictions if self.trainer.is_global_zero else []
@@ -225,7 +266,7 @@ def run_loggers(experiment: str, root: str | None, label: str) -> list[Any]:
 
 def go_on_from(earlier: Path, folder: Path, board: RunBoard) -> None:
     """Give a resumed run the curves of the run that it goes on from, and its rows of metrics as `earlier_<n>.csv`."""
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         return
     board.resume(earlier)
     rows = [*sorted(earlier.glob("earlier_*.csv")), earlier / METRICS_FILE]

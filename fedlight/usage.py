@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
@@ -40,26 +41,34 @@ def _run(args: list[str]) -> None:
         sys.path.insert(0, here)
     from fedlight.console.errors import one_sentence
 
-    with one_sentence():
-        if args[0] == "configs":
-            from fedlight.console.configs import command
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with one_sentence():
+            _command(args)
+    except KeyboardInterrupt:  # while it imports
+        sys.exit(128 + signal.SIGINT)
 
-            return command(args[1:])
-        if args[0] == "report":
-            from fedlight.report.command import command as report
 
-            return report(args[1:])
-        if args[0] == "doctor":
-            from fedlight.console.doctor import command as doctor
+def _command(args: list[str]) -> None:
+    if args[0] == "configs":
+        from fedlight.console.configs import command
 
-            return doctor()
-        if args[0] in ("node", "flower"):
-            from fedlight.flower.commands import main as deploy  # without Lightning
+        return command(args[1:])
+    if args[0] == "report":
+        from fedlight.report.command import command as report
 
-            raise SystemExit(deploy(args))
-        from fedlight.console.prepare import prepare
+        return report(args[1:])
+    if args[0] == "doctor":
+        from fedlight.console.doctor import command as doctor
 
-        sys.argv[1:] = prepare(args)
-        from fedlight.cli import main as run
+        return doctor()
+    if args[0] in ("node", "flower"):
+        from fedlight.flower.commands import main as deploy  # without Lightning
 
-        run()
+        raise SystemExit(deploy(args))
+    from fedlight.console.prepare import prepare
+
+    sys.argv[1:] = prepare(args)
+    from fedlight.cli import main as run
+
+    run()

@@ -94,8 +94,8 @@ def fork(work: Callable[[], object], log: Path, variables: Mapping[str, str] | N
         os._exit(code)  # pytest's own ending is the first process's
 
 
-def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
-    """Run ``work`` in two forked processes, as Lightning's "ddp" finds them when they are started for it; return both results, by rank."""
+def fork_two(work: Callable[[], Any], folder: Path) -> list[Forked]:
+    """Run ``work`` in two forked processes, as Lightning's "ddp" finds them when they are started for it; results go to ``folder``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
@@ -107,10 +107,15 @@ def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
             distributed.barrier()  # rank 0 keeps the store that the other's threads still talk to: neither leaves before both are done
             distributed.destroy_process_group()
 
-    pair = [
+    return [
         fork(lambda rank=rank: member(rank), folder / f"output_{rank}.txt", {**place, "LOCAL_RANK": str(rank)})  # type: ignore[misc]
         for rank in range(2)
     ]
+
+
+def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
+    """Run ``work`` in two forked processes and return both results, by rank."""
+    pair = fork_two(work, folder)
     wait_until(lambda: all(process.poll() == 0 for process in pair) or any(process.poll() for process in pair), pair)
     if failed := [process for process in pair if process.poll()]:  # the other waits for it in vain
         for process in pair:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from fedlight.callbacks.pictures import can_draw, draw_clients, draw_codes, draw_layers
@@ -162,7 +162,7 @@ class RunBoard(TensorBoardLogger):
             self._kilobytes.flush()
 
     def _is_elsewhere(self) -> bool:
-        return bool(rank_zero_only.rank)
+        return bool(getattr(rank_zero_only, "rank", 0))
 
 
 def write(writer: SummaryWriter, name: str, value: float, step: int, tag: str | None = None, more: str = "") -> None:

@@ -15,11 +15,14 @@ from fedlight.core.errors import require
 
 
 class RoundCheckpoint(Checkpoint):
-    """Writes `last.ckpt` before round 0, every few rounds, at the end, and on SIGTERM; never a half-written one.
+    """Writes `last.ckpt` before round 0, every few rounds, at the end, and on SIGTERM or Ctrl-C; never a half-written one.
 
     Args:
         every_n_rounds: Rounds between checkpoints.
         dirpath: Folder; `checkpoints` in the run's folder if not given.
+
+    Attributes:
+        written: where the last one is, if there is one.
     """
 
     def __init__(self, every_n_rounds: int = 10, dirpath: str | None = None) -> None:
@@ -27,7 +30,9 @@ class RoundCheckpoint(Checkpoint):
         require(every_n_rounds >= 1, f"Expected `every_n_rounds` >= 1 but got {every_n_rounds}")
         self.every_n_rounds = every_n_rounds
         self.dirpath = dirpath
+        self.written: Path | None = None
         self._saved = -1
+        self._between_rounds = False  # where a stop by a signal finds every process
 
     def path(self, trainer: Trainer) -> Path:
         """Return where the checkpoint of this run is written."""
@@ -35,10 +40,11 @@ class RoundCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew."""
-        self._saved = -1
+        self._saved, self._between_rounds, self.written = -1, False, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save round 0, so that a run that is killed early does not pretrain again."""
+        self._between_rounds = True
         if trainer.global_step == 0:
             self._save(trainer)
 
@@ -58,8 +64,8 @@ class RoundCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save on SIGTERM, which Lightning raises between rounds only, and say how to go on; others may have struck within a round."""
-        if isinstance(exception, SIGTERMException):
+        """Save if the run was stopped between rounds, by SIGTERM or Ctrl-C, and say how to go on; others may have struck within one."""
+        if isinstance(exception, SIGTERMException) and self._between_rounds:
             self._save(trainer)
         if (
             isinstance(exception, (SIGTERMException, KeyboardInterrupt))
@@ -78,4 +84,4 @@ class RoundCheckpoint(Checkpoint):
         trainer.save_checkpoint(draft)
         if trainer.is_global_zero:
             os.replace(draft, path)
-        self._saved = trainer.global_step
+        self._saved, self.written = trainer.global_step, path

@@ -134,10 +134,10 @@ def put(tree: Tree, path: Sequence[str], value: Any) -> None:
     name = head.rstrip("+")
     old = tree.get(name)
     if not rest:
-        replaces = isinstance(old, dict) and isinstance(value, str) and old.get("class_path")
+        held = old.get("class_path") if isinstance(old, dict) and isinstance(value, str) else None
         if head.endswith("+"):
             tree[name] = [*(old if isinstance(old, list) else []), value]
-        elif not replaces or old["class_path"] != value:
+        elif not held or held != value:
             tree[name] = value
         return
     if isinstance(old, list):

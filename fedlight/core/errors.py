@@ -31,10 +31,14 @@ class RoundFailedError(RuntimeError):
     """No attempt at a round had enough usable clients."""
 
 
+class ProcessLostError(RuntimeError):
+    """Another process of the run has ended, or answers no more."""
+
+
 def own_error(error: BaseException | None) -> Exception | None:
     """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
     while error is not None:
-        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, LocalTrainingError, RoundFailedError)):
+        if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, LocalTrainingError, RoundFailedError, ProcessLostError)):
             return error
         error = error.__cause__ or error.__context__
     return None

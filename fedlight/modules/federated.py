@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -49,6 +50,7 @@ from fedlight.modules.notices import check_callbacks, check_network, tell_flags
 from fedlight.modules.own_steps import task_of
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.modules.stopping import await_first, signals_of, watch_signals
 from fedlight.modules.watch import CallbackWatch
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds import (
@@ -66,6 +68,7 @@ from fedlight.rounds import (
     run_round,
 )
 from fedlight.rounds.held import HeldModels
+from fedlight.rounds.stop import Stop
 
 C = TypeVar("C", bound=Callback)
 
@@ -184,6 +187,7 @@ class FederatedModule(Forwarding):
         self._connection: Clients
         self._host: ClientHost | None = None  # of the clients that this process simulates, if it does
         self._built = False
+        self.stop = Stop()
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -208,6 +212,8 @@ class FederatedModule(Forwarding):
         self._built = False
         self.attach_own()
         suit_rounds(self.trainer)
+        self.stop = Stop()
+        watch_signals(self.trainer, self.stop)
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         added = self.own_callbacks()
         check_callbacks([*given, *added])
@@ -296,6 +302,7 @@ class FederatedModule(Forwarding):
             decode=self._callback(GradientDecoder).decode,
             watch=watch,
             compares=self._compares,
+            stop=self.stop,
         )
 
     def _simulated(self, watch: CallbackWatch) -> Clients:
@@ -393,6 +400,7 @@ class FederatedModule(Forwarding):
             for logger in self.loggers if metrics else ():
                 logger.log_metrics({f"pretrain/{name}": value for name, value in metrics.items()}, step=first_round)
         if self.trainer.world_size > 1:
+            await_first(self.trainer)
             state, error = self.trainer.strategy.broadcast((state, metrics.get("held_out_error", self.codec_error)))
             if state is not None:
                 restore_codec(self.codec, state)
@@ -416,15 +424,27 @@ class FederatedModule(Forwarding):
     # -- a round ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, unless a process was told to stop before."""
+        self._stop_together()
         if self.task.begin() and self._host is not None:  # the user's hook may have made what clients need
             self._host.model = self.local_model(self.data.augmentation)
         self._started = time.monotonic()
 
     def on_train_end(self) -> None:
-        """Stop the clock."""
+        """Stop the clock; a signal since the last round leaves the finished run untested."""
         self.task.call("on_train_end")
         self.train_seconds, self._started = self.seconds_trained(), None
+        self._stop_together()
+
+    def _stop_together(self) -> None:
+        self.stop.agree(self.device)
+        self._note_stop()
+        if self.stop.agreed is not None:
+            raise SIGTERMException
+
+    def _note_stop(self) -> None:
+        if self.stop.agreed is not None and (signals := signals_of(self.trainer)):
+            signals.release_workers()  # from now on processes may end in any order
 
     def seconds_trained(self) -> float:
         """Return the seconds spent in rounds and validation so far, those before a resume included."""
@@ -433,6 +453,7 @@ class FederatedModule(Forwarding):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run the round whose number is the Trainer's global step; the run ends where the privacy budget allows no more."""
         call = run_round(self.server, self._connection, self.trainer.global_step)
+        self._note_stop()
         if not self.server.affordable:
             self.trainer.should_stop = True
         if call is None:

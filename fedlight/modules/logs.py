@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.board import RunBoard
 from fedlight.callbacks.pictures import energy_kept
 from fedlight.core.layout import Layout
@@ -63,7 +64,7 @@ def log_round(module: LightningModule, metrics: dict[str, float], step: int) -> 
             logger.save()
 
 
-def log_comparison(module: LightningModule, call: Call, length: int) -> None:
+def log_comparison(module: FederatedRun, call: Call, length: int) -> None:
     """Log how far the first ``length`` numbers of the aggregate are from the true ones, and a histogram of the mean code.
 
     In the rounds in which the simulation compares. Straight to the loggers: `LightningModule.log` would repeat a number in every round

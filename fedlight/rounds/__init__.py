@@ -11,6 +11,7 @@
 | ``coded_model.py``, ``coded.py`` | the same where the global model is a code |
 | ``availability.py`` | simulations: which of the invited clients answer |
 | ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
+| ``stop.py`` | a request to stop, which processes tell each other of |
 | ``watch.py`` | hooks on the clients' side (the server's are in ``server.py``) |
 
 Nothing here needs Lightning.

@@ -20,6 +20,7 @@ from fedlight.rounds.downlink import Current
 from fedlight.rounds.messages import LACKS, Reply, Request
 from fedlight.rounds.privacy import release
 from fedlight.rounds.reduce import merge, reduce_total, several_processes
+from fedlight.rounds.stop import SIGNALS
 
 if TYPE_CHECKING:
     from fedlight.rounds.server import Server
@@ -305,11 +306,13 @@ class Call:
         integers = codec.additive and bool(codec.encoder.format_at(self.context.step).bits)
         replies = self._first_replies if first else 0
         counts = [own.up, own.codes, own.sent, own.down, own.dropped, self.inside, replies, seen.loss, seen.trained]
-        counts += [client in self.answered for client in self.cohort]
+        counts += [*server.stop.votes(), *(client in self.answered for client in self.cohort)]
         with server.watch.section("all_reduce"):
             merged = merge([float(n) for n in counts], self.codes, codec.decoder.sum_length(self.context.step), integers, device)
             own.up, own.codes, own.sent, own.down, dropped, self.inside, replies = map(int, merged[:7])
-            self.counted = {client for client, heard in zip(self.cohort, merged[9:], strict=True) if heard}
+            first_client = 9 + len(SIGNALS)
+            server.stop.count(merged[9:first_client])
+            self.counted = {client for client, heard in zip(self.cohort, merged[first_client:], strict=True) if heard}
             if first:
                 seen.loss, seen.trained = merged[7], int(merged[8])
                 self.absent = len(self.cohort) - replies

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from fedlight.core.errors import ProcessLostError
 from fedlight.core.running_sum import RunningSum
 
 T = TypeVar("T")
 
 SHORT = 1 << 16
 """Length up to which a float sum travels with the counts: for a small model, how many messages there are costs more than their length."""
+
+
+def lost_process(error: BaseException) -> ProcessLostError | None:
+    """Return what a failed collective operation says about the other processes, None if the error is something else.
+
+    Gloo raises mere RuntimeErrors: what tells them from others is that torch.distributed raised them.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, RuntimeError) or not frames or "torch/distributed/" not in Path(frames[-1].filename).as_posix():
+        return None
+    why = "stands still" if "timeout" in str(error).lower() or "timed out" in str(error).lower() else "has ended"
+    return ProcessLostError(
+        f"Expected all processes of the run to take part but another one {why}: see what it printed last, and go on from the last "
+        "checkpoint. How long processes wait for each other is the `timeout` of `trainer.strategy` DDPStrategy, 5 minutes if not given"
+    )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Turn what a collective operation raises when another process is lost into ``ProcessLostError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if lost := lost_process(error):
+            raise lost from error
+        raise
 
 
 def several_processes() -> bool:
@@ -23,7 +54,8 @@ def several_processes() -> bool:
 def reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of the tensor over all processes, in its own memory."""
     if several_processes():
-        distributed.all_reduce(tensor)
+        with together():
+            distributed.all_reduce(tensor)
     return tensor
 
 
@@ -40,7 +72,8 @@ def gather(parts: list[T]) -> list[T]:
     if not several_processes():
         return parts
     everyone: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(everyone, parts)
+    with together():
+        distributed.all_gather_object(everyone, parts)
     return [part for one in everyone for part in one]
 
 

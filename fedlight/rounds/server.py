@@ -21,6 +21,7 @@ from fedlight.rounds.call import Call
 from fedlight.rounds.downlink import Downlink, GlobalModel
 from fedlight.rounds.messages import Reply
 from fedlight.rounds.reduce import gather, weighted_mean
+from fedlight.rounds.stop import Stop
 from fedlight.rounds.watch import ClientWatch
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Server:
         decode: the decoding step.
         watch: who follows.
         compares: whether a simulation compares with the true aggregate in a round.
+        stop: a request to stop, which processes tell each other of.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Server:
         decode: Decode = decode_mean,
         watch: Watch | None = None,
         compares: Callable[[int], bool] = lambda number: False,
+        stop: Stop | None = None,
     ) -> None:
         self.model = model
         self.codec = codec
@@ -144,6 +147,7 @@ class Server:
         self.decode = decode
         self.watch = watch or Watch()
         self.compares = compares
+        self.stop = stop or Stop()
 
     @property
     def least_clients(self) -> int:

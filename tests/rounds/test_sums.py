@@ -205,9 +205,9 @@ class Record(FederatedCallback):
     def on_train_start(self, trainer, pl_module):
         downlink, finished = pl_module.downlink, pl_module.downlink.finished
 
-        def record(context, codes, codec, lr):
+        def record(current, context, codes, lr, model):
             self.messages.append(write_sum(codes, context, codec.encoder.fingerprint, lr))
-            finished(context, codes, codec, lr)
+            finished(current, context, codes, lr, model)
 
         downlink.finished = record
 
