@@ -152,7 +152,7 @@ def _built(args: list[str]) -> FederatedCLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; mistakes end with one sentence and exit status 2, Ctrl-C with 130, SIGTERM with 143."""
+    """Run the command line; mistakes in the configuration end with one sentence and exit status 2, SIGTERM with 143, Ctrl-C with 130."""
     first = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop_now) if first else None
     try:

@@ -33,6 +33,7 @@ from fedlight.core.errors import ConfigurationError, own_error, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
 from fedlight.modules.stopping import signals_of
+from fedlight.privacy.ledger import JOURNAL
 from fedlight.rounds.reduce import lost_process
 from fedlight.subcommands import SUBCOMMANDS
 
@@ -152,9 +153,13 @@ class FederatedCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse a missing or truncated checkpoint before loading anything."""
         super().parse_arguments(parser, args)
-        given = self.config[self.config.subcommand].get("ckpt_path")
-        if not given or given in ("best", "last", "hpc", "registry") or ":" in str(given):  # Lightning's keywords, URLs
+        config = self.config[self.config.subcommand]
+        given = config.get("ckpt_path")
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # whatever Lightning takes for granted: a checkpoint can run no code
+        if not given or given in ("best", "last", "hpc", "registry"):  # Lightning's keywords
             return
+        require("://" not in str(given), f"Expected `ckpt_path` to be a file but got {given}: download it yourself, from whom you trust")
         require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
         if not zipfile.is_zipfile(given):
             raise ConfigurationError(
@@ -281,6 +286,7 @@ def forget_empty(folder: Path | None) -> None:
         folder is None
         or not folder.is_dir()
         or any((folder / name).exists() for name in ("checkpoints", "encoder.safetensors", SUMMARY_FILE))
+        or ((folder / JOURNAL).is_file() and (folder / JOURNAL).stat().st_size)
     ):
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -91,7 +92,12 @@ class Collector(ABC):
 
     Law: ``finish`` returns the sum of ``weight * code`` over the clients whose codes arrived, exactly for integers, whatever their
     order; and what the collector held on the way is no longer than a few codes, whatever the size of the cohort.
+
+    Attributes:
+        faults: clients whose last message turned out to be wrong when the sum was made without it, with the reason.
     """
+
+    faults: Mapping[int, str] = MappingProxyType({})
 
     def requests(self, stage: str) -> Mapping[int, bytes] | None:
         """Return what each client that is asked is sent in a stage; None for nothing, to everybody. Closes the stage before.
@@ -124,12 +130,14 @@ class Aggregator(ABC):
     Attributes:
         stages: the stages of a pass, in order.
         hides_messages: whether the server must not see single codes.
+        opened_by: the stage in which clients reveal what opens the sum; None if the server sees it anyway.
         sums: whether the result is the sum of the codes, so that bounding each bounds what a client can change.
         sim_logs: whether the simulation may log what needs single clients' updates or losses.
     """
 
     stages: ClassVar[tuple[str, ...]] = (TRAIN,)
     hides_messages: bool = False
+    opened_by: ClassVar[str | None] = None
     sums: bool = True
     sim_logs: bool = True
 

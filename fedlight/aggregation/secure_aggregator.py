@@ -52,6 +52,7 @@ class SecureAggregator(Aggregator):
 
     stages = (ADVERTISE_KEYS, SHARE_KEYS, TRAIN, CONSISTENCY_CHECK, UNMASKING)
     hides_messages = True
+    opened_by = UNMASKING
 
     def __init__(
         self,
@@ -270,6 +271,7 @@ class SecureCollector(Collector):
         count equally in the sum's effective number.
         """
         total, weight = self.server.total()
+        self.faults = dict.fromkeys(sorted(self.server.liars), "the share that it revealed, or was dealt, is wrong")
         codes = RunningSum()
         codes.total = torch.from_numpy(total).to(self.device)
         codes.count = len(self.server.survivors())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fedlight.core.errors import require
+from fedlight.core.files import settle
 
 
 class RoundCheckpoint(Checkpoint):
@@ -81,7 +81,12 @@ class RoundCheckpoint(Checkpoint):
             return
         path = Path(str(trainer.strategy.broadcast(str(self.path(trainer)))))
         draft = path.with_suffix(".tmp")
-        trainer.save_checkpoint(draft)
-        if trainer.is_global_zero:
-            os.replace(draft, path)
+        try:
+            trainer.save_checkpoint(draft)
+            if trainer.is_global_zero:
+                settle(draft, path)
+        except BaseException:
+            if trainer.is_global_zero:
+                draft.unlink(missing_ok=True)
+            raise
         self._saved, self.written = trainer.global_step, path

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.board import RunBoard
 from fedlight.callbacks.card import card, final_metrics, settings
 from fedlight.callbacks.layers import layer_figures
 from fedlight.core.export import encoder_file, save_codec
+from fedlight.core.files import replacing
 
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.csv"  # Lightning's CSVLogger writes it
@@ -40,9 +41,8 @@ class RunSummary(Callback):
         if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         save_codec(module.codec, Path(folder))
-        save_file(
-            {name: value.cpu().contiguous().clone() for name, value in module.network.state_dict().items()}, Path(folder) / MODEL_FILE
-        )
+        with replacing(Path(folder) / MODEL_FILE) as file:
+            file.write(save({name: value.cpu().contiguous().clone() for name, value in module.network.state_dict().items()}))
         self._write(trainer, module, Path(folder))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,10 +61,12 @@ class RunSummary(Callback):
     def _write(self, trainer: Trainer, module: FederatedRun, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.summary |= summarize(trainer, module)
-        (folder / SUMMARY_FILE).write_text(json.dumps(self.summary, indent=2) + "\n")
+        with replacing(folder / SUMMARY_FILE) as file:
+            file.write((json.dumps(self.summary, indent=2) + "\n").encode())
         for board in (logger for logger in trainer.loggers if isinstance(logger, RunBoard)):
             figures = layer_figures(module.codec, module.layout, board.energy_kept)
-            (folder / LAYERS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+            with replacing(folder / LAYERS_FILE) as file:
+                file.write((json.dumps(figures, indent=2) + "\n").encode())
 
 
 def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:

@@ -30,6 +30,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def append_synced(path: Path, line: str) -> None:
+    """Append a line to a file and return when it is on the disk."""
+    with path.open("ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def settle(unfinished: Path, path: Path) -> None:
+    """Put a complete file in the place of ``path``, on the disk first."""
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    _sync_folder(path.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     """Sync a folder's entries, where the system can."""
     with suppress(OSError):  # Windows opens no folders, and some file systems sync none

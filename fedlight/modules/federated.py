@@ -53,6 +53,7 @@ from fedlight.modules.state import check_trainer, restore_run, run_state
 from fedlight.modules.stopping import await_first, signals_of, watch_signals
 from fedlight.modules.watch import CallbackWatch
 from fedlight.privacy import PrivacyMechanism
+from fedlight.privacy.ledger import JOURNAL
 from fedlight.rounds import (
     Availability,
     ClientHost,
@@ -280,6 +281,8 @@ class FederatedModule(Forwarding):
             keep_freed_memory()
         self.data.to(self.device)
         self.codec.to(self.device)
+        if self.privacy is not None:
+            self._begin_ledger(self.privacy)
         watch = CallbackWatch(self)
         buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
         format = ReplyFormat.of(buffers, self.weighting == "samples", self.aggregator, self.privacy)
@@ -319,13 +322,15 @@ class FederatedModule(Forwarding):
         )
 
     def _cohort(self, number: int, attempt: int) -> np.ndarray:
-        """Return who is invited: the sampler's cohort, drawn among those who are there if somebody is not."""
-        drawn = self.data.cohort(number, attempt)
+        """Return who is invited: the sampler's cohort, drawn among those who are there if somebody is not, from a secret if privacy has one."""
+        secret, data = self.privacy.cohort_seed if self.privacy is not None else None, self.data
+        drawn = data.cohort(number, attempt) if secret is None else data.sampler.sample(data.num_population, secret, number, attempt)
         present = self._connection.present(min(self.server.least_clients, len(drawn)))
         if present is None or set(drawn.tolist()) <= set(present):
             return drawn
         there = np.array(sorted(present), dtype=np.int64)
-        return there[self.data.sampler.sample(len(there), self.seed, number, attempt)] if len(there) > len(drawn) else there
+        seed = self.seed if secret is None else secret
+        return there[data.sampler.sample(len(there), seed, number, attempt)] if len(there) > len(drawn) else there
 
     def _make_host(self, watch: CallbackWatch) -> ClientHost:
         """Return the clients' side of the rounds, for all clients that this process simulates."""
@@ -350,6 +355,18 @@ class FederatedModule(Forwarding):
             watch=watch,
             compares=self._compares,
         )
+
+    def _begin_ledger(self, privacy: PrivacyMechanism) -> None:
+        """Keep a journal of releases in the run's folder; every process begins with the first one's ledger and cohorts."""
+        folder = self.trainer.log_dir if self.loggers else None  # asked of all processes together
+        if self.trainer.is_global_zero and folder and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            resumed = self.trainer.ckpt_path
+            if resumed and (moved := Path(resumed).absolute().parents[1] / JOURNAL).is_file():
+                privacy.ledger.find_journal(moved)
+            privacy.ledger.keep_journal(Path(folder).absolute() / JOURNAL)
+        if self.trainer.world_size > 1:
+            privacy.ledger.lines, privacy.cohort_seed = self.trainer.strategy.broadcast((privacy.ledger.lines, privacy.cohort_seed))
+            privacy.ledger.journal = privacy.ledger.journal if self.trainer.is_global_zero else None
 
     def _callback(self, kind: type[C]) -> C:
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -39,8 +39,8 @@ def _seconds(value: float) -> str:
 _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("test accuracy", "test_accuracy", _percent),
     ("validation accuracy", "val_accuracy", _percent),
-    ("epsilon", "epsilon", "{:.3f}".format),
-    ("epsilon without amplification", "epsilon_unamplified", "{:.3f}".format),
+    ("epsilon", "epsilon_unamplified", "{:.3f}".format),
+    ("epsilon if cohorts stay secret", "epsilon", "{:.3f}".format),
     ("delta", "delta", str),
     ("noise multiplier", "noise_multiplier", "{:.4g}".format),
     ("rounds", "rounds", str),

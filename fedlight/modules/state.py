@@ -121,6 +121,12 @@ def network_settings(network: nn.Module) -> str:
     return f"{describe_network(network)}{describe(saved) if saved else ''}"
 
 
+STATE = frozenset(
+    "fingerprint codec server downlink clients held connection privacy codec_error pretrain_seconds train_seconds".split()
+)
+"""What a checkpoint has of a federated run."""
+
+
 def run_state(module: FederatedRun) -> dict[str, Any]:
     """Return the state of a run as plain data and tensors."""
     return {
@@ -148,6 +154,12 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a FederatedModule but this one holds no federated state")
     trainer = getattr(module, "_trainer", None)
+    missing = sorted({"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step"} - checkpoint.keys())
+    missing += sorted(STATE - state.keys())
+    if missing:
+        raise ConfigurationError(
+            f"Expected a whole checkpoint but it lacks {', '.join(missing)}: choose another from the run's checkpoints/"
+        )
     fitting = trainer is not None and trainer.state.fn == "fit"
     if fitting:
         now = fingerprint(module)
@@ -156,6 +168,11 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
             raise ConfigurationError(
                 f"Expected a checkpoint of this configuration but it differs in: {', '.join(different)}. Resume with the config.yaml "
                 "beside the checkpoint, or start a new run without `--ckpt_path`"
+            )
+        if module.privacy and not (state["privacy"] or {}).get("ledger"):
+            raise ConfigurationError(
+                "Expected a checkpoint with the ledger of its privacy but it has none, so that nobody knows what was released before: go "
+                "on from another checkpoint, or start a new run"
             )
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
@@ -166,7 +183,7 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
         if module.clients:
             module.clients.load_state_dict(state["connection"])
     module.store.load_state_dict(state["clients"])
-    if module.privacy and state.get("privacy"):
+    if module.privacy and state["privacy"]:
         module.privacy.load_state_dict(state["privacy"])
     module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]

@@ -14,6 +14,7 @@ Laws (``tests/privacy/test_contract.py``):
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class PrivacyMechanism(ABC):
         self.ledger = Ledger()
         self.multiplier = 0.0  # as given, or calibrated
         self.norm = clip  # `clip`, unless it is adaptive
+        self.cohort_seed: int | None = None  # what cohorts are drawn from where nobody may know them, instead of the public seed
         self.setting: AccountingSetting
 
     def settings(self) -> dict[str, Any]:
@@ -129,6 +131,8 @@ class PrivacyMechanism(ABC):
             )
         if self.accountant == "pld" and setting.integer:
             raise ConfigurationError("Expected `accountant` rdp (or auto) for integer codes but got pld, which is for continuous noise")
+        if self.amplified and self.simulation_seed is None and self.cohort_seed is None:
+            self.cohort_seed = secrets.randbits(128)
         self.setting = setting
         self.multiplier = self.noise_multiplier or self._calibrated()
         self.check_noise()
@@ -206,7 +210,9 @@ class PrivacyMechanism(ABC):
 
     def epsilon(self, amplified: bool = True) -> float:
         """Return epsilon so far, with or without amplification by sampling."""
-        return self.ledger.epsilon(self.accounts, self.delta, amplified)
+        # Without sampling the results for discrete noise are not limited to integer orders.
+        name = self.accounts if amplified or not self.setting.integer else "rdp"
+        return self.ledger.epsilon(name, self.delta, amplified)
 
     def next_epsilon(self) -> float:
         """Return epsilon after one more release."""
@@ -221,8 +227,8 @@ class PrivacyMechanism(ABC):
         if not hasattr(self, "setting"):
             return {}
         return {
-            "epsilon": self.epsilon(),
             "epsilon_unamplified": self.epsilon(amplified=False),
+            "epsilon": self.epsilon(),
             "delta": self.delta,
             "noise_multiplier": self.multiplier,
             "clip": self.norm,
@@ -234,6 +240,7 @@ class PrivacyMechanism(ABC):
                 "rounds": len(self.ledger),
                 "accountant": self.accounts,
                 "expected_cohort": self.setting.cohort,
+                "cohorts": "public" if self.cohort_seed is None else "secret, in the checkpoints",
                 "noise": "operating system" if self.simulation_seed is None else "seeded simulation, which protects nobody",
             },
         }
@@ -246,10 +253,11 @@ class PrivacyMechanism(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger and the calibrated or adapted values, for the checkpoint."""
-        return {"ledger": self.ledger.state_dict(), "multiplier": self.multiplier, "norm": self.norm}
+        return {"ledger": self.ledger.state_dict(), "multiplier": self.multiplier, "norm": self.norm, "cohort_seed": self.cohort_seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state from ``state_dict``; the multiplier stays that of the start of the run."""
         self.ledger.load_state_dict(state["ledger"])
         self.multiplier = float(state["multiplier"])
         self.norm = float(state["norm"])
+        self.cohort_seed = state["cohort_seed"]

@@ -135,6 +135,9 @@ class Call:
     def _ask(self, stage: str, everybody: Sequence[int]) -> None:
         """Begin a stage: make the requests."""
         payloads = self._collector.requests(stage)
+        if self.server.privacy is not None and stage == self.server.aggregator.opened_by:
+            # Whoever answers may be all that it takes, also if the attempt then fails.
+            self.server.privacy.record_release(0.0)
         self.stage, self._payloads = stage, payloads or {}
         clients = everybody if payloads is None else sorted(payloads)
         self._asked, self._replied, self._passed, self._again = set(clients), set(), set(), []
@@ -271,6 +274,7 @@ class Call:
             try:
                 with server.watch.section("sum"):
                     self.codes = self._collector.finish()
+                self.dropped += self._collector.faults.items()
             except MessageError as error:
                 self._fail(error)
         self._report()
@@ -282,7 +286,9 @@ class Call:
         server.codec.decoder.record_lengths(self._bytes.codes / max(self.codes.count, 1), self.decoder_state)
         if server.privacy is not None:
             device = server.model.device
-            self.codes, self.noise = release(server.privacy, server.codec, self.context, self.codes, self.inside, device)
+            self.codes, self.noise = release(
+                server.privacy, server.codec, self.context, self.codes, self.inside, device, server.aggregator.opened_by is not None
+            )
         with server.watch.section("decode"):
             known = ServerContext.of(self.context, self.codes.effective_count, self.noise)
             self.aggregate = server.decode(server.codec.decoder, self.codes.mean(), known, self.decoder_state)
@@ -294,8 +300,9 @@ class Call:
     def _report(self) -> None:
         """Log who was dropped in this pass, in order: who was found first depends on who waits for whom."""
         self.dropped[self._reported :] = sorted(self.dropped[self._reported :])
-        for client, reason in self.dropped[self._reported :]:
-            log.warning("Round %d: client %d was dropped: %s", self.context.round, client, reason)
+        if self.server.names_clients:
+            for client, reason in self.dropped[self._reported :]:
+                log.warning("Round %d: client %d was dropped: %s", self.context.round, client, reason)
         self._bytes.dropped = len(self.dropped) - self._reported
         self._reported = len(self.dropped)
 

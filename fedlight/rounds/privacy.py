@@ -11,11 +11,18 @@ from fedlight.rounds.reduce import from_first
 
 
 def release(
-    privacy: PrivacyMechanism, codec: Codec, context: Context, codes: RunningSum, inside: int, device: torch.device
+    privacy: PrivacyMechanism,
+    codec: Codec,
+    context: Context,
+    codes: RunningSum,
+    inside: int,
+    device: torch.device,
+    recorded: bool = False,
 ) -> tuple[RunningSum, float]:
     """Return the noisy sum over the fixed denominator, and the variance of its mean's noise; enter the release in the ledger.
 
-    ``inside`` is how many codes were within the clipping norm, where clients say so. The result is the same on every process.
+    ``inside`` is how many codes were within the clipping norm, where clients say so; ``recorded``: whether the release is in the ledger
+    already, since the clients were asked to open the sum. The result is the same on every process.
     """
     unit = codec.encoder.common_step(context)
     assert unit is not None, "refused before training"
@@ -29,5 +36,6 @@ def release(
     noisy = RunningSum()
     noisy.total, noisy.count = total, codes.count
     noisy.weight = noisy.squares = cohort
-    privacy.record_release(bits)
+    if not recorded:
+        privacy.record_release(bits)
     return noisy, (privacy.sum_deviation(unit, codes.count) / cohort) ** 2

@@ -39,9 +39,10 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
         unsummed, refused = unsummed + bool(call.failed), bool(call.refused)
     if not server.affordable:
         return None
+    shown = reasons if server.names_clients else []
     raise RoundFailedError(
         f"Round {number} had no usable aggregate of at least {server.least_clients} clients in {server.max_attempts} attempts "
-        f"({'; '.join(reasons[:5]) or 'the cohorts were too small'}): {way_out(reasons, refused, unsummed == server.max_attempts)}"
+        f"({'; '.join(shown[:5]) or 'the cohorts were too small'}): {way_out(reasons, refused, unsummed == server.max_attempts)}"
     )
 
 

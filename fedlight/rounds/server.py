@@ -155,6 +155,11 @@ class Server:
         return self.min_clients if self.privacy is None else self.privacy.least_clients(self.min_clients)
 
     @property
+    def names_clients(self) -> bool:
+        """Whether logs may name clients: not where privacy counts on nobody knowing who took part."""
+        return self.privacy is None or not self.privacy.amplified
+
+    @property
     def affordable(self) -> bool:
         """Whether one more attempt stays within the privacy budget."""
         return self.privacy is None or self.privacy.affordable()

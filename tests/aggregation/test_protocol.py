@@ -589,18 +589,53 @@ def test_revealed_shares_of_another_list_are_refused():
         play.server.collect_unmasking(1, wire.write_unmasking(play.session, 1, revealed))
 
 
-@pytest.mark.parametrize(("silent", "whose", "said"), [((), 2, "committed to"), ((3,), 3, "the mask key of client 3")])
-def test_a_corrupt_share_ends_the_attempt(silent, whose, said):
-    """Shamir's sharing would make another secret of it without a word, and the sum would be noise."""
-    play = Play()
+def with_wrong_shares(play: Play, silent: tuple[int, ...], liars: tuple[int, ...], whose: int) -> None:
     messages = play.revealed(silent)
-    revealed = wire.read_unmasking(play.session, messages[1], 1)
-    revealed[whose] = bytes([revealed[whose][0] ^ 1]) + revealed[whose][1:]
-    messages[1] = wire.write_unmasking(play.session, 1, revealed)
+    for liar in liars:
+        revealed = wire.read_unmasking(play.session, messages[liar], liar)
+        revealed[whose] = bytes([revealed[whose][0] ^ 1 + liar]) + revealed[whose][1:]
+        messages[liar] = wire.write_unmasking(play.session, liar, revealed)
     for i, message in messages.items():
         play.server.collect_unmasking(i, message)
-    with pytest.raises(ProtocolError, match=f"{said}.*one is corrupt"):
+
+
+@pytest.mark.parametrize(
+    ("silent", "liars", "whose"), [((), (1,), 2), ((), (0, 2), 2), ((6,), (0,), 6), ((6,), (5,), 6), ((5, 6), (4,), 1)]
+)
+def test_a_wrong_share_costs_its_sender_and_not_the_round(silent, liars, whose):
+    """Shamir's sharing would make another secret of it without a word; others are tried, and those in the first choice are found out."""
+    play = Play(7, 4)
+    with_wrong_shares(play, silent, liars, whose)
+    total, _ = play.server.total()
+    assert (total == play.codes[[i for i in range(7) if i not in silent]].sum(0)).all()
+    assert play.server.liars <= set(liars) and (min(liars) >= 4 or play.server.liars == set(liars))
+
+
+@pytest.mark.parametrize(("silent", "whose", "said"), [((1,), 2, "committed to"), ((3,), 3, "the mask key of client 3")])
+def test_a_wrong_share_that_no_other_replaces_ends_the_attempt(silent, whose, said):
+    play = Play()
+    with_wrong_shares(play, silent, (0,), whose)
+    with pytest.raises(ProtocolError, match=f"{said}.*too many are corrupt"):
         play.server.total()
+
+
+@pytest.mark.parametrize("changes", [{"channel": bytes(32)}, {"mask": bytes(32)}, "copied"], ids=["channel", "mask", "copied"])
+def test_keys_that_clients_would_refuse_are_not_collected(changes):
+    """One client with such keys, which it signed, would end the session of all others."""
+    play = Play()
+    sent = play.keys()
+    for i in (0, 1):
+        play.server.collect_keys(i, sent[i])
+    keys = wire.read_keys(play.session, sent[2], 2)
+    forged = replace(keys, **({"mask": play.server._keys[0].mask} if changes == "copied" else changes))
+    forged = replace(forged, signature=play.identities.of(2).sign(forged.signed(play.session, 2)))
+    with pytest.raises(ProtocolError, match="in use already" if changes == "copied" else "low order"):
+        play.server.collect_keys(2, wire.write_keys(play.session, 2, forged))
+    play.server.collect_keys(3, sent[3])
+    roster = play.server.roster()
+    assert play.server.advertised() == (0, 1, 3)
+    for i in (0, 1, 3):
+        play.clients[i].share(roster)
 
 
 def test_a_forged_signature_of_the_survivors_is_not_taken():
@@ -643,7 +678,7 @@ def test_what_the_server_holds_opens_no_single_code():
     for i, message in messages.items():
         play.server.collect_unmasking(i, message)
     assert (play.server.total()[0] == play.codes.sum(0)).all()
-    seeds = {i: combine(shares) for i, shares in play.server._revealed_shares().items()}
+    seeds = {i: combine({who: play.server._unmasking[who][i] for who in range(3)}) for i in range(4)}
     again = Play(4, 3, limits=((7, 200),))
     words = masked(again)  # the same entropy: the same masks
     for i in range(4):

@@ -34,7 +34,7 @@ from fedlight.data import Everyone, Poisson, Uniform
 from fedlight.modules import FederatedModule
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP
 from fedlight.rounds import CatchUp
-from fedlight.rounds.availability import DropOut, FirstToAnswer, Several
+from fedlight.rounds.availability import DropOut, FirstToAnswer, Several, StageDropOut
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, run_folders, trainer, weights_of
 from tests.integration.test_two_processes import fit as in_processes
 
@@ -258,6 +258,49 @@ def test_a_checkpoint_of_another_privacy_is_refused(tmp_path):
             )
 
 
+def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
+    runner = trainer(1, callbacks=[pretraining()])
+    runner.fit(federated(privacy=central()), datamodule=data())
+    runner.save_checkpoint(tmp_path / "one.ckpt")
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    saved["fedlight"]["privacy"] = None
+    torch.save(saved, tmp_path / "bare.ckpt")
+    with pytest.raises(ConfigurationError, match="checkpoint with the ledger of its privacy"):
+        trainer(2, callbacks=[pretraining()]).fit(
+            federated(privacy=central()), datamodule=data(), ckpt_path=tmp_path / "bare.ckpt", weights_only=True
+        )
+
+
+def test_cohorts_without_a_simulation_seed_are_drawn_from_a_secret():
+    """Nobody can repeat them from the public seed of the run, and a second run has others."""
+    drawn = []
+    for privacy in (central(simulation_seed=None), central(simulation_seed=None), central(), central()):
+        module = federated(privacy=privacy)
+        cohorts = []
+        begun = module._cohort
+
+        def noted(number, attempt, begun=begun, cohorts=cohorts):
+            cohorts.append(begun(number, attempt).tolist())
+            return cohorts[-1]
+
+        module._cohort = noted
+        fit(module, 6)
+        drawn.append(cohorts)
+    assert drawn[0] != drawn[1] != drawn[2] == drawn[3]
+    federation = data()
+    federation.setup()
+    assert drawn[2] == [federation.cohort(number).tolist() for number in range(6)]
+
+
+def test_no_client_is_named_where_nobody_may_know_who_took_part(caplog):
+    class Lost(FederatedCallback):
+        def on_client_message(self, trainer, pl_module, round, reply):
+            raise MessageError("the connection was lost")
+
+    fit(federated(privacy=central()), 1, callbacks=[Lost()])
+    assert "client" not in caplog.text
+
+
 def test_a_run_stops_when_its_budget_is_spent():
     module = federated(privacy=central(target_epsilon=2.7))
     runner = trainer(50, callbacks=[pretraining()])
@@ -353,6 +396,18 @@ def test_clients_that_catch_up_download_noisy_sums():
 def shares(**changes: Any) -> DistributedDP:
     settings = {"clip": 0.5, "threshold": 5, "noise_multiplier": 1.0, "delta": DELTA, "simulation_seed": 0}
     return DistributedDP(**settings | changes)
+
+
+@pytest.mark.parametrize(("stage", "releases"), [("consistency_check", 0), ("unmasking", 3)])
+def test_an_attempt_counts_once_its_clients_were_asked_to_open_the_sum(stage, releases):
+    """Answers of those that do not reach the server of this run in time may reach somebody who wants the sum."""
+    silent = StageDropOut(**{stage: 1.0})
+    module = federated(
+        codec=TwoSidedCodec(2), privacy=shares(), aggregator=SecureAggregator(cohort=CLIENTS, threshold=6), availability=silent
+    )
+    with pytest.raises(RoundFailedError, match="in 3 attempts"):
+        trainer(1, callbacks=[pretraining()]).fit(module, datamodule=data(sampler=Everyone()))
+    assert len(module.privacy.ledger) == releases
 
 
 def test_behind_secure_aggregation_the_same_noisy_sums_come_out():
@@ -515,6 +570,7 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
         "rounds": 6,
         "accountant": "pld",
         "expected_cohort": 3,
+        "cohorts": "secret, in the checkpoints",
         "noise": "operating system",
     }
     events = EventAccumulator(str(folder))

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import itertools
+import secrets
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fedlight.aggregation.secure import messages
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request, Stage
-from fedlight.aggregation.secure.primitives import combine, verify
+from fedlight.aggregation.secure.primitives import KEY, KeyPair, combine, verify
 from fedlight.aggregation.secure.session import Session, require_enough, require_known
 from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.errors import ProtocolError
+
+TRIES = 1_000
+"""Choices of shares to try for one secret: all of 7 of 10; more would let a client that dealt wrong ones hold up the server for long."""
+
+
+def _choices(tellers: list[int], threshold: int) -> Iterator[list[int]]:
+    """Yield every choice of ``threshold`` of the tellers once: the first ones, then those among one teller more, two more, ..."""
+    for last in range(threshold, len(tellers) + 1):
+        for left_out in itertools.combinations(tellers[: last - 1], last - threshold):
+            yield [who for who in tellers[:last] if who not in left_out]
 
 
 class SecureServer:
@@ -25,6 +37,9 @@ class SecureServer:
         session: the attempt's public parameters.
         cohort: the clients that were asked to take part.
         directory: the public identity keys of every client.
+
+    Attributes:
+        liars: clients that revealed a wrong share, or had been dealt one, once there is a sum.
 
     Raises:
         ProtocolError: if the cohort is larger than declared: before anything is sent.
@@ -47,6 +62,7 @@ class SecureServer:
         self._roster = b""
         self._signatures: dict[int, bytes] = {}
         self._unmasking: dict[int, dict[int, bytes]] = {}
+        self.liars: set[int] = set()
 
     # -- 0 ---------------------------------------------------------------------------------------------------------------------
 
@@ -56,6 +72,12 @@ class SecureServer:
         keys = messages.read_keys(self.session, message, sender)
         require_known(self.directory, sender)
         verify(self.directory[sender], keys.signature, keys.signed(self.session, sender), f"client {sender}")
+        known = {key for other in self._keys.values() for key in (other.channel, other.mask)}
+        if keys.channel == keys.mask or not known.isdisjoint((keys.channel, keys.mask)):
+            raise ProtocolError(f"Expected keys of client {sender}'s own but one is in use already")
+        probe = KeyPair(secrets.token_bytes(KEY))  # every other client would refuse the roster, and nobody's round would take place
+        probe.agree(keys.channel)
+        probe.agree(keys.mask)
         self._keys[sender] = keys
 
     def roster(self) -> bytes:
@@ -128,21 +150,24 @@ class SecureServer:
     def total(self) -> tuple[np.ndarray, int]:
         """Return (sum of ``weight * code`` of the survivors, int64 ``[code_length]``; sum of their weights).
 
+        Others take the place of a wrong share, whose sender ``liars`` then names, as long as there are enough.
+
         Raises:
-            ProtocolError: if too few revealed their shares, or the shares make a seed that its owner did not commit to.
+            ProtocolError: if too few revealed their shares, or no choice of them makes a seed that its owner committed to.
         """
         self._close(Stage.UNMASKING, None, len(self._unmasking), "revealed their shares")
         session = self.session
-        words, revealed = self._words.copy(), self._revealed_shares()
+        words = self._words.copy()
         for client in sorted(self._survivors):
-            seed = combine(revealed[client])
-            if session.commitment(seed, client) != self._keys[client].commitment:
-                raise ProtocolError(f"Expected shares of the seed that client {client} committed to but they make another: one is corrupt")
+            commitment = self._keys[client].commitment
+            what = f"the seed that client {client} committed to"
+            seed = self._secret(client, what, lambda s: session.commitment(s, client) == commitment)  # noqa: B023
             add_mask(words, session.self_mask(seed, client), session.format.modulus, negative=True)
         for client in sorted(self._sealed.keys() - self._survivors):
-            pair = session.mask_pair(combine(revealed[client]))
-            if pair.public != self._keys[client].mask:
-                raise ProtocolError(f"Expected shares of the mask key of client {client} but they make another: one is corrupt")
+            public = self._keys[client].mask
+            pair = session.mask_pair(
+                self._secret(client, f"the mask key of client {client}", lambda s: session.mask_pair(s).public == public)  # noqa: B023
+            )
             for other in sorted(self._survivors):
                 # What the survivor added for the dropped client (as the lower number) is taken away, and the other way round.
                 key = session.pair_mask(pair.agree(self._keys[other].mask), client, other)
@@ -161,11 +186,22 @@ class SecureServer:
         """Return the survivors that signed."""
         return tuple(sorted(self._signatures))
 
-    def _revealed_shares(self) -> dict[int, dict[int, bytes]]:
-        """Return of everybody who shared as many shares as it takes, by their places."""
+    def _secret(self, client: int, what: str, fits: Callable[[bytes], bool]) -> bytes:
+        """Return what a client shared, of the first choice of shares that makes it; whoever's share does not go with them is a liar."""
         places = {who: place for place, who in enumerate(sorted(self._keys))}
-        tellers = sorted(self._unmasking)[: self.session.threshold]
-        return {client: {places[who]: self._unmasking[who][client] for who in tellers} for client in self._sealed}
+
+        def made_by(chosen: Iterable[int]) -> bytes:
+            return combine({places[who]: self._unmasking[who][client] for who in chosen})
+
+        threshold, tellers = self.session.threshold, sorted(self._unmasking, key=lambda who: (who in self.liars, who))
+        for chosen in itertools.islice(_choices(tellers, threshold), TRIES):
+            if not fits(secret := made_by(chosen)):
+                continue
+            if chosen != tellers[:threshold]:
+                others = [who for who in tellers if who not in chosen]
+                self.liars |= {who for who in others if not fits(made_by((*chosen[1:], who)))}
+            return secret
+        raise ProtocolError(f"Expected shares of {what} but they make another, whichever are taken: too many are corrupt")
 
     # -- order -----------------------------------------------------------------------------------------------------------------
 
