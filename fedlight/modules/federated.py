@@ -322,7 +322,7 @@ class FederatedModule(Forwarding):
         )
 
     def _cohort(self, number: int, attempt: int) -> np.ndarray:
-        """Return who is invited: the sampler's cohort, drawn among those who are there if somebody is not, from a secret if privacy has one."""
+        """Return who is invited: the sampler's cohort, among those who are there; from privacy's secret if it has one."""
         secret, data = self.privacy.cohort_seed if self.privacy is not None else None, self.data
         drawn = data.cohort(number, attempt) if secret is None else data.sampler.sample(data.num_population, secret, number, attempt)
         present = self._connection.present(min(self.server.least_clients, len(drawn)))

@@ -121,9 +121,11 @@ def network_settings(network: nn.Module) -> str:
     return f"{describe_network(network)}{describe(saved) if saved else ''}"
 
 
-STATE = frozenset(
-    "fingerprint codec server downlink clients held connection privacy codec_error pretrain_seconds train_seconds".split()
-)
+STATE = frozenset(("fingerprint", "codec", "server", "downlink", "clients", "held", "connection", "privacy")) | {
+    "codec_error",
+    "pretrain_seconds",
+    "train_seconds",
+}
 """What a checkpoint has of a federated run."""
 
 

@@ -95,7 +95,7 @@ def _read(path: Path) -> list[tuple[float, float, int]]:
         try:
             multiplier, rate = map(float, line.split())
         except ValueError as error:
-            raise ConfigurationError(f"Expected {path} to hold a noise multiplier and a rate a line but got {line!r}: restore it") from error
+            raise ConfigurationError(f"Expected a noise multiplier and a rate in every line of {path} but got {line!r}") from error
         ledger.add(multiplier, rate)
     return ledger.lines
 
