@@ -13,6 +13,9 @@ from fedlight.console.sentences import one_sentence_of
 from fedlight.core.errors import own_error
 
 
+_MENDABLE = ("Early stopping conditioned", "Does not validate", "Error(s) in loading state_dict for")
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """End the process with a sentence and status 2 where the block raises an error that a user can mend; others pass."""
@@ -42,7 +45,7 @@ def mendable(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:  # disk full, folder that cannot be written, too many open files, ...
         return f"The system does not let the run go on: {error.strerror}{f' ({error.filename})' if error.filename else ''}"
     # By name: an error of Lightning's or the parser's must not make this file import them.
-    if type(error).__name__ == "MisconfigurationException" or str(error).startswith(("Early stopping conditioned", "Does not validate")):
+    if type(error).__name__ == "MisconfigurationException" or str(error).startswith(_MENDABLE):
         return one_sentence_of(str(error))
     return None
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from fedlight.callbacks.base import FederatedRun
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
 from fedlight.modules.global_model import trainable
@@ -158,10 +158,8 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
     trainer = getattr(module, "_trainer", None)
     missing = sorted({"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step"} - checkpoint.keys())
     missing += sorted(STATE - state.keys())
-    if missing:
-        raise ConfigurationError(
-            f"Expected a whole checkpoint but it lacks {', '.join(missing)}: choose another from the run's checkpoints/"
-        )
+    missing += sorted({"fit_loop"} - checkpoint.get("loops", {"fit_loop": {}}).keys())
+    require(not missing, _lacks(", ".join(missing)))
     fitting = trainer is not None and trainer.state.fn == "fit"
     if fitting:
         now = fingerprint(module)
@@ -176,6 +174,17 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
                 "Expected a checkpoint with the ledger of its privacy but it has none, so that nobody knows what was released before: go "
                 "on from another checkpoint, or start a new run"
             )
+    try:
+        _take_over(module, state, fitting)
+    except KeyError as error:
+        raise ConfigurationError(_lacks(str(error))) from error
+
+
+def _lacks(what: str) -> str:
+    return f"Expected a whole checkpoint but it lacks {what}: choose another from the run's checkpoints/"
+
+
+def _take_over(module: FederatedRun, state: dict[str, Any], fitting: bool) -> None:
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
     module.server_state.load_state_dict(state["server"])

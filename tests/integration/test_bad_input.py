@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fedlight.codecs.identity import IdentityCodec, IdentityDecoder, IdentityEncoder
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
@@ -172,3 +173,43 @@ def test_a_codec_of_another_model_is_refused_before_training(files):
     module = federated(mlp(hidden=9), codec_path=str(files / "codec"))
     with pytest.raises(CodecMismatchError, match="made for another model"):
         trainer(1, callbacks=[pretraining()]).fit(module, datamodule=federated_data())
+
+
+def damaged(finished: Path, place: Path, how: str) -> Path:
+    """Return a checkpoint of the finished run without one of its keys, or with an object that only running code can load."""
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    if how == "pickled":
+        checkpoint["extra"] = Path("an object")
+    else:
+        *outer, last = how.split(".")
+        inner = checkpoint
+        for key in outer:
+            inner = inner[key]
+        del inner[last]
+    torch.save(checkpoint, place)
+    return place
+
+
+@pytest.mark.parametrize("how", ["pickled", "loops", "loops.fit_loop", "fedlight.server", "fedlight.clients.kept", "fedlight.privacy"])
+def test_a_checkpoint_with_objects_or_without_a_key_is_refused(fedlight, finished, tmp_path, capsys, how):
+    path, same = damaged(finished, tmp_path / "damaged.ckpt", how), ["--model.codec", CODEC, "--data.client_holdout", "0.2"]
+    with pytest.raises(SystemExit) as ended:
+        fedlight("fit", tmp_path, *same, "--trainer.max_steps", "8", "--ckpt_path", str(path))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2
+    assert re.search("other objects, whose loading could run code" if how == "pickled" else f"lacks .*{how.split('.')[-1]}", said), said
+
+
+def test_a_checkpoint_at_a_url_is_refused(fedlight, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        fedlight("fit", tmp_path, *ROUND, "--ckpt_path", "https://example.org/last.ckpt")
+    assert ended.value.code == 2 and "`ckpt_path` to be a file but got https" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_ends_in_a_sentence(fedlight, tmp_path, capsys):
+    """A file in the way stands for a read-only folder, which some users may write to."""
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        fedlight("fit", tmp_path, *ROUND, "--checkpoint.dirpath", str(tmp_path / "taken" / "checkpoints"))
+    assert ended.value.code == 2 and "The system does not let the run go on: Not a directory" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.tmp"))
