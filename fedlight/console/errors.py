@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from fedlight.console.sentences import one_sentence_of
 from fedlight.core.errors import own_error
 
-
 _MENDABLE = ("Early stopping conditioned", "Does not validate", "Error(s) in loading state_dict for")
 
 

@@ -33,6 +33,7 @@ from fedlight.core.wire import CodeFormat
 from fedlight.data import Everyone, Poisson, Uniform
 from fedlight.modules import FederatedModule
 from fedlight.privacy import AdaptiveClipping, CentralDP, DistributedDP, LocalDP
+from fedlight.privacy.accounting import epsilon
 from fedlight.rounds import CatchUp
 from fedlight.rounds.availability import DropOut, FirstToAnswer, Several, StageDropOut
 from tests.federation import Fixed, History, Spy, federated, federated_data, mlp, pretraining, run_folders, trainer, weights_of
@@ -407,7 +408,10 @@ def test_an_attempt_counts_once_its_clients_were_asked_to_open_the_sum(stage, re
     )
     with pytest.raises(RoundFailedError, match="in 3 attempts"):
         trainer(1, callbacks=[pretraining()]).fit(module, datamodule=data(sampler=Everyone()))
-    assert len(module.privacy.ledger) == releases
+    privacy = module.privacy
+    assert len(privacy.ledger) == releases
+    true = epsilon(privacy.accounts, ((privacy.accounted(1.0), 1.0, releases),), DELTA) if releases else 0.0
+    assert privacy.epsilon() >= true and privacy.epsilon(amplified=False) >= true
 
 
 def test_behind_secure_aggregation_the_same_noisy_sums_come_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fedlight.core.errors import ConfigurationError
 from fedlight.privacy import CentralDP
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.mechanism import AccountingSetting
@@ -48,6 +49,34 @@ def test_a_journal_that_is_gone_leaves_the_checkpoints_ledger(tmp_path):
     ledger.load_state_dict({"lines": [[1.0, 0.5, 2]], "journal": str(tmp_path / "gone.txt")})
     ledger.keep_journal(tmp_path / "new.txt")
     assert ledger.lines == [(1.0, 0.5, 2)] and (tmp_path / "new.txt").read_text() == "1.0 0.5\n" * 2
+
+
+def test_a_line_that_a_crash_cut_off_was_not_released_and_is_mended(tmp_path):
+    path = tmp_path / "privacy_ledger.txt"
+    path.write_text("1.0 0.5\n1.0 0.5\n1.0 0")
+    ledger = Ledger()
+    ledger.load_state_dict({"lines": [[1.0, 0.5, 1]], "journal": str(path)})
+    ledger.keep_journal(tmp_path / "new.txt")
+    ledger.add(2.0, 1.0)
+    assert path.read_text() == "1.0 0.5\n1.0 0.5\n2.0 1.0\n" and ledger.lines == [(1.0, 0.5, 2), (2.0, 1.0, 1)]
+
+
+@pytest.mark.parametrize(("text", "said"), [("1.0 0.5\n", "2 releases that the checkpoint knows but it holds 1"), ("1.0\n", "every line")])
+def test_a_journal_that_lost_releases_is_refused(tmp_path, text, said):
+    (tmp_path / "privacy_ledger.txt").write_text(text)
+    ledger = Ledger()
+    ledger.load_state_dict({"lines": [[1.0, 0.5, 2]], "journal": str(tmp_path / "privacy_ledger.txt")})
+    with pytest.raises(ConfigurationError, match=said):
+        ledger.keep_journal(tmp_path / "new.txt")
+
+
+def test_a_journal_in_a_folder_that_was_moved_is_found(tmp_path):
+    (tmp_path / "privacy_ledger.txt").write_text("1.0 0.5\n" * 3)
+    ledger = Ledger()
+    ledger.load_state_dict({"lines": [[1.0, 0.5, 2]], "journal": str(tmp_path / "before" / "privacy_ledger.txt")})
+    ledger.find_journal(tmp_path / "privacy_ledger.txt")
+    ledger.keep_journal(tmp_path / "new.txt")
+    assert len(ledger) == 3 and not (tmp_path / "new.txt").exists()
 
 
 def test_epsilon_without_amplification_of_integer_codes_is_not_limited_to_integer_orders():
