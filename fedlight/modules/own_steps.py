@@ -233,6 +233,8 @@ class LocalSteps(LocalModel):
     def _moved(self, x: Tensor, y: Tensor) -> Any:
         """Return the batch on the device, through the transfer hooks of the data module or of the copy."""
         batch = x.content if isinstance(x, Collated) else [x, y]
+        if y.device.type == "cpu" and not any(self._transfers):  # where batches are made
+            return batch
         before, move, after = (hook or getattr(self._own, name) for hook, name in zip(self._transfers, TRANSFER, strict=True))
         return after(move(before(batch, 0), y.device, 0), 0)
 
