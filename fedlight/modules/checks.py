@@ -99,7 +99,8 @@ def check_batches(module: FederatedRun, model: LocalModel) -> None:
         raise ConfigurationError(
             f"Expected local batches of at least two samples for the {kind} layers of {type(model.module).__name__} but "
             f"{len(single)} of {len(sizes)} clients, such as client {single[0]} of size {sizes[single[0]]}, train on one of a "
-            "single sample: choose another `batch_size` of `algorithm`, `drop_last=True` in your loader, `min_samples` 2 of the `partitioner`, or GroupNorm"
+            "single sample: choose another `batch_size` of `algorithm`, `drop_last=True` in your loader, `min_samples` 2 of the "
+            "`partitioner`, or GroupNorm"
         ) from error
 
 
