@@ -200,6 +200,11 @@ class FederatedModule(Forwarding):
     def configure_callbacks(self) -> list[Callback]:
         """Return the encoder and decoder of the module's codec, a pretraining phase unless the Trainer has one, and the user's own."""
         check_trainer(self.trainer)
+        if self._compiler_ctx is not None:
+            raise ConfigurationError(
+                "Expected a federated module that is not compiled, because a round is no graph, but got torch.compile of one: compile the "
+                "networks within yours, such as self.net = torch.compile(self.net)"
+            )
         self._built = False
         self.attach_own()
         suit_rounds(self.trainer)

@@ -631,6 +631,12 @@ def test_what_no_client_could_do_is_refused_before_training(make, message):
         federated(make(), Line(), 1)
 
 
+def test_a_compiled_round_is_refused():
+    module = torch.compile(fedlight.federate(Own(), Line(), num_clients=1), backend="eager")
+    with pytest.raises(ConfigurationError, match="a round is no graph.*compile the networks within yours"):
+        fit(module, rounds=1)
+
+
 def test_an_exception_in_a_clients_training_names_client_round_and_step_in_its_own_words():
     class Failing(Own):
         def training_step(self, batch, batch_idx):
