@@ -6,6 +6,7 @@ the user's own code. `tests/modules/test_contract.py` walks Lightning's own name
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,10 @@ def check_contract(own: LightningModule, algorithm: Algorithm) -> None:
             )
     if not is_overridden("training_step", own, LightningModule):
         raise ConfigurationError(f"Expected `network` to have a `training_step` but {name} has none: write one, or give network and `loss`")
+    if "dataloader_iter" in inspect.signature(own.training_step).parameters:
+        raise ConfigurationError(
+            f"Expected a `training_step` of one batch but that of {name} takes `dataloader_iter`, which clients lack: take the batch"
+        )
     for hook in WITH_OPTIMIZER:
         if not isinstance(algorithm, ClientOptimizer) and is_overridden(hook, own, LightningModule):
             raise ConfigurationError(

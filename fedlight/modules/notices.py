@@ -78,6 +78,11 @@ def silent_flags(trainer: Trainer, validates: bool) -> list[str]:
                 f"ModelCheckpoint(monitor={monitor!r}) saves nothing, because nothing is validated: set `trainer.val_check_interval` to "
                 "a number of rounds"
             )
+    if given.reload_dataloaders_every_n_epochs and endless:
+        told.append(
+            "No loader will be made again by `trainer.reload_dataloaders_every_n_epochs`, because a federated run is one endless epoch and "
+            "clients keep their samples: leave it out"
+        )
     every = given.log_every_n_steps
     if given.loggers and every and 0 < rounds < every:
         told.append(

@@ -34,6 +34,11 @@ def check_trainer(trainer: Trainer) -> None:
             f"Expected `trainer.accumulate_grad_batches` 1 but got {trainer.accumulate_grad_batches}: a round is one server step. "
             "For larger local batches set `model.algorithm.init_args.batch_size`, for larger cohorts `data.sampler`"
         )
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise ConfigurationError(
+            f"Expected no `trainer.overfit_batches` but got {trainer.overfit_batches}: a round draws a cohort and has no batch of its own. "  # type: ignore[attr-defined]
+            "To overfit few samples give a data set of few, with one client"
+        )
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ConfigurationError(
             f"Expected `trainer.precision` 32-true or bf16-mixed but got {trainer.precision}: updates are float32 differences of "

@@ -61,6 +61,12 @@ def test_what_is_refused_names_the_hook_and_the_way_out(hook):
         contract.check_contract(own, ClientOptimizer(steps=1))
 
 
+def test_a_step_that_takes_the_loader_is_refused():
+    own = type("Own", (BoringModel,), {"training_step": lambda self, dataloader_iter: None})()
+    with pytest.raises(ConfigurationError, match="that of Own takes `dataloader_iter`"):
+        contract.check_contract(own, ClientOptimizer(steps=1))
+
+
 @pytest.mark.parametrize("hook", contract.WITH_OPTIMIZER)
 def test_hooks_that_are_given_the_optimizer_need_one(hook):
     own = type("Own", (BoringModel,), {hook: lambda self, optimizer: None})()

@@ -74,6 +74,13 @@ def test_callbacks_that_cannot_do_what_they_say_are_refused(callback, message):
         trainer(1, callbacks=[callback()]).fit(federated(), datamodule=federated_data())
 
 
+def test_batches_to_overfit_are_refused_and_loaders_that_are_not_made_again_are_told(recwarn):
+    with pytest.raises(ConfigurationError, match="no `trainer.overfit_batches` but got 1"):
+        trainer(1, overfit_batches=1).fit(federated(), datamodule=federated_data())
+    trainer(1, reload_dataloaders_every_n_epochs=1).fit(federated(), datamodule=federated_data())
+    assert told(recwarn, "No loader will be made again") == 1
+
+
 @pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
 def test_lightnings_tuner_is_refused(search):
     with pytest.raises(ConfigurationError, match="Finder in a federated run"):
