@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory, check_local_steps, local_samples
+from fedlight.clients.copying import require_own
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.errors import ConfigurationError
 
@@ -58,8 +59,8 @@ class ClientOptimizer(Algorithm):
         total, steps = torch.zeros((), device=y.device), 0
         for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
             loss, grads = model.gradients(xb, yb)
-            for parameter, gradient in zip(model.flat.parameters, grads, strict=True):
-                parameter.grad = gradient
+            for parameter, gradient, reached in zip(model.flat.parameters, grads, model.reached, strict=True):
+                parameter.grad = gradient if reached else None
             optimizer.step()
             total += loss
             steps += 1
@@ -74,7 +75,9 @@ class ClientOptimizer(Algorithm):
             raise ConfigurationError(
                 f"Expected a LightningModule with `configure_optimizers` but got {type(network).__name__}: give `optimizer`, or use FedAvg"
             )
-        return only_optimizer(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
+        optimizer = only_optimizer(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
+        require_own(optimizer, network)
+        return optimizer
 
 
 def only_optimizer(returned: Any, owner: str) -> Optimizer:

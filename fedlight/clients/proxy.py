@@ -71,8 +71,8 @@ def record_bank(
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
                 with torch.random.fork_rng(devices=[weights.device] if weights.is_cuda else []):
-                    model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     model.load(weights, buffers)
+                    model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
                     updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
             mean = updates.mean(0)

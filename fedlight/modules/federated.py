@@ -28,7 +28,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
-from fedlight.core.layout import Layout, float_buffers
+from fedlight.core.layout import Layout
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.checks import aggregation_setting, check_algorithm, chosen_codec, start_privacy, upload_codec
@@ -49,13 +49,13 @@ from fedlight.rounds import (
     Downlink,
     Full,
     FullModel,
-    ReplyFormat,
     Server,
     ServerState,
     Simulated,
     run_round,
 )
 from fedlight.rounds.held import HeldModels
+from fedlight.rounds.messages import reply_format
 
 C = TypeVar("C", bound=Callback)
 
@@ -207,6 +207,8 @@ class FederatedModule(Forwarding):
         if stage == "fit":
             start_privacy(self)
         self.task = task_of(self)
+        if not isinstance(self.network, LightningModule) and not self.network.training:
+            self.network.train()  # a network that was evaluated before; a LightningModule keeps its modes, as in Lightning
         self.task.setup(stage)
         if stage != "fit":
             return
@@ -241,13 +243,13 @@ class FederatedModule(Forwarding):
         self.codec.to(self.device)
         watch = CallbackWatch(self)
         shown = not self.aggregator.hides_messages
-        buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
-        format = ReplyFormat(buffers, self.weighting == "samples" and shown, self.privacy is not None and self.privacy.sends_bits)
+        bits, weight = self.privacy is not None and self.privacy.sends_bits, self.weighting == "samples" and shown
+        format = reply_format(self.network, self.batch_norm == "mean", weight, bits, clear=shown and self.privacy is None)
         simulated = partial(self._simulated, watch)
         run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population)
         self._connection = simulated() if self.clients is None else self.clients.attach(run)
         self.server = Server(
-            LightningModel(self, self.network),
+            LightningModel(self, self.network, getattr(self.algorithm, "steps", None) or 1),
             self.codec,
             self.algorithm,
             self.aggregator,
@@ -262,6 +264,7 @@ class FederatedModule(Forwarding):
             decode=self._callback(GradientDecoder).decode,
             watch=watch,
             compares=self._compares,
+            takes_extras=bool(format.extras),
         )
 
     def _simulated(self, watch: CallbackWatch) -> Clients:

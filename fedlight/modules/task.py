@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -71,10 +71,12 @@ class Classification(Task):
     """Logits of classes on a data set in memory: loss, accuracy and its spread over clients."""
 
     metrics: StageMetrics
+    norm: PersonalNorm
 
     def setup(self, stage: str) -> None:
         """Make the metrics, and run one sample through the network: a wrong shape is told before training and in its own words."""
         module = self.module
+        self.norm = PersonalNorm(module.network)
         self.metrics = module.stage_metrics = StageMetrics(
             module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics
         )
@@ -116,8 +118,7 @@ class Classification(Task):
 
     def _personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
-        network = self.module.network
-        return personal_forward(network, PersonalNorm(network), self.module.store.peek(client).get("norm", {}), x)
+        return personal_forward(self.module.network, self.norm, self.module.store.peek(client).get("norm", {}), x)
 
     def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
         """Evaluate the personal models of those clients that have trained one."""
@@ -127,7 +128,7 @@ class Classification(Task):
             if model is not None:
                 mine = clients == client
                 weights, buffers = (part.to(module.device) for part in model)
-                logits = forward_with(module.network, weights, buffers, x[mine])
+                logits = forward_with(module.network, weights, buffers, self.norm.names, x[mine])
                 self.metrics.update_personal(logits, y[mine], clients[mine])
 
     def epoch_end(self, stage: Stage) -> None:
@@ -234,6 +235,10 @@ class OwnSteps(Task):
 class LocalSteps(LocalModel):
     """A client's copy of a user's LightningModule: every client starts with batch 0, silent, and with metrics that have seen nothing."""
 
+    def modes(self, module: nn.Module) -> list[bool]:
+        """Return the modes that the module's parts were left in, which Lightning leaves alone."""
+        return [part.training for part in module.modules()]
+
     def attach(self, module: FederatedRun) -> None:
         """Let the copy see the Trainer (which copies leave behind), and keep what it logs in a training step to itself."""
         own: Any = self.module
@@ -241,9 +246,9 @@ class LocalSteps(LocalModel):
         own.log = own.log_dict = lambda *_, **__: None
         self._metrics = [part for part in own.modules() if isinstance(part, Metric)]
 
-    def load(self, weights: Tensor, buffers: Tensor) -> None:
-        """Start from global weights ``[dim]`` and buffers ``[buffer_dim]``."""
-        super().load(weights, buffers)
+    def load(self, weights: Tensor, buffers: Tensor, extras: Mapping[str, Tensor] | None = None) -> None:
+        """Start from global weights ``[dim]``, buffers ``[buffer_dim]`` and the server's ``extras``."""
+        super().load(weights, buffers, extras)
         self.module.__dict__["batch_idx"] = 0
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
