@@ -112,12 +112,8 @@ class GradientCodes(Callback):
                 f"Expected at most {LARGEST_BYTE} processes with `int8`, whose codes add up in one byte, but got {trainer.world_size}: "
                 "set `int8` to false"
             )
-        sparse = [name for name, part in pl_module.named_modules() if getattr(part, "sparse", False) is True]
-        if sparse and isinstance(trainer.strategy, DDPStrategy):
-            raise ConfigurationError(
-                f"Expected dense gradients under DDP, whose communication hooks get no others, but {sparse[0]} has sparse=True: set it to "
-                "False, or train on one device"
-            )
+        if any(getattr(part, "sparse", False) is True for part in pl_module.modules()):
+            raise ConfigurationError("Expected dense gradients but an embedding has sparse=True: set it to False")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make one channel a parameter tensor, take over what a checkpoint held, and register the hook where there is DDP."""
@@ -133,6 +129,11 @@ class GradientCodes(Callback):
             rank_zero_warn(
                 f"GradientCodes encodes nothing: no parameter tensor has `min_size` ({self.min_size}) numbers and a code that is shorter, "
                 "so that gradients travel in full. Lower `min_size`, or remove GradientCodes"
+            )
+        wide = [name for name, channel in self._channels.items() if channel.codec and self._parameters[name].dtype == torch.float64]
+        if wide:
+            rank_zero_warn(
+                f"Codes are float32 at most, gradients of {wide[0]} float64: what a code rounds off is in the next gradient, if any"
             )
         self._step_bytes = 0
         if self._resumed is not None:

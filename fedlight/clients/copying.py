@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.graph import LARGE, Step, attributes, is_data, is_global, readable, walk
+from fedlight.clients.graph import LARGE, Step, attributes, is_data, is_global, is_large, readable, walk
 from fedlight.core.errors import ConfigurationError
 
 _NEW: dict[type, Callable[[Any], Any]] = {
@@ -41,8 +41,8 @@ def own_copy(network: nn.Module) -> nn.Module:
     name = type(network).__name__
     found = list(walk(network, name))
     memo: dict[int, Any] = {}
-    functions: list[tuple[types.FunctionType, types.FunctionType]] = []
-    cells: dict[int, tuple[types.CellType, types.CellType]] = {}
+    functions: Twins = {}
+    cells: dict[int, types.CellType] = {}
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     for path, held in found:
         if _read_once(held):
@@ -51,26 +51,28 @@ def own_copy(network: nn.Module) -> nn.Module:
             )
         if type(held) in _NEW:
             memo[id(held)] = _NEW[type(held)](held)
-        elif is_data(held) or isinstance(held, io.IOBase):
+        elif is_data(held) or (isinstance(held, io.IOBase) and not isinstance(held, (io.StringIO, io.BytesIO))):
             memo[id(held)] = held
         elif isinstance(held, Tensor) and id(held) not in kept:
             if not held.is_leaf:  # derived from weights, by a hook that derives it again
                 memo[id(held)] = held.detach().clone()
-            elif held.nbytes > LARGE and not held.requires_grad:
+            elif is_large(held) and not held.requires_grad:
                 memo[id(held)] = held
         elif isinstance(held, np.ndarray) and held.nbytes > LARGE and held.dtype != object:
             memo[id(held)] = _read_only(held)
         elif isinstance(held, types.FunctionType) and not is_global(held):
-            functions.append((held, _twin(held, cells)))
-            memo[id(held)] = functions[-1][1]
+            memo[id(held)] = twin = _twin(held, cells)
+            functions[id(twin)] = held, twin
     shared = {key for key, made in memo.items() if id(made) == key}
     made = _deep(network, memo, found)
-    for old, new in cells.values():
-        with suppress(ValueError):  # an empty one stays empty
-            new.cell_contents = _content(old.cell_contents, memo, found, shared)
-    for old, new in functions:
-        new.__defaults__, new.__kwdefaults__ = _deep(old.__defaults__, memo, found), _deep(old.__kwdefaults__, memo, found)
-        new.__dict__.update(_deep(old.__dict__, memo, found))
+    while missing := _empty(made, functions):
+        for old, new in missing:
+            functions.pop(id(new))
+            for was, cell in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
+                with suppress(ValueError):  # an empty one stays empty
+                    cell.cell_contents = _content(was.cell_contents, memo, found, shared)
+            new.__defaults__, new.__kwdefaults__ = _deep(old.__defaults__, memo, found), _deep(old.__kwdefaults__, memo, found)
+            new.__dict__.update(_deep(old.__dict__, memo, found))
     _turn_weak_references(made, memo)
     _check(made, found, shared, name)
     return made
@@ -109,13 +111,17 @@ def _content(held: Any, memo: dict[int, Any], found: list[Step], shared: set[int
         return held
 
 
-def _twin(function: types.FunctionType, cells: dict[int, tuple[types.CellType, types.CellType]]) -> types.FunctionType:
-    """Return the same function with variables of its own, empty yet."""
-    own = []
-    for cell in function.__closure__ or ():
-        if id(cell) not in cells:
-            cells[id(cell)] = cell, types.CellType()
-        own.append(cells[id(cell)][1])
+Twins = dict[int, tuple[types.FunctionType, types.FunctionType]]
+
+
+def _empty(made: nn.Module, functions: Twins) -> list[tuple[types.FunctionType, types.FunctionType]]:
+    """Return those of the new functions that are in the copy, whose variables are empty yet; others are in what copies leave out."""
+    return [functions[id(held)] for _, held in walk(made, "") if id(held) in functions]
+
+
+def _twin(function: types.FunctionType, cells: dict[int, types.CellType]) -> types.FunctionType:
+    """Return the same function with variables of its own, empty yet; functions that share a variable go on sharing it."""
+    own = [cells.setdefault(id(cell), types.CellType()) for cell in function.__closure__ or ()]
     made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, tuple(own))
     made.__qualname__, made.__doc__, made.__module__ = function.__qualname__, function.__doc__, function.__module__
     return made

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import random
 import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -87,8 +89,17 @@ def children(held: object) -> Iterator[Step]:
         return
     own = attributes(held)
     if own is not None:
+        own = _copied_state(held, own)
         yield from ((f".{name}", value) for name, value in list(own.items()) if name not in ("_trainer", "_fabric"))
         yield from ((f".{name}", getattr(held, name)) for name in slots(held))
+
+
+def _copied_state(held: object, own: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an object's attributes goes into copies: some classes leave out what they make again, such as compiled code."""
+    if type(held).__getstate__ is object.__getstate__:
+        return own
+    made = held.__getstate__()
+    return made if isinstance(made, dict) else own
 
 
 def slots(held: object) -> list[str]:
@@ -149,7 +160,7 @@ class Memento:
         noted = [one for one in self._noted if id(one) not in tables and id(one) not in values]
         self._restores = [restore for held in noted for restore in _restores(held)]
         self._seeds = [seed for held in noted if (seed := _seeding(held)) is not None]
-        large = ((path, held) for path, held in found if isinstance(held, Tensor) and id(held) not in values and not _small(held))
+        large = ((path, held) for path, held in found if isinstance(held, Tensor) and id(held) not in values and is_large(held))
         self._large = [(readable(path), held, held._version) for path, held in large]
 
     def put_back(self) -> None:
@@ -182,16 +193,18 @@ def _restores(held: Any) -> Iterator[Restore]:
     elif isinstance(held, set):
         yield functools.partial(_put_set, held, set(held))
     elif isinstance(held, Tensor):
-        if _small(held):
+        if held.layout == torch.strided and not is_large(held):
             yield functools.partial(_put_tensor, held, held.detach().clone())
     elif isinstance(held, np.ndarray):
         if held.flags.writeable and held.dtype != object:
             yield functools.partial(_put_array, held, held.copy())
     elif isinstance(held, bytearray):
         yield functools.partial(held.__setitem__, slice(None), bytes(held))
+    elif isinstance(held, (io.StringIO, io.BytesIO)):
+        yield functools.partial(held.__setstate__, held.__getstate__())
     elif isinstance(held, types.FunctionType):
         for cell in () if is_global(held) else held.__closure__ or ():
-            if contents(cell) is not None:
+            with suppress(ValueError):  # an empty one
                 yield functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
         return
     own = attributes(held)
@@ -205,8 +218,9 @@ LARGE = 1 << 20
 """Bytes beyond which a tensor or an array that is no buffer is taken for data: shared and not to be changed."""
 
 
-def _small(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.nbytes <= LARGE
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor is taken for data."""
+    return tensor.layout == torch.strided and tensor.numel() * tensor.element_size() > LARGE
 
 
 def _seeding(held: Any) -> Callable[[int], Any] | None:

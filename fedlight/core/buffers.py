@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -44,9 +45,9 @@ def statistics(module: nn.Module) -> list[Place]:
     return [place for place in found if place.table[place.key].dtype == first]
 
 
-def counters(module: nn.Module) -> list[Place]:
-    """Return the batch counters that nothing reads: of normalisation layers with a fixed momentum."""
-    return [place for layer, place in _buffers(module) if _is_idle_counter(layer, place)]
+def counters(module: nn.Module, counting: bool = False) -> list[Place]:
+    """Return the batch counters that nothing reads: of normalisation layers with a fixed momentum, or of those in training mode."""
+    return [place for layer, place in _buffers(module) if _is_idle_counter(layer, place) and (layer.training or not counting)]
 
 
 def extras(module: nn.Module) -> dict[str, Place]:
@@ -65,6 +66,18 @@ def specs(module: nn.Module) -> dict[str, Spec | None]:
     """Return shape and type of every extra; None for a buffer that holds nothing yet."""
     found = {name: place.get() for name, place in extras(module).items()}
     return {name: None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in found.items()}
+
+
+def constants(module: nn.Module, but: Collection[str] = ()) -> dict[str, str]:
+    """Return a digest of every extra by name, ``but`` for these: two copies of a network that share them need not be sent them."""
+    held = {name: place.get() for name, place in extras(module).items() if name not in but}
+    return {name: _digest(tensor) for name, tensor in held.items() if tensor is not None}
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data, digest_size=8).hexdigest()
 
 
 def kept_apart(module: nn.Module) -> list[Place]:
@@ -117,7 +130,7 @@ class _Loaded:
         elif isinstance(tensor, nn.Parameter):
             tensor.data = value.clone()
         else:
-            tensor = value.clone()
+            tensor = value.clone() if tensor is None else value.to(tensor.device, copy=True)
         self.place.table[self.place.key] = self.held = tensor
 
     def changed(self) -> Tensor | None:
@@ -140,6 +153,7 @@ class ClientExtras:
         self._sent = {name: _loaded(place, first[name]) for name, place in extras(module).items()}
         self._kept = [_loaded(place, first[place.name]) for place in kept_apart(module)]
         self._layers = [(layer, set(layer._buffers), set(layer._non_persistent_buffers_set)) for layer in module.modules()]
+        self._within = [(layer, dict(layer._modules)) for layer in module.modules()]
         found = [(layer, key, p) for layer in module.modules() for key, p in layer._parameters.items()]
         self._parameters = [(layer, key, p, p.requires_grad) for layer, key, p in found if p is not None]
 
@@ -167,8 +181,16 @@ class ClientExtras:
         """Return copies of the extras that training changed, by name.
 
         Raises:
-            ConfigurationError: if training replaced a parameter, began to train one, or added a buffer, which no message could carry.
+            ConfigurationError: if training replaced a parameter or a layer that has some, began to train one, or added a buffer, which no
+                message could carry.
         """
+        for layer, parts in self._within:
+            for key, part in layer._modules.items() if layer._modules != parts else ():
+                if part is not parts.get(key) and part is not None and any(True for _ in part.parameters()):
+                    raise ConfigurationError(
+                        f"Expected the same layers from the start but training replaced `{key}` of {type(layer).__name__} by another "
+                        f"{type(part).__name__}: load other weights into the old one"
+                    )
         for layer, key, parameter, trained in self._parameters:
             if parameter.requires_grad and not trained:
                 raise ConfigurationError(

@@ -21,6 +21,8 @@ def derivatives(loss: Tensor, seed: Tensor, parameters: Sequence[Tensor]) -> lis
     Python take a sixth of a small model's step.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return [None] * len(parameters)
     engine = torch.autograd.Variable._execution_engine
     found = engine.run_backward((loss,), (seed,), False, False, tuple(trained), allow_unreachable=True, accumulate_grad=False)
     if len(trained) == len(parameters):

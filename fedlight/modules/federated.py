@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -25,6 +26,7 @@ from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
+from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
@@ -241,12 +243,16 @@ class FederatedModule(Forwarding):
             keep_freed_memory()
         self.data.to(self.device)
         self.codec.to(self.device)
+        if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
+            rank_zero_warn("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
         watch = CallbackWatch(self)
         shown = not self.aggregator.hides_messages
         bits, weight = self.privacy is not None and self.privacy.sends_bits, self.weighting == "samples" and shown
         format = reply_format(self.network, self.batch_norm == "mean", weight, bits, clear=shown and self.privacy is None)
         simulated = partial(self._simulated, watch)
-        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population)
+        elsewhere = self.clients is not None and not self.clients.simulates
+        known = constants(self.network, self.server_state.extras) if elsewhere else {}
+        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population, known)
         self._connection = simulated() if self.clients is None else self.clients.attach(run)
         self.server = Server(
             LightningModel(self, self.network, getattr(self.algorithm, "steps", None) or 1),

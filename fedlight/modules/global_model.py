@@ -28,7 +28,7 @@ class LightningModel:
         self.steps = steps
         self.layout = Layout.of(network)
         self._statistics = statistics(network)
-        self._counters = counters(network)
+        self._counters = counters(network, counting=True)
         self._extras = extras(network)
 
     @property

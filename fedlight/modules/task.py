@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.clients.copying import own_copy
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
 from fedlight.core.errors import ConfigurationError
@@ -81,7 +81,7 @@ class Classification(Task):
             module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics
         )
         x, classes = module.data.test[0][:1].cpu(), module.data.num_classes
-        network = copy.deepcopy(module.network).cpu().eval()
+        network = own_copy(module.network).cpu().eval()
         try:
             with torch.no_grad():
                 logits = network(x)

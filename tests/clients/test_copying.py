@@ -21,7 +21,6 @@ from fedlight.clients.copying import own_copy
 from fedlight.clients.engine import ClientTask, Sequential
 from fedlight.clients.graph import LARGE, Memento
 from fedlight.core.errors import ConfigurationError
-from fedlight.data import LightningData
 
 Steps = Callable[["Net"], Any]
 
@@ -91,6 +90,26 @@ def replaced(net: Net) -> float:
     return 1.0
 
 
+def ended(net: Net) -> float:
+    was = net.drop.training
+    net.drop.eval()
+    return 1.0 + was
+
+
+def swapped(net: Net) -> float:
+    was = isinstance(net.other, nn.Identity)
+    net.other = nn.Hardtanh()
+    return 1.0 + was
+
+
+def frozen(net: Net) -> float:
+    was = net.layer.bias.requires_grad
+    net.layer.bias.requires_grad_(False)
+    return 1.0 + was
+
+
+DRAWN: list[float] = []
+
 STATE: dict[str, tuple[Steps, Steps]] = {
     "a number": (assign(calls=0), lambda net: count(net, "calls")),
     "a new attribute": (assign(), lambda net: count(net.__dict__.setdefault("made", {"n": 0}), "n")),
@@ -120,16 +139,13 @@ STATE: dict[str, tuple[Steps, Steps]] = {
         lambda net: net.add_module("drop", nn.Dropout(0.0)),
         lambda net: count(net.drop, "p") and float(net.drop.p),
     ),
-    "a mode": (lambda net: net.add_module("drop", nn.Dropout(0.5)), lambda net: float(net.drop.eval()(torch.ones(1)))),
+    "a mode": (lambda net: net.add_module("drop", nn.Dropout(0.5)), ended),
     "a frozen weight": (
         lambda net: net.register_parameter("still", nn.Parameter(torch.zeros(1), requires_grad=False)),
         lambda net: float(net.still.data.add_(1)),
     ),
-    "a layer that is replaced": (
-        lambda net: net.add_module("other", nn.Identity()),
-        lambda net: net.__dict__["_modules"].update(other=nn.Hardtanh(-0.1, 0.1)) or float(net.other(torch.ones(1))),
-    ),
-    "whether a weight is trained": (assign(), lambda net: float(net.layer.requires_grad_(not net.layer.weight.requires_grad) is net) + 1),
+    "a layer that is replaced": (lambda net: net.add_module("other", nn.Identity()), swapped),
+    "whether a weight is trained": (assign(), frozen),
     "a partial": (lambda net: assign(more=functools.partial(count, {"n": 0}, "n"))(net), lambda net: net.more()),
     "an event": (
         lambda net: assign(done=threading.Event())(net),
@@ -164,10 +180,10 @@ def test_a_clients_update_depends_on_nothing_another_client_did(name: str) -> No
 
 def test_what_is_read_twice_differs_from_client_to_client() -> None:
     """A generator that the network holds is no constant: clients draw numbers of their own."""
-    drawn: list[float] = []
-    make, use = assign(rng=torch.Generator().manual_seed(1)), lambda net: drawn.append(float(torch.rand((), generator=net.rng))) or 1.0
+    DRAWN.clear()
+    make, use = assign(rng=torch.Generator().manual_seed(1)), lambda net: DRAWN.append(float(torch.rand((), generator=net.rng))) or 1.0
     updates(Net(make, use), [0, 1])
-    assert len(set(drawn)) == 6
+    assert len(set(DRAWN)) == 6
 
 
 # -- names inside mean the copy --------------------------------------------------------------------------------------
@@ -297,7 +313,3 @@ def test_an_optimizer_of_anything_else_than_the_clients_weights_is_refused() -> 
     loose = nn.Parameter(torch.zeros(2))
     with pytest.raises(ConfigurationError, match=r"one of shape \[2\] is none of them"):
         ClientOptimizer(steps=1).make(Own())
-
-
-def test_a_data_source_within_is_data() -> None:
-    assert own_copy(Net(assign(source=LightningData))).source is LightningData

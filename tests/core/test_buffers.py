@@ -80,6 +80,7 @@ def test_the_servers_values_replace_the_first_ones_until_they_are_gone() -> None
 
 def test_what_no_message_could_carry_is_refused_by_name() -> None:
     _, module, own = copied()
+    kept = module.base
     module.register_buffer("queue", torch.zeros(2))
     with pytest.raises(ConfigurationError, match="training added `queue` to Mixed"):
         own.changed()
@@ -87,6 +88,10 @@ def test_what_no_message_could_carry_is_refused_by_name() -> None:
     assert "queue" not in module._buffers and own.changed() == {}
     module.register_buffer("scratch", torch.zeros(2), persistent=False)
     assert own.changed() == {}
+    module.base = nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match="training replaced `base` of Mixed by another Linear"):
+        own.changed()
+    module.base = kept
     module.norm.weight = nn.Parameter(torch.ones(3))
     with pytest.raises(ConfigurationError, match="training replaced `weight` of BatchNorm1d"):
         own.changed()

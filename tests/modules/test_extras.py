@@ -149,5 +149,7 @@ def test_personal_models_keep_their_buffers_out_of_the_common_ones() -> None:
 def test_a_frozen_normalisation_layer_stands_still_and_sends_nothing() -> None:
     own = Lit("norm")
     own.net[1].eval()
+    own.net.append(nn.BatchNorm1d(1))
     fit(own, codec=IdentityCodec())
+    assert own.net[3].running_mean.any() and int(own.net[3].num_batches_tracked) == 12
     assert not own.net[1].running_mean.any() and int(own.net[1].num_batches_tracked) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -12,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import fedlight
 from fedlight.clients import ClientOptimizer, FedAvg
-from fedlight.codecs import QSGDCodec
+from fedlight.codecs import HalfCodec, QSGDCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.data import Everyone
@@ -93,7 +91,7 @@ def test_only_adapters_travel_and_are_saved_and_a_run_resumes_from_them(tmp_path
     assert sent.mean_message < adapters + 60  # about a byte a number
     whole, resumed = run(4)[0], run(4, path)[0]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    assert not torch.equal(whole.network.layers[0].b if hasattr(whole.network, "layers") else torch.zeros(1), torch.ones(1))
+    assert any(bool(p.any()) for name, p in whole.named_parameters() if name.endswith(".b"))
 
 
 # -- a LightningModule with dict batches and adapters of its own, as with other libraries -------------------------------
@@ -162,15 +160,17 @@ class Data(LightningDataModule):
 @pytest.mark.parametrize("downlink", [None, CatchUp])
 def test_somebody_elses_adapters_in_a_module_of_dict_batches(downlink) -> None:
     own, first = Lit(), Lit()
-    more = {} if downlink is None else {"downlink": downlink(), "clients": ThroughBytes()}
+    more = {"codec": QSGDCodec(8)} if downlink is None else {"downlink": downlink(), "clients": ThroughBytes(), "codec": HalfCodec()}
     algorithm = ClientOptimizer(steps=5, batch_size=16)
-    module = fedlight.federate(own, Data(), num_clients=4, sampler=Everyone(), algorithm=algorithm, codec=QSGDCodec(8), **more)
-    made = trainer(8, val_check_interval=8)
-    made.fit(module)
+    module = fedlight.federate(own, Data(), num_clients=4, sampler=Everyone(), algorithm=algorithm, **more)
+    trainer(8).fit(module)
     trained = [name for name, p in own.named_parameters() if p.requires_grad]
     assert trained == ["model.head.lora_A.weight", "model.head.lora_B.weight"] == list(module.layout.names)
     assert module.layout.dim == 2 * 16 + 2 * len(set(TEXT)) and not module.server_state.extras
     for name, tensor in first.state_dict().items():
         same = torch.equal(own.state_dict()[name], tensor)
         assert same != (name in trained), name
-    assert float(made.callback_metrics["val_loss"]) < math.log(len(set(TEXT)))
+    losses = [
+        float(torch.stack([lit.eval().training_step(batch, 0)["loss"] for batch in Data().val_dataloader()]).mean()) for lit in (first, own)
+    ]
+    assert losses[1] < losses[0] - 0.3
