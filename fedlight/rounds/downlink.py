@@ -175,6 +175,7 @@ class CatchUp(Downlink):
             encoders=tuple((v, self.files[v][0]) for v in needed if v > version),
             decoders=tuple((v, self.files[v][1]) for v in replayed if v > decoder),
             buffers=model.buffers if missed else model.buffers[:0],
+            extras=model.extras if missed else {},
             version=current.version,
             keep=True,
             result=model,

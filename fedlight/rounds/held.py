@@ -90,7 +90,7 @@ class HeldModels:
             if version and version not in self._replayable.get(client, ()):
                 raise Lacks(f"it lacks version {version} of the decoder")
             apply_sum(weights, message, self._decoders[version] if version else self.codec.decoder, number)
-        return Model(weights, download.buffers)
+        return Model(weights, download.buffers, download.extras)
 
     def _take_codecs(self, client: int, download: Download) -> None:
         for version, data in download.encoders:
@@ -125,8 +125,8 @@ class HeldModels:
     def state_dict(self) -> dict[str, Any]:
         """Return all that clients hold, for a checkpoint of a simulation."""
         return {
-            "initial": None if self.initial is None else (self.initial.weights.cpu(), self.initial.buffers.cpu()),
-            "models": {client: (number, model.weights.cpu(), model.buffers.cpu()) for client, (number, model) in self._models.items()},
+            "initial": None if self.initial is None else _plain(self.initial),
+            "models": {client: (number, *_plain(model)) for client, (number, model) in self._models.items()},
             "versions": {client: sorted(versions) for client, versions in self._versions.items()},
             "replayable": {client: sorted(versions) for client, versions in self._replayable.items()},
             "files": {version: [as_tensor(data) for data in files] for version, files in self._files.items()},
@@ -135,7 +135,7 @@ class HeldModels:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything."""
         self.initial = None if state["initial"] is None else Model(*state["initial"])
-        self._models = {client: (number, Model(weights, buffers)) for client, (number, weights, buffers) in state["models"].items()}
+        self._models = {client: (number, Model(*model)) for client, (number, *model) in state["models"].items()}
         self._versions = {client: set(versions) for client, versions in state["versions"].items()}
         self._replayable = {client: set(versions) for client, versions in state["replayable"].items()}
         self._encoders, self._decoders, self._files = {}, {}, {}
@@ -145,6 +145,10 @@ class HeldModels:
             for data in rest:
                 write_decoder(self._decoders[version], data)
                 self._files[version].append(data)
+
+
+def _plain(model: Model) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    return model.weights.cpu(), model.buffers.cpu(), {name: tensor.cpu() for name, tensor in model.extras.items()}
 
 
 def beyond_encoder(codec: Codec) -> bytes:

@@ -15,7 +15,6 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.codecs import IdentityCodec, StackedCodec
 from fedlight.core.codec import Codec
-from fedlight.core.layout import float_buffers
 from fedlight.deploy import ClientData, InProcess, Node, NodeConfig
 from fedlight.deploy.protocol import Letter
 from fedlight.deploy.settings import Parts, Terms, read_settings, write_settings
@@ -135,8 +134,7 @@ def deployment(
     downlink = downlink or FullModel()
     if nodes is not None:
         nodes.configure(told, None)
-        buffers = 0 if personal else sum(b.numel() for b in float_buffers(parts.network))
-        format = ReplyFormat.of(buffers, by_samples, aggregator, protection)
+        format = ReplyFormat.of(parts.network, not personal, by_samples, aggregator, protection)
         clients = nodes.attach(Connection(format, lambda: clients, codec, aggregator, protection, CLIENTS))
         downlink.reset(drawn=False)
     server = Server(global_model, codec, algorithm, aggregator, downlink, cohort, CLIENTS, protection, seed=3, **settings)

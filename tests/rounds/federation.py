@@ -159,8 +159,7 @@ def federation(
     )
     clients: Clients = wrap(Simulated(host, availability, lambda client: 1, aggregator.stages))
     if through_bytes:
-        buffers = 0 if personal else sum(b.numel() for b in float_buffers(module))
-        clients = ThroughBytes(clients, ReplyFormat.of(buffers, by_samples, aggregator, privacy))
+        clients = ThroughBytes(clients, ReplyFormat.of(module, not personal, by_samples, aggregator, privacy))
     server = Server(
         model, codec, algorithm, aggregator, downlink or FullModel(), cohort, CLIENTS, privacy, compares=compares, seed=3, **settings
     )
