@@ -275,6 +275,10 @@ class FederatedModule(Forwarding):
         self.codec.to(self.device)
         if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
             rank_zero_warn("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make both sides of the rounds of the network as it is now."""
         watch = CallbackWatch(self)
         format = ReplyFormat.of(self.network, self.batch_norm == "mean", self.weighting == "samples", self.aggregator, self.privacy)
         simulated = partial(self._simulated, watch)
@@ -420,8 +424,8 @@ class FederatedModule(Forwarding):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        if self.task.begin() and self._host is not None:  # the user's hook may have made what clients need
-            self._host.model = self.local_model(self.data.augmentation)
+        if self.task.begin():  # the user's hook may have made what clients need
+            self._connect()
         self._started = time.monotonic()
 
     def on_train_end(self) -> None:

@@ -153,3 +153,24 @@ def test_a_frozen_normalisation_layer_stands_still_and_sends_nothing() -> None:
     fit(own, codec=IdentityCodec())
     assert own.net[3].running_mean.any() and int(own.net[3].num_batches_tracked) == 12
     assert not own.net[1].running_mean.any() and int(own.net[1].num_batches_tracked) == 0
+
+
+class Late(Lit):
+    """Makes its teacher when training starts, and moves it after every step."""
+
+    def on_train_start(self) -> None:
+        self.mean = nn.Linear(4, 6).requires_grad_(False)
+        self.mean.load_state_dict(self.net[0].state_dict())
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        for own, other in zip(self.mean.parameters(), self.net[0].parameters(), strict=True):
+            own.data.lerp_(other.data, 0.5)
+
+
+@pytest.mark.parametrize("clients", [None, ThroughBytes])
+def test_what_is_made_when_training_starts_travels_too(clients) -> None:
+    own = Late()
+    first = own.net[0].weight.detach().clone()
+    module = fit(own, rounds=2, clients=2, **({} if clients is None else {"clients": clients()}))
+    assert module.server_state.extras == {"mean.weight", "mean.bias"}
+    assert not torch.equal(own.mean.weight, first) and (own.mean.weight - own.net[0].weight).norm() < (first - own.net[0].weight).norm()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,10 @@ class PlainModel:
     def read(self) -> Model:
         return Model(flatten(self.parameters), flatten(float_buffers(self.network)))
 
-    def step(self, update: Tensor, buffers: Tensor | None) -> float:
+    def extras(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self.network.state_dict()[name].clone() for name in names}
+
+    def step(self, update: Tensor, buffers: Tensor | None, extras: Mapping[str, Tensor] | None = None) -> float:
         for parameter, piece in zip(self.parameters, Layout.of(self.network).split(update), strict=True):
             parameter.grad = piece
         self.optimizer.step()
@@ -74,6 +77,8 @@ class PlainModel:
             own = float_buffers(self.network)
             for buffer, part in zip(own, torch.split(buffers, [b.numel() for b in own]), strict=True):
                 buffer.copy_(part.view(buffer.shape))
+        for name, value in (extras or {}).items():
+            self.network._buffers[name] = value
         return float(self.optimizer.param_groups[0]["lr"])
 
 
