@@ -96,7 +96,7 @@ def children(held: object) -> Iterator[Step]:
 
 def _copied_state(held: object, own: dict[str, Any]) -> dict[str, Any]:
     """Return what of an object's attributes goes into copies: some classes leave out what they make again, such as compiled code."""
-    if type(held).__getstate__ is object.__getstate__:
+    if type(held).__getstate__ is object.__getstate__ or hasattr(type(held), "__deepcopy__"):
         return own
     made = held.__getstate__()
     return made if isinstance(made, dict) else own
