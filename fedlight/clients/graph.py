@@ -201,7 +201,8 @@ def _restores(held: Any) -> Iterator[Restore]:
     elif isinstance(held, bytearray):
         yield functools.partial(held.__setitem__, slice(None), bytes(held))
     elif isinstance(held, (io.StringIO, io.BytesIO)):
-        yield functools.partial(held.__setstate__, held.__getstate__())
+        stream: Any = held
+        yield functools.partial(stream.__setstate__, stream.__getstate__())
     elif isinstance(held, types.FunctionType):
         for cell in () if is_global(held) else held.__closure__ or ():
             with suppress(ValueError):  # an empty one
