@@ -64,7 +64,7 @@ def own_copy(network: nn.Module) -> nn.Module:
             memo[id(held)] = twin = _twin(held, cells)
             functions[id(twin)] = held, twin
     shared = {key for key, made in memo.items() if id(made) == key}
-    made = _deep(network, memo, found)
+    made: nn.Module = _deep(network, memo, found)
     while missing := _empty(made, functions):
         for old, new in missing:
             functions.pop(id(new))

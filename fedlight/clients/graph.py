@@ -96,7 +96,7 @@ def children(held: object) -> Iterator[Step]:
 
 def _copied_state(held: object, own: dict[str, Any]) -> dict[str, Any]:
     """Return what of an object's attributes goes into copies: some classes leave out what they make again, such as compiled code."""
-    if type(held).__getstate__ is object.__getstate__:
+    if type(held).__getstate__ is object.__getstate__ or hasattr(type(held), "__deepcopy__"):
         return own
     made = held.__getstate__()
     return made if isinstance(made, dict) else own
@@ -201,7 +201,8 @@ def _restores(held: Any) -> Iterator[Restore]:
     elif isinstance(held, bytearray):
         yield functools.partial(held.__setitem__, slice(None), bytes(held))
     elif isinstance(held, (io.StringIO, io.BytesIO)):
-        yield functools.partial(held.__setstate__, held.__getstate__())
+        stream: Any = held
+        yield functools.partial(stream.__setstate__, stream.__getstate__())
     elif isinstance(held, types.FunctionType):
         for cell in () if is_global(held) else held.__closure__ or ():
             with suppress(ValueError):  # an empty one

@@ -53,8 +53,8 @@ class LoRA(nn.Module):
         for name, parameter in network.named_parameters():
             if trained and _ends(name, trained):
                 parameter.requires_grad_(True)
-        self._register_state_dict_hook(_leave_out_frozen)
-        self.register_load_state_dict_post_hook(_miss_frozen)
+        self._register_state_dict_hook(_leave_out_frozen)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_miss_frozen)  # type: ignore[no-untyped-call]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the adapted network's output."""
