@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedlight.clients import ClientTask, Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded
 from fedlight.clients.layers import OwnDropout, own_dropout
 from fedlight.core.cores import cores_of_a_process
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, LocalTrainingError
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_algorithms import ALGORITHMS
@@ -176,7 +176,7 @@ def training_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fedlight-train")]
 
 
-def test_a_clients_error_is_raised_as_it_is_and_leaves_no_thread() -> None:
+def test_a_clients_error_is_raised_with_its_number_and_leaves_no_thread() -> None:
     class Falls(FedAvg):
         def run(self, model: LocalModel, x: Tensor, *arguments: Any) -> LocalResult:
             if len(x) == SIZES[2]:
@@ -186,7 +186,7 @@ def test_a_clients_error_is_raised_as_it_is_and_leaves_no_thread() -> None:
     model = local_model()
     found = Threaded(2).train(model, Falls(lr=0.1, batch_size=4, steps=1), tasks(model), 0)
     assert [next(found)[0].client for _ in range(2)] == [0, 1]
-    with pytest.raises(ArithmeticError, match="in the third client"):
+    with pytest.raises(LocalTrainingError, match=r"Client 2 failed in round 0.*in the third client"):
         next(found)
     assert training_threads() == []
 

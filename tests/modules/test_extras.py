@@ -167,10 +167,12 @@ class Late(Lit):
             own.data.lerp_(other.data, 0.5)
 
 
-@pytest.mark.parametrize("clients", [None, ThroughBytes])
-def test_what_is_made_when_training_starts_travels_too(clients) -> None:
+@pytest.mark.parametrize("carrier", [None, ThroughBytes])
+def test_what_is_made_when_training_starts_travels_too(carrier) -> None:
     own = Late()
     first = own.net[0].weight.detach().clone()
-    module = fit(own, rounds=2, clients=2, **({} if clients is None else {"clients": clients()}))
+    settings = {"algorithm": ClientOptimizer(steps=4, batch_size=20), "clients": None if carrier is None else carrier()}
+    module = fedlight.federate(own, num_clients=2, sampler=Everyone(), **settings)
+    trainer(2).fit(module)
     assert module.server_state.extras == {"mean.weight", "mean.bias"}
     assert not torch.equal(own.mean.weight, first) and (own.mean.weight - own.net[0].weight).norm() < (first - own.net[0].weight).norm()
