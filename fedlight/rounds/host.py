@@ -255,7 +255,8 @@ class ClientHost:
             )
         loss = float(result.loss)
         grew = math.isfinite(loss) or model.first is None or math.isfinite(float(model.first))
-        weight, reason, sent = len(task.y) if self.by_samples else 1, model.extras.diverged(extras), self._sent(model, extras)
+        weight, spoilt, sent = len(task.y) if self.by_samples else 1, model.extras.diverged(extras), self._sent(model, extras)
+        reason = None if spoilt is None else f"{spoilt}, {BESIDE}"
         return ClientUpdate(task.client, result.upload(), buffers, weight, loss, extras=sent, reason=reason, grew=grew)
 
     def _sent(self, model: LocalModel, extras: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -324,6 +325,7 @@ class ClientHost:
 
 AT_FIRST = "before it has taken a step"
 NOT_IN_BUFFERS = "its buffers are not finite"
+BESIDE = "which clients send beside their weights"
 
 
 def unusable(update: ClientUpdate) -> str | None:

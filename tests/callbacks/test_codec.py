@@ -11,7 +11,7 @@ from fedlight.clients import FedAvg
 from fedlight.codecs import IdentityCodec, PowerSGDCodec, QuantizeCodec
 from fedlight.codecs.identity import IdentityEncoder
 from fedlight.core.codec import Context
-from fedlight.core.errors import MessageError, RoundFailedError
+from fedlight.core.errors import LocalTrainingError, MessageError, RoundFailedError
 from tests.federation import History, Spy, federated, federated_data, learned, pretraining, run, trainer, weights_of
 
 
@@ -151,12 +151,12 @@ def test_any_other_error_in_the_encoder_ends_the_run_as_it_is():
         run(federated(codec=Watched(before)))
 
 
-def test_an_error_in_training_ends_the_run_as_it_is():
+def test_an_error_in_training_ends_the_run_and_names_the_client():
     class Falls(FedAvg):
         def run(self, *args, **kwargs):
             raise ArithmeticError("in a client")
 
-    with pytest.raises(ArithmeticError, match="in a client"):
+    with pytest.raises(LocalTrainingError, match=r"Client \d+ failed in round 0.*ArithmeticError: in a client"):
         run(federated(algorithm=Falls(steps=1)))
 
 
