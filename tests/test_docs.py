@@ -208,13 +208,15 @@ def configuration(value: str) -> bool:
         return False
 
 
+ONE_ROUND = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+ONE_ROUND += ["--pretraining.proxy.rounds", "6", "--pretraining.proxy.clients", "2"]
 FITS = [(where, words) for where, words in COMMANDS if words[:2] in (["fedlight", "fit"], ["fedlight", "pretrain"])]
 FITS = [(where, words) for where, words in FITS if "--config" in words and not re.search(r"logs/|FILE|help", " ".join(words))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "words"), FITS, ids=[f"{where} {' '.join(words[2:])}" for where, words in FITS])
-def test_a_command_parses(where, words, tmp_path, monkeypatch, capsys):
+def test_a_command_parses_and_on_the_digits_it_runs(where, words, tmp_path, monkeypatch, capsys):
     write_files(where.partition(":")[0], tmp_path)
     for known, path in shipped().items():
         if f"{known}.yaml" in words:
@@ -223,7 +225,12 @@ def test_a_command_parses(where, words, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("mine", None)
     given = words[1:] if "--output" not in words else words[1 : words.index("--output")]
-    print_configuration([word for word in given if word != "--print_config"])
+    if words[1] == "fit" and {"digits", "digits.yaml"} & {*words} and "--print_config" not in words:
+        from fedlight.cli import main
+
+        main([*with_files(given), *ONE_ROUND])
+    else:
+        print_configuration([word for word in given if word != "--print_config"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
