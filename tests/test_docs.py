@@ -34,7 +34,7 @@ WORDS = 1000  # of the README
 
 FIT = {"experiment", "seed_everything", "baseline", "threads", "trainer", "data", "model", "pretraining", "checkpoint"}
 RUN = ["README.md", "docs/tutorials/first_run.md", "docs/tutorials/own_module.md", "docs/howto/own_codec.md", "docs/howto/own_algorithm.md"]
-RUN += ["docs/howto/gradient_codes.md", "docs/howto/without_lightning.md"]
+RUN += ["docs/howto/gradient_codes.md", "docs/howto/without_lightning.md", "docs/howto/lora.md"]
 BEFORE = {
     "README.md": "import fedlight\nfrom lightning.pytorch import Trainer\nfrom mine import MyDataModule, MyLitModule\n",
     "docs/howto/without_lightning.md": "from fedlight.cli import main\nmain(['fit', '--config', 'digits', '--trainer.max_steps', '1'])\n",
