@@ -34,9 +34,12 @@ WORDS = 1000  # of the README
 
 FIT = {"experiment", "seed_everything", "baseline", "threads", "trainer", "data", "model", "pretraining", "checkpoint"}
 RUN = ["README.md", "docs/tutorials/first_run.md", "docs/tutorials/own_module.md", "docs/howto/own_codec.md", "docs/howto/own_algorithm.md"]
-RUN += ["docs/howto/gradient_codes.md"]
-LEARNT = {"README.md": "import fedlight\nfrom lightning.pytorch import Trainer\nfrom mine import MyDataModule, MyLitModule\n"}
-"""What a page's reader has imported before."""
+RUN += ["docs/howto/gradient_codes.md", "docs/howto/without_lightning.md", "docs/howto/lora.md"]
+BEFORE = {
+    "README.md": "import fedlight\nfrom lightning.pytorch import Trainer\nfrom mine import MyDataModule, MyLitModule\n",
+    "docs/howto/without_lightning.md": "from fedlight.cli import main\nmain(['fit', '--config', 'digits', '--trainer.max_steps', '1'])\n",
+}
+"""What a page's reader has done before."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,9 @@ def test_python_compiles(block):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_python_runs(page, tmp_path):
-    write_files("docs/tutorials/own_module.md" if page in LEARNT else page, tmp_path)
-    text = LEARNT.get(page, "") + "\n".join(block.text for block in of("python") if block.page == page)
+    for source in ("docs/tutorials/own_module.md", page):
+        write_files(source, tmp_path)
+    text = BEFORE.get(page, "") + "\n".join(block.text for block in of("python") if block.page == page)
     run_python(text, tmp_path)
 
 
