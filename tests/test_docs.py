@@ -34,9 +34,12 @@ WORDS = 1000  # of the README
 
 FIT = {"experiment", "seed_everything", "baseline", "threads", "trainer", "data", "model", "pretraining", "checkpoint"}
 RUN = ["README.md", "docs/tutorials/first_run.md", "docs/tutorials/own_module.md", "docs/howto/own_codec.md", "docs/howto/own_algorithm.md"]
-RUN += ["docs/howto/gradient_codes.md"]
-LEARNT = {"README.md": "import fedlight\nfrom lightning.pytorch import Trainer\nfrom mine import MyDataModule, MyLitModule\n"}
-"""What a page's reader has imported before."""
+RUN += ["docs/howto/gradient_codes.md", "docs/howto/without_lightning.md", "docs/howto/lora.md"]
+BEFORE = {
+    "README.md": "import fedlight\nfrom lightning.pytorch import Trainer\nfrom mine import MyDataModule, MyLitModule\n",
+    "docs/howto/without_lightning.md": "from fedlight.cli import main\nmain(['fit', '--config', 'digits', '--trainer.max_steps', '1'])\n",
+}
+"""What a page's reader has done before."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def blocks(page: Path) -> Iterator[Block]:
     for number, line in lines:
         if opened := re.match(r"( *)```(\w*)(.*)", line):
             inside = itertools.takewhile(lambda item: item[1].strip() != "```", lines)
-            title = re.search(r'title="([^"]+)"', opened[3])
-            yield Block(name(page), opened[2], title[1] if title else "", textwrap.dedent("\n".join(text for _, text in inside)), number)
+            text = textwrap.dedent("\n".join(text for _, text in inside))
+            title = re.search(r'title="([^"]+)"', opened[3]) or re.match(r"# (\S+\.yaml)\n", text)
+            yield Block(name(page), opened[2], title[1] if title else "", text, number)
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -87,7 +91,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for found in re.findall(r"`((?:fedlight|make|python) [^`]+)`", text):
-            yield name(page), shlex.split(re.sub(r"<[^>]*>|\.\.\.", "", found.replace("\n", " ")))
+            yield name(page), shlex.split(re.sub(r"<[^>]*>", "FILE", found.replace("\n", " ").replace("...", "")))
 
 
 def files_of(page: str) -> dict[str, str]:
@@ -107,8 +111,9 @@ def test_python_compiles(block):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_python_runs(page, tmp_path):
-    write_files("docs/tutorials/own_module.md" if page in LEARNT else page, tmp_path)
-    text = LEARNT.get(page, "") + "\n".join(block.text for block in of("python") if block.page == page)
+    for source in ("docs/tutorials/own_module.md", page):
+        write_files(source, tmp_path)
+    text = BEFORE.get(page, "") + "\n".join(block.text for block in of("python") if block.page == page)
     run_python(text, tmp_path)
 
 
@@ -177,7 +182,7 @@ def test_a_command_names_what_exists(where, words):
     if words[0] == "fedlight":
         assert len(words) == 1 or words[1] in SUBCOMMANDS or words[1].startswith("-"), f"no subcommand {words[1]}"
         for flag, value in itertools.pairwise(words):
-            if flag == "--config" and value and not value.startswith(("logs/", "{")):
+            if flag == "--config" and not value.startswith(("logs/", "{", "FILE")):
                 assert value in files_of(page) or value in {f"{known}.yaml" for known in shipped()} or configuration(value)
         if words[1:2] == ["configs"]:
             assert {word for word in words[2:] if not word.startswith("-")} <= {*shipped(), "NAME"}
@@ -207,15 +212,15 @@ def configuration(value: str) -> bool:
         return False
 
 
+ONE_ROUND = ["--trainer.max_steps", "1", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+ONE_ROUND += ["--pretraining.proxy.rounds", "6", "--pretraining.proxy.clients", "2"]
 FITS = [(where, words) for where, words in COMMANDS if words[:2] in (["fedlight", "fit"], ["fedlight", "pretrain"])]
-FITS = [
-    (where, words) for where, words in FITS if not any(word.startswith("logs/") or "help" in word for word in words) and "--config" in words
-]
+FITS = [(where, words) for where, words in FITS if "--config" in words and not re.search(r"logs/|FILE|help", " ".join(words))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "words"), FITS, ids=[f"{where} {' '.join(words[2:])}" for where, words in FITS])
-def test_a_command_parses(where, words, tmp_path, monkeypatch, capsys):
+def test_a_command_parses_and_on_the_digits_it_runs(where, words, tmp_path, monkeypatch, capsys):
     write_files(where.partition(":")[0], tmp_path)
     for known, path in shipped().items():
         if f"{known}.yaml" in words:
@@ -224,7 +229,12 @@ def test_a_command_parses(where, words, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("mine", None)
     given = words[1:] if "--output" not in words else words[1 : words.index("--output")]
-    print_configuration([word for word in given if word != "--print_config"])
+    if words[1] == "fit" and {"digits", "digits.yaml"} & {*words} and "--print_config" not in words:
+        from fedlight.cli import main
+
+        main([*with_files(given), *ONE_ROUND])
+    else:
+        print_configuration([word for word in given if word != "--print_config"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -20,7 +20,7 @@ from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError, require
-from fedlight.core.layout import Layout, flatten, float_buffers
+from fedlight.core.layout import Layout
 from fedlight.core.random import derive_seed, numpy_generator, torch_generator
 from fedlight.data import FederatedDataModule
 from fedlight.data.arrays import shift_and_scale
@@ -139,12 +139,11 @@ class Target:
             network = copy.deepcopy(self.victim(attack, observation).network).float()
             model = LocalModel(network, lambda net, x, y: self.parts.loss(net(x), y))
             algorithm = FedAvg(lr=self.lr, batch_size=observation.batch_size, steps=observation.local_steps)
-            weights, buffers = flatten(p for p in network.parameters() if p.requires_grad), flatten(float_buffers(network))
             assert self.parts.data.proxy is not None
             self._banks[key] = record_bank(
                 model,
-                weights,
-                buffers,
+                model.weights.clone(),
+                model.buffers.clone(),
                 algorithm,
                 self.parts.data.proxy,
                 self.parts.data.num_classes,

@@ -70,7 +70,7 @@ class RoundCheckpoint(Checkpoint):
         if (
             isinstance(exception, (SIGTERMException, KeyboardInterrupt))
             and trainer.is_global_zero
-            and (path := self.path(trainer)).is_file()
+            and (path := self.written) is not None  # the run's folder would be asked of all processes together
         ):
             config = path.parents[1] / "config.yaml"
             again = f"fedlight fit --config {config} --ckpt_path {path}" if config.is_file() else f'trainer.fit(..., ckpt_path="{path}")'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch.optim import Optimizer
 from fedlight.core.codec import Codec, require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
-from fedlight.core.gradients import Channel, exchange
+from fedlight.core.gradients import Channel, exchange, wide
+from fedlight.core.layout import as_is, as_real
+from fedlight.core.pieces import piece, put_piece
 from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"
@@ -27,7 +30,8 @@ class GradientCodes(Callback):
 
     The data-parallel sibling of `GradientEncoder` and `GradientDecoder`: every process is client and server at once. On one device
     gradients are encoded and decoded before the optimizer step. Under DDP a communication hook does it, on the CPU (gloo) as on a GPU.
-    There is one codec for each parameter tensor, so buckets may be grouped anew. Clipping and logging see the decoded gradient. Bytes
+    There is one codec for each parameter tensor, so buckets may be grouped anew; a complex tensor is one of pairs of real numbers, and
+    what is sent in full keeps float64. Clipping and logging see the decoded gradient. Bytes
     given to all-reduces are logged as `gradients/bytes` (of the last step) and `gradients/ratio` (of all steps so far).
 
     A codec that has to be fitted is fitted by rank 0 to the last gradients of its own, after the warm-up and every `refit_every` steps,
@@ -74,6 +78,7 @@ class GradientCodes(Callback):
         self._step_bytes = 0
         self._channels: dict[str, Channel] = {}
         self._names: dict[int, str] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
         self._resumed: dict[str, Any] | None = None
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -117,13 +122,18 @@ class GradientCodes(Callback):
                 f"Expected one optimizer under manual optimization but got {len(trainer.optimizers)}: which gradients a backward pass "
                 "brings cannot be told apart. Train the networks with a Trainer each, or combine the losses in one optimizer"
             )
-        named = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-        self._names = {id(p): name for name, p in named.items()}
-        self._channels = {name: self._channel(name, p) for name, p in named.items()}
+        self._parameters = dict(pl_module.named_parameters())
+        self._names = {id(p): name for name, p in self._parameters.items()}
+        self._channels = {name: self._channel(name) for name, p in self._parameters.items() if p.requires_grad}
         if all(channel.codec is None for channel in self._channels.values()):
             rank_zero_warn(
                 f"GradientCodes encodes nothing: no parameter tensor has `min_size` ({self.min_size}) numbers and a code that is shorter, "
                 "so that gradients travel in full. Lower `min_size`, or remove GradientCodes"
+            )
+        wide = [name for name, channel in self._channels.items() if channel.codec and self._parameters[name].dtype == torch.float64]
+        if wide:
+            rank_zero_warn(
+                f"Codes are float32 at most, gradients of {wide[0]} float64: what a code rounds off is in the next gradient, if any"
             )
         self._step_bytes = 0
         if self._resumed is not None:
@@ -132,9 +142,10 @@ class GradientCodes(Callback):
             model: Any = trainer.strategy.model  # not through the strategy, which leaves hooks out on the CPU
             model.register_comm_hook(None, lambda _, bucket: self._reduce_bucket(trainer, bucket))  # DDP refuses annotations as text
 
-    def _channel(self, name: str, parameter: nn.Parameter) -> Channel:
-        recipe = self.codec if parameter.numel() >= self.min_size else None
-        return Channel(name, tuple(parameter.shape), recipe, self.feedback, self.seed)
+    def _channel(self, name: str) -> Channel:
+        shape = tuple(as_real(self._parameters[name]).shape)
+        recipe = self.codec if math.prod(shape) >= max(self.min_size, 1) else None
+        return Channel(name, shape, recipe, self.feedback, self.seed)
 
     # -- gradients -------------------------------------------------------------------------------------------------
 
@@ -143,9 +154,9 @@ class GradientCodes(Callback):
         parameters, views = bucket.parameters(), bucket.gradients()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0  # what is remembered must not depend on it
-        means = self._exchange([self._names[id(p)] for p in parameters], [g.float() / scale for g in views], trainer)
+        means = self._exchange([self._names[id(p)] for p in parameters], [wide(piece(g)) / scale for g in views], trainer)
         for view, mean in zip(views, means, strict=True):
-            view.copy_(mean.view(view.shape) * scale)
+            view.copy_(as_is(mean.view(as_real(view).shape) * scale, view))
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())
         return done
@@ -154,16 +165,18 @@ class GradientCodes(Callback):
         """Encode and decode on one device; under DDP the hook has done so."""
         if isinstance(trainer.strategy, DDPStrategy):
             return
-        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
-        means = self._exchange([name for name, _ in named], [p.grad for _, p in named], trainer)  # type: ignore[misc]
-        for (_, parameter), mean in zip(named, means, strict=True):
-            assert parameter.grad is not None
-            parameter.grad.copy_(mean.view(parameter.shape))
+        named = [(name, p, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        means = self._exchange([name for name, _, _ in named], [piece(gradient) for _, _, gradient in named], trainer)
+        for (_, parameter, _), mean in zip(named, means, strict=True):
+            put_piece(parameter, mean)
 
     def _exchange(self, names: list[str], gradients: list[Tensor], trainer: Trainer) -> list[Tensor]:
         if not names:
             return []
         learns = trainer.global_rank == 0 and self._fit_is_near()
+        for name in names:
+            if name not in self._channels:  # its training has begun since
+                self._channels[name] = self._channel(name)
         reduce: Reduce = distributed.all_reduce if trainer.world_size > 1 else _alone
         with exactly(gradients[0].device):
             means, sent = exchange(
@@ -178,7 +191,7 @@ class GradientCodes(Callback):
                 self.int8,
             )
         self._step_bytes += sent
-        self.bytes_full += 4 * sum(gradient.numel() for gradient in gradients)
+        self.bytes_full += sum(gradient.numel() * max(gradient.element_size(), 4) for gradient in gradients)
         return means
 
     # -- fitting ---------------------------------------------------------------------------------------------------
@@ -235,13 +248,14 @@ class GradientCodes(Callback):
         self.steps, self.bytes, self.bytes_full = state["steps"], state["bytes"], state["bytes_full"]
         same = len(state["processes"]) == trainer.world_size
         mine = state["processes"][trainer.global_rank if same else 0]
-        if mine.keys() != self._channels.keys():
+        unknown = (mine.keys() - self._parameters.keys()) | (self._channels.keys() - mine.keys())
+        if unknown:
             raise ConfigurationError(
                 "Expected a checkpoint of a module with the same trainable parameters but names differ: "
-                f"{sorted(mine.keys() ^ self._channels.keys())[:3]}. Resume with the module it was made with, or without `ckpt_path`"
+                f"{sorted(unknown)[:3]}. Resume with the module it was made with, or without `ckpt_path`"
             )
-        for name, channel in self._channels.items():
-            channel.restore(mine[name], same)
+        for name, one in mine.items():
+            self._channels.setdefault(name, self._channel(name)).restore(one, same)
         self._resumed = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
 from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError, require
-from fedlight.core.layout import flatten
+from fedlight.core.pieces import flat_gradient
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class FedAvg(Algorithm):
 
     def direction(self, gradient: Tensor, model: LocalModel) -> Tensor:
         """Return the gradient ``[dim]`` that local SGD follows; algorithms add their terms here."""
-        return gradient.add_(model.weights, alpha=self.weight_decay) if self.weight_decay else gradient
+        return gradient
 
     def correction(self, memory: Memory) -> Tensor | None:
         """Return the vector ``[dim]`` to add to every local gradient of a round, or None: from a client's or the server's state."""
@@ -179,14 +179,36 @@ class FedAvg(Algorithm):
             if plain:
                 model.descend(grads, lr)
             else:
-                velocity = self.descend(model, flatten(grads), velocity, lr, correction)
+                velocity = self.descend(model, flat_gradient(grads), velocity, lr, correction, model.absent)
             total += loss
             steps += 1
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
-    def descend(self, model: LocalModel, gradient: Tensor, velocity: Tensor | None, lr: float, correction: Tensor | None = None) -> Tensor:
-        """Move ``model.weights`` one step in place; return the step ``[dim]``, the next ``velocity`` (also changed in place)."""
+    def descend(
+        self,
+        model: LocalModel,
+        gradient: Tensor,
+        velocity: Tensor | None,
+        lr: float,
+        correction: Tensor | None = None,
+        absent: Sequence[slice] = (),
+    ) -> Tensor:
+        """Move ``model.weights`` one step in place; return the step ``[dim]``, the next ``velocity`` (also changed in place).
+
+        ``absent`` are the parts of the vector whose gradient is missing, not zero: as in torch they do not decay, nor move by momentum,
+        unless the algorithm has a term of its own for every weight.
+        """
+        extra = correction is not None or type(self).direction is not FedAvg.direction
         with torch.no_grad():
+            still = (
+                []
+                if extra
+                else [(part, model.weights[part].clone(), None if velocity is None else velocity[part].clone()) for part in absent]
+            )
+            if self.weight_decay:
+                gradient.add_(model.weights, alpha=self.weight_decay)
+                for part in absent:
+                    gradient[part] = 0
             step = self.direction(gradient, model)
             if correction is not None:
                 step.add_(correction)
@@ -195,6 +217,9 @@ class FedAvg(Algorithm):
             if self.momentum:
                 step = step if velocity is None else velocity.mul_(self.momentum).add_(step)
             model.weights.sub_(step, alpha=lr)
+            for part, weights, pace in still:
+                model.weights[part] = weights
+                step[part] = 0 if pace is None else pace
         return step
 
 
@@ -245,6 +270,6 @@ class FedSGD(Algorithm):
         for xb, yb in zip(xs, torch.split(y, self.batch_size), strict=True):
             share = len(yb) / len(y)
             loss, grads = model.gradients(xb, yb)
-            update.add_(flatten(grads), alpha=share)
+            update.add_(flat_gradient(grads), alpha=share)
             total += loss * share
         return LocalResult(update, total, 1)

@@ -42,7 +42,7 @@ class Ditto(FedAvg):
         result = super().run(model, x, y, round, generator)
         if memory is None:
             return result
-        weights, buffers = model.weights.clone(), model.buffers.clone()
+        weights, buffers, extras = model.weights.clone(), model.buffers.clone(), model.extras.changed()
         own = memory.own
         model.weights.copy_(own["weights"] if own else model.start)
         if own:
@@ -51,6 +51,7 @@ class Ditto(FedAvg):
         own["weights"], own["buffers"] = model.weights.cpu().clone(), model.buffers.cpu().clone()
         model.weights.copy_(weights)
         model.buffers.copy_(buffers)
+        model.extras.rewind(extras)
         return result
 
     def personal(self, own: State) -> tuple[Tensor, Tensor] | None:

@@ -6,7 +6,7 @@ For threads see `fedlight.clients.threaded`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +29,8 @@ Batch = tuple[Tensor, Tensor]
 class ClientTask:
     """One client's part of a round: samples ``x`` ``[n, ...]`` and ``y`` ``[n]``, its initial weights ``[dim]`` and buffers.
 
-    ``generator`` draws batches, the seed ``noise`` dropout; ``norm`` holds the client's personal normalization layers, if any.
+    ``generator`` draws batches, the seed ``noise`` dropout; ``norm`` holds the client's personal normalization layers, if any, and
+    ``extras`` what else training changed in the model so far.
     """
 
     client: int
@@ -41,6 +42,7 @@ class ClientTask:
     noise: int = 0
     memory: Memory = field(default_factory=Memory)
     norm: State = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Engine(ABC):
@@ -78,7 +80,7 @@ def train_client(
     # Without autocast's cache of cast weights, which all threads share: weights change between steps.
     with torch.autocast(task.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
         model.visit = Visit(round)
-        model.load(task.weights, task.buffers)
+        model.load(task.weights, task.buffers, task.extras)  # it puts generators of the network's own back as well
         model.seed_noise(task.noise)
         try:
             return algorithm.run(model, task.x, task.y, round, task.generator, task.memory)
@@ -184,11 +186,15 @@ def _is_local_sgd(algorithm: Algorithm) -> bool:
 
 
 def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[ClientTask], round: int) -> Iterator[LocalResult]:
-    model.load(chunk[0].weights, chunk[0].buffers)
+    model.load(chunk[0].weights, chunk[0].buffers, chunk[0].extras)
     weights = model.weights.repeat(len(chunk), 1)
     velocity = torch.zeros_like(weights) if algorithm.momentum else None
     totals, steps = weights.new_zeros(len(chunk)), [0] * len(chunk)
-    step = together(model, algorithm, algorithm.lr * algorithm.schedule.factor(round))
+    absent = []
+    if algorithm.weight_decay:  # which weights the loss does not reach is the same for all: their steps are one computation
+        model.gradients(chunk[0].x[:1], chunk[0].y[:1])
+        absent, model.first = model.absent, None  # that batch was nobody's step
+    step = together(model, algorithm, algorithm.lr * algorithm.schedule.factor(round), absent)
     size, epochs, count = algorithm.batch_size, algorithm.epochs, algorithm.steps
     for group, x, y in in_company([model.batches(task.x, task.y, size, epochs, count, task.generator) for task in chunk]):
         if len(group) == len(chunk):
@@ -226,7 +232,9 @@ def in_company(queues: Sequence[Iterator[Batch]]) -> Iterator[tuple[list[int], T
             heads[i] = next(queues[i], None)
 
 
-def together(model: LocalModel, algorithm: FedAvg, lr: float) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]:
+def together(
+    model: LocalModel, algorithm: FedAvg, lr: float, absent: Sequence[slice] = ()
+) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]:
     """Return a function for one step of many clients: it changes weights and velocities ``[clients, dim]`` in place, returns losses.
 
     It maps the algorithm's own step over clients, so no client's numbers can reach another's.
@@ -240,7 +248,7 @@ def together(model: LocalModel, algorithm: FedAvg, lr: float) -> Callable[[Tenso
 
     def step(weights: Tensor, velocity: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
         gradient, value = torch.func.grad_and_value(loss)(weights, x, y)
-        algorithm.descend(cast("LocalModel", _Place(weights, model.start)), gradient, velocity, lr)
+        algorithm.descend(cast("LocalModel", _Place(weights, model.start)), gradient, velocity, lr, absent=absent)
         return cast("Tensor", value)
 
     axes = (0, 0 if algorithm.momentum else None, 0, 0)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.core.layout import FlatModel
+from fedlight.clients.copying import own_copy
+from fedlight.clients.graph import Memento
+from fedlight.core.buffers import ClientExtras
+from fedlight.core.layout import FlatModel, as_real
 from fedlight.core.orders import Ordered, Visit, epoch_lengths, epoch_orders
+from fedlight.core.pieces import absent, derivatives
 from fedlight.core.random import seed_process
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -24,26 +27,29 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 class LocalModel:
     """A private copy of the global model with flat weights, and the operations of local training.
 
+    Every client begins with all of it as it was made, whatever the one before did to it.
+
     Attributes:
         weights: the current weights ``[dim]``, a view of the model's parameters.
         start: the weights ``[dim]`` at the start of the round.
-        buffers: floating-point buffers ``[buffer_dim]`` (BatchNorm statistics), also a view.
         noise: the generator of its dropout; None for the device's own.
         visit: the client's part of the round that it trains in.
         step: local steps that the client has begun in it.
         first: the loss (0-d) of its first one, None before it.
         ends_epoch: whether the current batch is the last one of its epoch.
         schedules: learning-rate schedules of clients' own optimizers, where an earlier round left them.
+        reached: whether the last loss reached each parameter; an optimizer leaves the others alone.
     """
 
     def __init__(
         self, network: nn.Module, objective: Objective, device: torch.device | None = None, augment: Augment | None = None
     ) -> None:
-        module = copy.deepcopy(network)
+        module = own_copy(network)
         self._modes = self.modes(module)
         self._train(module)
         self.flat = FlatModel(module.to(device) if device is not None else module)
         self.module = self.flat.module
+        self.network = network
         self.objective = objective
         self.augment = augment
         self.noise: torch.Generator | None = None
@@ -55,12 +61,17 @@ class LocalModel:
         self.weights = self.flat.weights
         self._pieces = self.flat.layout.split(self.weights)  # the parameters again, as tensors outside autograd
         self._parameters = tuple(self.flat.parameters)
+        self.reached = [True] * len(self._parameters)
         self._seed = torch.ones((), device=self.weights.device)  # the loss's derivative by itself
         self.start = torch.empty_like(self.weights)
-        self.buffers = self.flat.buffers
+        self.extras = ClientExtras(self.module, network)
+        self._memento: Memento | None = None
         self._mixed = False  # whether local training runs under autocast: set in `load`, once per client
-        # Counters (BatchNorm's batches seen) are not part of the global state: every client starts from the same ones.
-        self._counters = [(b, b.clone()) for b in self.module.buffers() if not b.is_floating_point()]
+
+    @property
+    def buffers(self) -> Tensor:
+        """Running statistics ``[buffer_dim]`` of normalisation layers, also a view."""
+        return self.flat.buffers
 
     def modes(self, module: nn.Module) -> list[bool]:
         """Return which parts of a module train, in the order of ``modules()``: parts that were left in evaluation mode do not.
@@ -74,19 +85,26 @@ class LocalModel:
         for part, mode in zip(module.modules(), self._modes, strict=True):
             part.training = mode
 
-    def load(self, weights: Tensor, buffers: Tensor) -> None:
-        """Start from global weights ``[dim]`` and buffers ``[buffer_dim]``."""
+    def load(self, weights: Tensor, buffers: Tensor, extras: Mapping[str, Tensor] | None = None) -> None:
+        """Start from global weights ``[dim]``, buffers ``[buffer_dim]`` and the server's ``extras``, and in the network's own modes."""
+        if self._memento is None:
+            self._memento = Memento(self.module)
+        self._memento.put_back()
         self.start, self.step, self.first = weights, 0, None
         self.weights.copy_(weights)
         self._mixed = torch.is_autocast_enabled(weights.device.type)
         if len(self.buffers):
             self.buffers.copy_(buffers)
-        for counter, first in self._counters:
-            counter.copy_(first)
+        self.extras.load(extras or {})
         self._train(self.module)
 
     def seed_noise(self, seed: int) -> None:
-        """Seed the generator of its dropout; without one, all that the process draws from: torch's, NumPy's and Python's."""
+        """Seed the generators that the network holds and that of its dropout; without one, all that the process draws from.
+
+        These are torch's, NumPy's and Python's.
+        """
+        if self._memento is not None:
+            self._memento.seed(seed)
         if self.noise is not None:
             self.noise.manual_seed(seed)
             return
@@ -100,17 +118,25 @@ class LocalModel:
             torch.cuda.default_generators[self.weights.device.index].manual_seed(seed)
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss (detached) and its gradient per parameter tensor on one batch."""
+        """Return the loss (detached) and its gradient per parameter tensor on one batch, of any kind (``fedlight.core.pieces``).
+
+        It is zero where there is none, which ``reached`` says.
+        """
         self.step += 1
         if self._mixed:
             torch.clear_autocast_cache()  # it holds low-precision copies of weights that have been changed in place since
         loss = self.objective(self.module, x, y)
         if self.first is None:
             self.first = loss.detach()
-        grads = _derivatives(loss, self._seed, self._parameters)
-        if any(grad is None for grad in grads):  # of a parameter that the loss does not depend on
-            grads = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._pieces, strict=True))
+        found = derivatives(loss, self._seed, self._parameters)
+        self.reached = [gradient is not None for gradient in found]
+        grads = tuple(torch.zeros_like(p.detach()) if g is None else g for g, p in zip(found, self._parameters, strict=True))
         return loss.detach(), grads
+
+    @property
+    def absent(self) -> list[slice]:
+        """The parts of the flat vector that the last loss did not reach."""
+        return absent(self.flat.layout, self.reached)
 
     def loss(self, x: Tensor, y: Tensor, batch_size: int = 1024) -> float:
         """Return the mean loss of the current weights over all samples, without dropout, and without changing buffers."""
@@ -126,7 +152,7 @@ class LocalModel:
 
     def descend(self, grads: tuple[Tensor, ...], lr: float) -> None:
         """Take one plain SGD step without building a flat gradient: one fused pass over the weights."""
-        torch._foreach_add_(self._pieces, grads, alpha=-lr)
+        torch._foreach_add_(self._pieces, [as_real(gradient) for gradient in grads], alpha=-lr)
 
     def update(self) -> Tensor:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
@@ -177,12 +203,3 @@ class LocalModel:
         """Yield the batches of all epochs."""
         for one in self.epochs(x, y, batch_size, epochs, steps, generator):
             yield from one
-
-
-def _derivatives(loss: Tensor, seed: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the result of ``torch.autograd.grad``, with None where the loss does not depend on a parameter.
-
-    Calls autograd's engine directly: the checks of ``grad`` in Python take a sixth of a small model's step.
-    """
-    engine = torch.autograd.Variable._execution_engine
-    return engine.run_backward((loss,), (seed,), False, False, parameters, allow_unreachable=True, accumulate_grad=False)

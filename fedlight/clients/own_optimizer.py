@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory, check_local_steps, local_samples
+from fedlight.clients.copying import require_own
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.own_schedule import LocalSchedule, LocalSchedules, configured, steppable
 from fedlight.core.errors import ConfigurationError
@@ -69,8 +70,8 @@ class ClientOptimizer(Algorithm):
             def closure(xb: Tensor = xb, yb: Tensor = yb) -> Tensor:  # as Lightning does: some optimizers call it twice
                 nonlocal loss
                 loss, grads = model.gradients(xb, yb)
-                for parameter, gradient in zip(model.flat.parameters, grads, strict=True):
-                    parameter.grad = gradient
+                for parameter, gradient, reached in zip(model.flat.parameters, grads, model.reached, strict=True):
+                    parameter.grad = gradient if reached else None
                 return loss
 
             if takes_closure:
@@ -96,4 +97,6 @@ class ClientOptimizer(Algorithm):
             raise ConfigurationError(
                 f"Expected a LightningModule with `configure_optimizers` but got {type(network).__name__}: give `optimizer`, or use FedAvg"
             )
-        return configured(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
+        optimizer, schedules = configured(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
+        require_own(optimizer, network)
+        return optimizer, schedules

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedlight.core.buffers import statistics
 from fedlight.core.codec import State
-from fedlight.core.layout import Layout, flatten, float_buffers
+from fedlight.core.layout import Layout, as_is, flatten, named_trainable
 
 
 class PersonalNorm:
@@ -15,9 +18,14 @@ class PersonalNorm:
 
     Attributes:
         index: positions ``[personal]`` of those weights in the flat vector.
+        counters: the layers' own counters, which nobody else is told.
+        names: the statistics, in the order of the buffers ``[buffer_dim]``.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.names = [place.name for place in statistics(module)]
+        layers = [path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+        self.counters = {f"{path}.num_batches_tracked" if path else "num_batches_tracked" for path in layers}
         owned = {
             f"{path}.{name}" if path else name
             for path, layer in module.named_modules()
@@ -49,17 +57,17 @@ class PersonalNorm:
 
 def personal_forward(network: nn.Module, personal: PersonalNorm, state: State, x: Tensor) -> Tensor:
     """Return the network's output for ``x`` with a client's own normalization layers (the global ones, if it has none)."""
-    named = dict(network.named_parameters())
-    weights, buffers = flatten(named[name] for name in Layout.of(network).names), flatten(float_buffers(network))
-    return forward_with(network, *personal.restore(state, weights, buffers.to(weights)), x)
+    held = dict(network.named_buffers())
+    weights, buffers = flatten(p for _, p in named_trainable(network)), flatten(held[name] for name in personal.names)
+    return forward_with(network, *personal.restore(state, weights, buffers.to(weights.device)), personal.names, x)
 
 
-def forward_with(network: nn.Module, weights: Tensor, buffers: Tensor, x: Tensor) -> Tensor:
-    """Return the network's output for ``x`` with other weights ``[dim]`` and buffers ``[buffer_dim]``."""
-    layout = Layout.of(network)
-    tensors = dict(zip(layout.names, layout.split(weights), strict=True))
-    floats = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
-    pieces = torch.split(buffers, [b.numel() for _, b in floats])
-    tensors |= {name: piece.view(b.shape) for (name, b), piece in zip(floats, pieces, strict=True)}
+def forward_with(network: nn.Module, weights: Tensor, buffers: Tensor, names: Sequence[str], x: Tensor) -> Tensor:
+    """Return the network's output for ``x`` with other weights ``[dim]`` and other statistics of these ``names`` ``[buffer_dim]``."""
+    named, held = named_trainable(network), dict(network.named_buffers())
+    pieces = Layout.of(network).split(weights)
+    tensors = {name: as_is(piece, parameter) for (name, parameter), piece in zip(named, pieces, strict=True)}
+    parts = torch.split(buffers, [held[name].numel() for name in names]) if names else ()
+    tensors |= {name: part.view(held[name].shape) for name, part in zip(names, parts, strict=True)}
     output: Tensor = torch.func.functional_call(network, tensors, (x,))
     return output

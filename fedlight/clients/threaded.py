@@ -118,7 +118,7 @@ def _generators() -> bytes:
 
 def twin(model: LocalModel, kind: type[LocalModel] = LocalModel) -> LocalModel:
     """Return a copy of the model that shares nothing with it and has its own generator."""
-    made = kind(model.module, model.objective, augment=model.augment)
+    made = kind(model.network, model.objective, augment=model.augment)
     quicken_pooling(made.module)
     made.noise = own_dropout(made.module)
     return made

@@ -107,6 +107,8 @@ class _Walk:
                 return f"array({self.text(value.tolist())})"
             digest = digest_tensors({"": value}) if isinstance(value, Tensor) else _digest_of(value)
             return f"{kind}({value.dtype}, {list(value.shape)}, {digest.hex()})"
+        if type(value).__module__.startswith("jsonargparse"):  # what makes a part of a YAML holds the whole command line
+            return name_of(value)
         if isinstance(value, nn.Module):
             return _ADDRESS.sub("", repr(value))
         if isinstance(value, Mapping):

@@ -58,14 +58,15 @@ class Channel:
         return self.codec is not None and self.codec.fitted
 
     def corrected(self, gradient: Tensor) -> Tensor:
-        """Return the gradient, flat ``[dim]`` float32, plus what earlier codes left out."""
-        flat = gradient.detach().reshape(-1).float()
+        """Return the gradient (real, dense), flat ``[dim]`` in at least float32, plus what earlier codes left out."""
+        flat = wide(gradient.detach().reshape(-1))
         return flat if self.residual is None else flat + self.residual.to(flat.device)
 
     def remember(self, corrected: Tensor, window: int) -> None:
         """Store a gradient ``[dim]`` among the last ``window`` ones, if the codec learns from them."""
         if window and self.codec is not None and self.codec.needs_fit and bool(torch.isfinite(corrected).all()):
-            self.recent = [*self.recent[1 - window :], corrected.cpu().clone()] if window > 1 else [corrected.cpu().clone()]
+            latest = corrected.to("cpu", torch.float32, copy=True)
+            self.recent = [*self.recent[1 - window :], latest] if window > 1 else [latest]
 
     def fit(self) -> bytes:
         """Fit the codec to the recent gradients and return it as bytes for other processes."""
@@ -108,9 +109,10 @@ def exchange(
     window: int = 0,
     int8: bool = False,
 ) -> tuple[list[Tensor], int]:
-    """Return the mean gradient of all processes for each channel, flat ``[dim]`` float32, and the bytes that one process sent to sums.
+    """Return the mean gradient of all processes for each channel, flat ``[dim]``, and the bytes that one process sent to sums.
 
-    ``gradients`` are this process's own; ``plain`` sends them in full, plus their residuals. ``int8`` rounds float codes to bytes.
+    ``gradients`` are this process's own, real and dense; what is narrower than float32 is widened. ``plain`` sends them in
+    full, plus their residuals. ``int8`` rounds float codes to bytes.
     Every process sees values that are not finite (if the codec's codes are floats), so that a loss scaler can react; residuals never
     keep them.
     """
@@ -154,6 +156,11 @@ def _exchange_codes(
         if reply is not None and not bool(torch.isfinite(reply.sum())):  # the same on every process
             channel.server, channel.private, channel.residual = was
     return [reply for reply in replies if reply is not None], sent
+
+
+def wide(gradient: Tensor) -> Tensor:
+    """Return a gradient in float32, or float64 if it is that."""
+    return gradient if gradient.dtype == torch.float64 else gradient.float()
 
 
 def pack_codec(codec: Codec) -> bytes:
@@ -207,7 +214,7 @@ def _encode(channel: Channel, source: Tensor, rank: int, context: Context) -> Te
         source = torch.zeros_like(source)
     generator = torch_generator(channel.seed, context.round, rank, channel.name, "encode", context.step)
     state = channel.private if finite else _as_it_was(channel.private)
-    code = codec.encoder.encode(source, context, Private(generator, state))
+    code = codec.encoder.encode(source.float(), context, Private(generator, state))
     return code if finite or codec.integer else torch.full_like(code, torch.nan)  # some encoders would hide it
 
 

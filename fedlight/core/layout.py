@@ -12,6 +12,7 @@ from itertools import accumulate, zip_longest
 import torch
 from torch import Tensor, nn
 
+from fedlight.core.buffers import statistics
 from fedlight.core.errors import CodecMismatchError
 
 
@@ -31,8 +32,8 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """Return the layout of a model's trainable parameters, in the order of ``named_parameters``."""
-        named = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+        """Return the layout of a model's trainable parameters, in the order of ``named_parameters``; a complex number is two numbers."""
+        named = [(name, tuple(as_real(p).shape)) for name, p in named_trainable(model)]
         return cls(tuple(name for name, _ in named), tuple(shape for _, shape in named))
 
     @classmethod
@@ -100,50 +101,75 @@ class Layout:
         raise CodecMismatchError(f"{what} was made for another model. {detail}. Use that network, or run `fedlight pretrain` for this one.")
 
 
+def named_trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return a model's trainable parameters that hold any numbers, by name, in the layout's order."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View complex numbers ``[...]`` as pairs of real ones ``[..., 2]``; return any other tensor as it is."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_is(piece: Tensor, like: Tensor) -> Tensor:
+    """Return a piece of a flat vector in the type and shape of the parameter that it belongs to."""
+    if like.is_complex():
+        return torch.view_as_complex(piece.to(like.real.dtype).contiguous())
+    return piece.to(like)
+
+
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    """Return a new vector ``[dim]`` with the concatenated entries of the tensors."""
-    parts = [tensor.detach().reshape(-1) for tensor in tensors]
+    """Return a new vector ``[dim]`` with the concatenated entries of the tensors; a complex number is two entries."""
+    parts = [as_real(tensor.detach()).reshape(-1) for tensor in tensors]
     flat = torch.cat(parts) if parts else torch.empty(0)
     return flat if dtype is None else flat.to(dtype)
 
 
 class FlatModel:
-    """A model whose trainable parameters, and floating-point buffers, are views of two flat vectors.
+    """A model whose trainable parameters, and running statistics, are views of two flat vectors.
 
     Writing to ``weights`` ``[dim]`` or ``buffers`` ``[buffer_dim]`` changes the model in place. It takes over the
     module: move it to its device before, and do not call ``.to`` on it afterwards, which would break the views.
 
     Raises:
-        CodecMismatchError: if parameters have several dtypes.
+        CodecMismatchError: if trainable parameters have several float types.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.layout = Layout.of(module)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        if len({p.dtype for p in parameters}) > 1:
-            raise CodecMismatchError(f"Expected parameters of one dtype but got {sorted({str(p.dtype) for p in parameters})}")
-        self.weights = flatten(parameters)
-        for parameter, view in zip(parameters, self.layout.split(self.weights), strict=True):
-            parameter.data = view
-        self.parameters: list[Tensor] = list(parameters)
-        self.buffers = self._flatten_buffers()
+        named = named_trainable(module)
+        types = {as_real(p).dtype: name for name, p in reversed(named)}
+        types = dict(sorted(types.items(), key=lambda found: str(found[0])))
+        if len(types) > 1:
+            found = ", ".join(f"{name} of {dtype}" for dtype, name in types.items())
+            raise CodecMismatchError(
+                f"Expected trainable parameters of one dtype but got {found}: convert the network, such as by `.float()`, or freeze "
+                "the parameters of one type by `requires_grad_(False)`"
+            )
+        self.parameters: list[Tensor] = [p for _, p in named]
+        self.weights = flatten(self.parameters)
+        for parameter, view in zip(self.parameters, self.layout.split(self.weights), strict=True):
+            parameter.data = torch.view_as_complex(view) if parameter.is_complex() else view
+        places = statistics(module)
+        self._buffers = flatten(place.table[place.key] for place in places).to(self.weights.device)
+        sizes = [place.table[place.key].numel() for place in places]
+        views = zip(places, torch.split(self._buffers, sizes) if places else (), strict=True)
+        self._statistics = [(place, view.view(place.table[place.key].shape)) for place, view in views]
+        for place, view in self._statistics:
+            place.table[place.key] = view
 
-    def _flatten_buffers(self) -> Tensor:
-        places = [
-            (owner, name, buffer)
-            for owner in self.module.modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None and buffer.is_floating_point()
-        ]
-        flat = flatten(buffer for _, _, buffer in places).to(self.weights.device)
-        offset = 0
-        for owner, name, buffer in places:
-            owner._buffers[name] = flat[offset : offset + buffer.numel()].view(buffer.shape)
-            offset += buffer.numel()
-        return flat
+    @property
+    def buffers(self) -> Tensor:
+        """Running statistics ``[buffer_dim]``, in the order of ``float_buffers``."""
+        for place, view in self._statistics:
+            now = place.get()
+            if now is not view:  # training put another tensor in its place
+                view.copy_(torch.zeros_like(view) if now is None else now)
+                place.table[place.key] = view
+        return self._buffers
 
 
 def float_buffers(module: nn.Module) -> list[Tensor]:
-    """Return the model's floating-point buffers (BatchNorm statistics) in the order of ``FlatModel.buffers``."""
-    return [buffer for owner in module.modules() for buffer in owner._buffers.values() if buffer is not None and buffer.is_floating_point()]
+    """Return the model's running statistics (those of normalisation layers) in the order of ``FlatModel.buffers``."""
+    return [place.table[place.key] for place in statistics(module)]

@@ -12,8 +12,9 @@ from torch import Tensor
 from fedlight.core.errors import ConfigurationError, MessageError
 
 _TENSOR = 1
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)}
-_DTYPES |= {str(dtype): dtype for dtype in (torch.int16, torch.int8, torch.uint8, torch.bool)}
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)}
+DTYPES |= {str(dtype): dtype for dtype in (torch.int16, torch.int8, torch.uint8, torch.bool)}
+DTYPES |= {str(dtype): dtype for dtype in (torch.complex64, torch.complex128)}
 
 
 def pack(value: Any) -> bytes:
@@ -46,7 +47,7 @@ def unpack(data: bytes | memoryview) -> Any:
 
 
 def _pack_tensor(value: object) -> msgpack.ExtType:
-    if not isinstance(value, Tensor) or str(value.dtype) not in _DTYPES:
+    if not isinstance(value, Tensor) or str(value.dtype) not in DTYPES:
         raise TypeError(f"{type(value).__name__}{f' of {value.dtype}' if isinstance(value, Tensor) else ''}")
     flat = value.detach().cpu().contiguous().view(-1)
     raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
@@ -57,7 +58,7 @@ def _unpack_tensor(code: int, data: bytes) -> Tensor:
     if code != _TENSOR:
         raise MessageError(f"Expected a packed tensor but got an extension of kind {code}")
     name, shape, raw = msgpack.unpackb(data)
-    dtype = _DTYPES.get(name)
+    dtype = DTYPES.get(name)
     sound = dtype is not None and isinstance(raw, bytes) and all(isinstance(n, int) and n >= 0 for n in shape)
     if not sound or math.prod(shape) * dtype.itemsize != len(raw):  # type: ignore[union-attr]  # checked before memory is taken
         raise MessageError(f"Expected the numbers of a tensor of {name} {shape} but got {len(raw)} bytes")

@@ -226,10 +226,10 @@ def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.n
 def digit_group(modulus: int) -> tuple[int, int]:
     """Return (digits, bits): how many numbers of 0 to ``modulus - 1`` lie together in how many bits, at least bits for each.
 
-    Numbers in the base of their modulus take less than whole bits each: ten of 21 values lie in 44 bits. Groups have at most 63 bits.
+    Numbers in the base of their modulus take less than whole bits each: five of 21 values lie in 22 bits. Groups have at most 63 bits.
 
     >>> digit_group(21), digit_group(256)
-    ((10, 44), (1, 8))
+    ((5, 22), (1, 8))
     """
     groups: list[tuple[int, int]] = []
     power = 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from fedlight.core.errors import DataError, require
+from fedlight.core.errors import DataError, require, require_choice
 from fedlight.data.arrays import Arrays, build_arrays
 from fedlight.data.sources import DataSource
 
@@ -35,15 +36,21 @@ class SpeakerText(DataSource):
         length: Number of characters before the predicted one.
         stride: Number of characters between the starts of samples.
         test_fraction: Share of each speaker's text, at its end, for testing.
+        speakers: Which speakers to read: all, or every other one in the order of names, from the first (even) or the second (odd): one half
+            to train a model on, the other to adapt it to.
     """
 
-    def __init__(self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2) -> None:
+    def __init__(
+        self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2, speakers: Literal["all", "even", "odd"] = "all"
+    ) -> None:
         require(length >= 1 and stride >= 1, f"length, stride: expected at least 1, got {length} and {stride}.")
         require(0 < test_fraction < 1, f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
         self.path = path
         self.length = length
         self.stride = stride
         self.test_fraction = test_fraction
+        require_choice("speakers", speakers, ("all", "even", "odd"))
+        self.speakers = speakers
 
     @property
     def name(self) -> str:
@@ -59,7 +66,8 @@ class SpeakerText(DataSource):
             raise DataError(f"{path}: cannot be read as speeches in UTF-8: {error}. Correct the path or the file.") from error
         parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         clients: dict[str, list[str]] = {"train": [], "test": []}
-        for speaker, text in sorted(said.items()):
+        first, step = {"all": (0, 1), "even": (0, 2), "odd": (1, 2)}[self.speakers]
+        for speaker, text in sorted(said.items())[first::step]:
             codes = encode(text)
             border = len(codes) - round(self.test_fraction * len(codes))
             for split, part in (("train", codes[:border]), ("test", codes[border:])):

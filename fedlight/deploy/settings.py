@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -13,6 +13,7 @@ from torch import nn
 
 from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.clients import Algorithm, FedAvg
+from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_from_config
@@ -42,6 +43,7 @@ class Terms:
         reproducible: whether batches and rounding are drawn from the public seed.
         accounting: what the noise of privacy is calibrated to.
         population: how many clients there are.
+        constants: digests of frozen parameters and buffers by name, which every client has to have and nobody is sent.
     """
 
     codec: Mapping[str, Any]
@@ -49,6 +51,7 @@ class Terms:
     reproducible: bool = False
     accounting: AccountingSetting | None = None
     population: int = 0
+    constants: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_settings(model: Mapping[str, Any], augmentation: Any, terms: Terms) -> str:
@@ -126,7 +129,8 @@ def read_settings(text: str, allowed: Collection[str] = ()) -> Parts:
         raise ConfigurationError("Expected a network and a `loss` but got a LightningModule")
     terms = given["terms"]
     accounting = None if terms["accounting"] is None else AccountingSetting(**terms["accounting"])
-    parts.terms = Terms(terms["codec"], tuple(terms["nodes"]), terms["reproducible"], accounting, terms["population"])
+    parts.terms = Terms(terms["codec"], tuple(terms["nodes"]), terms["reproducible"], accounting, terms["population"], terms["constants"])
+    _check_constants(parts.network, parts.terms.constants)
     parts.codec = codec_from_config(terms["codec"])
     if not parts.codec.needs_fit:
         parts.codec.bind(parts.layout)
@@ -136,6 +140,17 @@ def read_settings(text: str, allowed: Collection[str] = ()) -> Parts:
         assert accounting is not None, "a run with privacy has it"
         parts.privacy.calibrate(accounting, parts.terms.population)
     return parts
+
+
+def _check_constants(network: nn.Module, expected: Mapping[str, str]) -> None:
+    """Refuse a network whose frozen parts are not the server's: they never travel."""
+    own = constants(network)
+    for name, digest in expected.items():
+        if own.get(name) != digest:
+            raise ConfigurationError(
+                f"Expected {name} of {type(network).__name__} to hold the same numbers at the server and here, as nobody is sent what is "
+                "not trained, but they differ: load it from the same file on both sides, such as by `base` of LoRA, or draw it from a seed"
+            )
 
 
 def build(cls: type[T], arguments: Mapping[str, Any]) -> T:

@@ -6,15 +6,28 @@ What needs Lightning is imported when it is asked for: a client that trains one 
 from typing import TYPE_CHECKING
 
 from fedlight.core.lazy import import_on_demand
+from fedlight.modules.lora import LoRA
 from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
 from fedlight.modules.recurrent import CharLSTM
 from fedlight.modules.resnet import ResNet18
+from fedlight.modules.transformer import CharTransformer
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule
     from fedlight.modules.pretraining import CodecPretrainingModule
 
-__all__ = ["MLP", "BenchmarkCNN", "CharLSTM", "CodecPretrainingModule", "FederatedModule", "LeNet5", "ResNet18", "SmallCNN"]
+__all__ = [
+    "MLP",
+    "BenchmarkCNN",
+    "CharLSTM",
+    "CharTransformer",
+    "CodecPretrainingModule",
+    "FederatedModule",
+    "LeNet5",
+    "LoRA",
+    "ResNet18",
+    "SmallCNN",
+]
 
 __getattr__, __dir__ = import_on_demand(
     __name__,

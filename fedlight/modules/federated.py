@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -26,10 +27,11 @@ from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
+from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
-from fedlight.core.layout import Layout, float_buffers
+from fedlight.core.layout import Layout
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.checks import (
@@ -246,6 +248,8 @@ class FederatedModule(Forwarding):
         self.build(stage)
         if stage == "fit":
             start_privacy(self)
+        if not isinstance(self.network, LightningModule) and not self.network.training:
+            self.network.train()  # a network that was evaluated before; a LightningModule keeps its modes, as in Lightning
         self.task.setup(stage)
         if stage != "fit":
             return
@@ -281,16 +285,23 @@ class FederatedModule(Forwarding):
             keep_freed_memory()
         self.data.to(self.device)
         self.codec.to(self.device)
+        if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
+            rank_zero_warn("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
         if self.privacy is not None:
             self._begin_ledger(self.privacy)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make both sides of the rounds of the network as it is now."""
         watch = CallbackWatch(self)
-        buffers = sum(buffer.numel() for buffer in float_buffers(self.network)) if self.batch_norm == "mean" else 0
-        format = ReplyFormat.of(buffers, self.weighting == "samples", self.aggregator, self.privacy)
+        format = ReplyFormat.of(self.network, self.batch_norm == "mean", self.weighting == "samples", self.aggregator, self.privacy)
         simulated = partial(self._simulated, watch)
-        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population)
+        elsewhere = self.clients is not None and not self.clients.simulates
+        known = constants(self.network, self.server_state.extras) if elsewhere else {}
+        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population, known)
         self._connection = simulated() if self.clients is None else self.clients.attach(run)
         self.server = Server(
-            LightningModel(self, self.network),
+            LightningModel(self, self.network, getattr(self.algorithm, "steps", None) or 1),
             self.codec,
             self.algorithm,
             self.aggregator,
@@ -306,6 +317,7 @@ class FederatedModule(Forwarding):
             watch=watch,
             compares=self._compares,
             stop=self.stop,
+            takes_extras=bool(format.extras),
         )
 
     def _simulated(self, watch: CallbackWatch) -> Clients:
@@ -443,8 +455,8 @@ class FederatedModule(Forwarding):
     def on_train_start(self) -> None:
         """Start the clock, unless a process was told to stop before."""
         self._stop_together()
-        if self.task.begin() and self._host is not None:  # the user's hook may have made what clients need
-            self._host.model = self.local_model(self.data.augmentation)
+        if self.task.begin():  # the user's hook may have made what clients need
+            self._connect()
         self._started = time.monotonic()
 
     def on_train_end(self) -> None:

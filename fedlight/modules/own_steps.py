@@ -158,9 +158,9 @@ class LocalSteps(LocalModel):
         """Return the modes that the module's parts were left in, which Lightning leaves alone."""
         return [part.training for part in module.modules()]
 
-    def load(self, weights: Tensor, buffers: Tensor) -> None:
-        """Start from global weights ``[dim]`` and buffers ``[buffer_dim]``."""
-        super().load(weights, buffers)
+    def load(self, weights: Tensor, buffers: Tensor, extras: Mapping[str, Tensor] | None = None) -> None:
+        """Start from global weights ``[dim]``, buffers ``[buffer_dim]`` and the server's ``extras``."""
+        super().load(weights, buffers, extras)
         self.client.__dict__.update(begun=0, finished=0, stopped=False, used=[], scheduled=[])
         self._batch, self._number, self._output = None, 0, {}
         for metric in self._metrics:
@@ -217,11 +217,12 @@ class LocalSteps(LocalModel):
         loss, grads = super().gradients(x, y)
         if not {"on_after_backward", "on_before_optimizer_step"} & self._called:
             return loss, grads
-        for parameter, gradient in zip(self.flat.parameters, grads, strict=True):
-            parameter.grad = gradient
+        for parameter, gradient, reached in zip(self.flat.parameters, grads, self.reached, strict=True):
+            parameter.grad = gradient if reached else None
         self._hook("on_after_backward")
         self._hook("on_before_optimizer_step", *self.client.used)
-        kept = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in self.flat.parameters)
+        self.reached = [parameter.grad is not None for parameter in self.flat.parameters]
+        kept = tuple(torch.zeros_like(p.detach()) if p.grad is None else p.grad for p in self.flat.parameters)
         return loss, kept
 
     def _hook(self, name: str, *arguments: Any) -> Any:

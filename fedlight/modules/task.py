@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.clients.copying import own_copy
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.personal import PersonalNorm, forward_with, personal_forward
 from fedlight.core.codec import State
@@ -85,6 +85,7 @@ class Classification(Task):
     """Logits of classes on a data set in memory: loss, accuracy and its spread over clients."""
 
     metrics: StageMetrics
+    norm: PersonalNorm
 
     def setup(self, stage: str) -> None:
         """Make the metrics, and run one sample through the network: a wrong shape is told before training and in its own words."""
@@ -94,11 +95,12 @@ class Classification(Task):
                 "Expected data of at least two classes to classify but all labels are 0: check them, or give a LightningModule or a `loss` "
                 "with a data module of your own"
             )
+        self.norm = PersonalNorm(module.network)
         self.metrics = module.stage_metrics = StageMetrics(
             module.data.num_classes, torch.from_numpy(module.data.client_sizes), module.own_metrics
         )
         x, classes = module.data.test[0][:1].cpu(), module.data.num_classes
-        network = copy.deepcopy(module.network).cpu().eval()
+        network = own_copy(module.network).cpu().eval()
         try:
             with torch.no_grad():
                 logits = network(x)
@@ -138,8 +140,7 @@ class Classification(Task):
 
     def _personal_logits(self, client: int, x: Tensor) -> Tensor:
         """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
-        network = self.module.network
-        return personal_forward(network, PersonalNorm(network), self._kept(client).get("norm", {}), x)
+        return personal_forward(self.module.network, self.norm, self._kept(client).get("norm", {}), x)
 
     def _kept(self, client: int) -> State:
         """Return what a client keeps, as of its last attempt that counted, whether it has heard of that or not."""
@@ -153,7 +154,7 @@ class Classification(Task):
             if model is not None:
                 mine = clients == client
                 weights, buffers = (part.to(module.device) for part in model)
-                logits = forward_with(module.network, weights, buffers, x[mine])
+                logits = forward_with(module.network, weights, buffers, self.norm.names, x[mine])
                 self.metrics.update_personal(logits, y[mine], clients[mine])
 
     def epoch_end(self, stage: Stage) -> None:

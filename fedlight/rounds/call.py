@@ -63,7 +63,7 @@ class Call:
         absent: how many of the cohort did not answer the first request.
         failed: why the attempt ended without a sum, if it did.
         refused: why the decoded aggregate was refused, if it was.
-        buffers: (client, weight, buffers) of the clients that this process heard.
+        buffers: (client, weight, buffers, extras) of the clients that this process heard.
         inside: clients whose code was within the clipping norm, where they say so.
         decoder_state: the server's state of the codec, as this attempt changes it.
         noise: variance of the noise that privacy put on every entry of the mean code.
@@ -76,7 +76,7 @@ class Call:
         self.cohort: list[int] = [int(client) for client in server.cohort(number, attempt)]
         self.decoder_state = copy.deepcopy(server.state.decoder)
         self.context = Context(server.seed, number, attempt)
-        self.current = Current(number, server.model.read(), server.codec)
+        self.current = Current(number, server.read(), server.codec)
         self.codes = RunningSum()
         self.aggregate: Tensor | None = None
         self.answered: set[int] = set()
@@ -86,7 +86,7 @@ class Call:
         self.absent = 0
         self.failed: str | None = None
         self.refused: str | None = None
-        self.buffers: list[tuple[int, int, Tensor]] = []
+        self.buffers: list[tuple[int, int, Tensor, Mapping[str, Tensor]]] = []
         self.inside = 0
         self.noise = 0.0
         self.uplink = 0
@@ -205,6 +205,9 @@ class Call:
             raise MessageError(f"Expected a weight of at least 1 but got {weight}")
         if len(reply.buffers) and not math.isfinite(reply.buffers.sum()):
             raise MessageError("its buffers are not finite")
+        for name, tensor in (reply.extras or {}).items():
+            if bool((tensor != tensor).any()):
+                raise MessageError(f"its {name} is not a number")
         server.watch.on_client_message(self, replace(reply, simulation=None) if server.aggregator.hides_messages else reply)
         with server.watch.section("sum"):
             self._collector.receive(TRAIN, client, reply.payload, weight)
@@ -219,8 +222,8 @@ class Call:
     def _note(self, reply: Reply, weight: int) -> None:
         """Note what is read once a client: buffers, and what only a simulation sees."""
         seen = reply.simulation
-        if len(reply.buffers):
-            self.buffers.append((reply.client, weight, reply.buffers))
+        if len(reply.buffers) or reply.extras:
+            self.buffers.append((reply.client, weight, reply.buffers, reply.extras or {}))
         if seen is None or seen.update is None:
             return
         self.observed.loss += seen.loss

@@ -6,7 +6,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +32,7 @@ class Connection:
         aggregator: how codes are summed.
         privacy: the mechanism that protects codes, if any.
         population: how many clients there are.
+        constants: digests of what clients have to have of the network and nobody is sent, where these are not in this process.
     """
 
     format: ReplyFormat
@@ -40,6 +41,7 @@ class Connection:
     aggregator: Aggregator
     privacy: PrivacyMechanism | None = None
     population: int = 0
+    constants: Mapping[str, str] = field(default_factory=dict)
 
 
 class Clients(ABC):

@@ -151,7 +151,7 @@ class CodedModel(CatchUp):
         """Return the last base and the sum that follows it."""
         chapter = self._open(current)
         sums = (chapter.message(chapter.start, current.round),) if chapter.start < current.round else ()
-        return chapter.start, sums, Model(self.base, current.model.buffers)
+        return chapter.start, sums, Model(self.base, current.model.buffers, current.model.extras)
 
     def _missed(self, held: int, current: Current) -> Sums | None:
         """Return what was added to the sums of all versions since a client was here."""

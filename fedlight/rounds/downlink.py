@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,8 +35,11 @@ class GlobalModel(Protocol):
     def read(self) -> Model:
         """Return the current weights and buffers."""
 
-    def step(self, update: Tensor, buffers: Tensor | None) -> float:
-        """Take one optimizer step with an update ``[dim]`` for a gradient, set the buffers, and return the learning rate of the step."""
+    def extras(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return what else training changed, by name (``fedlight.core.buffers``)."""
+
+    def step(self, update: Tensor, buffers: Tensor | None, extras: Mapping[str, Tensor] = {}) -> float:
+        """Take one optimizer step with an update ``[dim]`` for a gradient, set buffers and extras, return the step's learning rate."""
 
     def write(self, weights: Tensor) -> None:
         """Replace the weights ``[dim]``."""
@@ -204,6 +207,7 @@ class CatchUp(Downlink):
             encoders=tuple((v, self.files[v][0]) for v in needed if v > version),
             decoders=tuple((v, self.files[v][1]) for v in replayed if v > decoder),
             buffers=buffers if sums and start is None else buffers[:0],
+            extras=current.model.extras if sums and start is None else {},
             version=current.version,
             keep=True,
             result=current.model,

@@ -110,7 +110,7 @@ class HeldModels:
         """Return a model on the device that clients train on."""
         if model.weights.device == self._device:
             return model
-        return Model(model.weights.to(self._device), model.buffers.to(self._device))
+        return replace(model, weights=model.weights.to(self._device), buffers=model.buffers.to(self._device))
 
     def _caught_up(self, client: int, download: Download, held: Held) -> Held:
         """Return the model after the server's steps that the client missed."""
@@ -121,7 +121,7 @@ class HeldModels:
         if held.round != download.round:
             raise MessageError(f"Expected sums up to round {download.round} but they end at {held.round}")
         if download.sums and download.model is None:
-            held = replace(held, model=Model(held.model.weights, download.buffers))
+            held = replace(held, model=Model(held.model.weights, download.buffers, download.extras))
         return held
 
     def _replayed(self, held: Held, version: int, message: bytes) -> Held:
@@ -129,7 +129,7 @@ class HeldModels:
         model = self.model(held)
         weights = model.weights.clone()
         apply_sum(weights, message, self._decoder(version), held.round)
-        return Held(held.round + 1, Model(weights, model.buffers))
+        return Held(held.round + 1, Model(weights, model.buffers, model.extras))
 
     def _coded(self, held: Held, version: int, message: bytes) -> Held:
         """Add a change to the code, or begin a new one at the model that is held."""
@@ -148,7 +148,7 @@ class HeldModels:
         """Return a model's weights and buffers."""
         if held.total is None:
             return held.model
-        return Model(coded_weights(held.model.weights, held.total, self._decoder(held.version)), held.model.buffers)
+        return Model(coded_weights(held.model.weights, held.total, self._decoder(held.version)), held.model.buffers, held.model.extras)
 
     def _decoder(self, version: int) -> Decoder:
         return self._decoders[version] if version else self.codec.decoder
@@ -186,7 +186,7 @@ class HeldModels:
     def state_dict(self) -> dict[str, Any]:
         """Return all that clients hold, for a checkpoint of a simulation."""
         return {
-            "initial": None if self.initial is None else (self.initial.weights.cpu(), self.initial.buffers.cpu()),
+            "initial": None if self.initial is None else _plain(self.initial),
             "models": {client: _to_state(held) for client, held in self._models.items()},
             "versions": {client: sorted(versions) for client, versions in self._versions.items()},
             "replayable": {client: sorted(versions) for client, versions in self._replayable.items()},
@@ -208,8 +208,12 @@ class HeldModels:
                 self._files[version].append(data)
 
 
+def _plain(model: Model) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    return model.weights.cpu(), model.buffers.cpu(), {name: tensor.cpu() for name, tensor in model.extras.items()}
+
+
 def _to_state(held: Held) -> dict[str, Any]:
-    return {**vars(held), "model": (held.model.weights.cpu(), held.model.buffers.cpu())}
+    return {**vars(held), "model": _plain(held.model)}
 
 
 def _of_state(state: Mapping[str, Any]) -> Held:

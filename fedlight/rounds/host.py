@@ -17,7 +17,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Codec, Context, Encoder, Private, State
-from fedlight.core.errors import MessageError
+from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor
 from fedlight.core.precision import exactly
@@ -168,7 +168,7 @@ class ClientHost:
         return {
             "context": as_tensor(context_bytes(held.context)),
             "version": self.held.version_of(held.encoder),
-            "model": (held.model.weights, held.model.buffers),
+            "model": (held.model.weights, held.model.buffers, dict(held.model.extras)),
             "update": None if update is None else vars(update),
         }
 
@@ -239,16 +239,29 @@ class ClientHost:
         noise = derive_seed(seed, *context.key, client, "dropout")
         memory = Memory(own, context.broadcast.get("algorithm", {}))
         device = self.model.weights.device
-        return ClientTask(client, x, y, weights.to(device), buffers.to(device), generator, noise, memory, norm)
+        extras = {name: tensor.to(device) for name, tensor in held.model.extras.items()}
+        return ClientTask(client, x, y, weights.to(device), buffers.to(device), generator, noise, memory, norm, extras)
 
     def _update(self, task: ClientTask, result: LocalResult, model: LocalModel) -> ClientUpdate:
-        buffers = model.buffers.clone()
+        buffers, extras = model.buffers.clone(), model.extras.changed()
         if self.personal:
+            extras = {name: tensor for name, tensor in extras.items() if name not in self.personal.counters}
             self.personal.keep(task.norm, model.weights, model.buffers, result.update)
             buffers = buffers[:0]
+        if extras and (self.privacy is not None or self.hides_messages):
+            raise ConfigurationError(
+                f"Expected local training that changes trained parameters alone but it changes {next(iter(extras))}, which would be sent "
+                "in the clear beside a protected code: register it with persistent=False, so that it stays with the client"
+            )
         loss = float(result.loss)
         grew = math.isfinite(loss) or model.first is None or math.isfinite(float(model.first))
-        return ClientUpdate(task.client, result.upload(), buffers, len(task.y) if self.by_samples else 1, loss, grew=grew)
+        weight, spoilt, sent = len(task.y) if self.by_samples else 1, model.extras.diverged(extras), self._sent(model, extras)
+        reason = None if spoilt is None else f"{spoilt}, {BESIDE}"
+        return ClientUpdate(task.client, result.upload(), buffers, weight, loss, extras=sent, reason=reason, grew=grew)
+
+    def _sent(self, model: LocalModel, extras: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the extras to send, None for a model that has none."""
+        return extras if model.extras.any_sent and not (self.privacy is not None or self.hides_messages) else None
 
     def _reply(self, request: Request, update: ClientUpdate) -> Reply:
         """Return the reply of a client that has trained; one whose training failed sends zeros under privacy, and else nothing."""
@@ -293,6 +306,7 @@ class ClientHost:
             buffers=update.buffers.cpu() if first else update.buffers[:0].cpu(),
             inside=inside,
             simulation=seen,
+            extras=update.extras if first else None,
         )
 
     def _encoded(self, request: Request, held: Held, update: ClientUpdate) -> tuple[Message, bool | None, Tensor]:
@@ -311,12 +325,15 @@ class ClientHost:
 
 AT_FIRST = "before it has taken a step"
 NOT_IN_BUFFERS = "its buffers are not finite"
+BESIDE = "which clients send beside their weights"
 
 
 def unusable(update: ClientUpdate) -> str | None:
     """Return why an update must not enter a sum, or None: one pass over it, for NaN, Inf and what would overflow."""
     if not math.isfinite(update.loss):
         return f"its loss is {update.loss}" if update.grew else f"its loss is {update.loss}, {AT_FIRST}"
+    if update.reason is not None:
+        return update.reason
     if not math.isfinite(update.update.sum()):
         return "its update is not finite"
     if len(update.buffers) and not math.isfinite(update.buffers.sum()):

@@ -7,20 +7,21 @@ Sizes are lengths of these bytes. Who sent a reply, and to which request, is kno
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlight.aggregation.base import TRAIN, Aggregator
+from fedlight.core.buffers import Spec, specs
 from fedlight.core.codec import Context, Key
 from fedlight.core.errors import MessageError
-from fedlight.core.model import Model
-from fedlight.core.packing import pack, unpack
+from fedlight.core.layout import flatten, float_buffers
+from fedlight.core.model import Model, number_bytes, numbers
+from fedlight.core.packing import DTYPES, pack, unpack
 from fedlight.core.wire import Message
 from fedlight.privacy.mechanism import PrivacyMechanism
 
@@ -42,6 +43,7 @@ class Download:
         encoders: encoder files by version, the current one last.
         decoders: what decoders hold beyond their encoders, by version (``rounds.held``).
         buffers: the buffers ``[buffer_dim]``, where ``sums`` carry the weights alone.
+        extras: what else training changed in the model so far, by name, where it comes with ``sums``.
         version: the version of the current codec; 0 for one that nobody downloads.
         keep: whether a later download may build on the model that the client ends with.
         result: that model itself, for a client in the same process as the server: never serialised.
@@ -54,6 +56,7 @@ class Download:
     encoders: tuple[tuple[int, bytes], ...] = ()
     decoders: tuple[tuple[int, bytes], ...] = ()
     buffers: Tensor = field(default_factory=lambda: torch.empty(0))
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     version: int = 0
     keep: bool = False
     result: Model | None = None
@@ -61,12 +64,15 @@ class Download:
     @cached_property
     def _parts(self) -> list[bytes]:
         """A header, then what it lists, one behind the other."""
-        model = self.model.data if self.model is not None else Model(torch.empty(0), self.buffers).data
+        whole = self.model or Model(torch.empty(0), self.buffers, self.extras)
         files = [self.sums, self.encoders, self.decoders]
         listed = [[(version, len(data)) for version, data in group] for group in files]
         dim = len(self.model.weights) if self.model is not None else None
-        header = pack([self.round, self.since, self.version, self.keep, dim, len(model), *listed])
-        return [_LENGTH.pack(len(header)), header, model, *(data for group in files for _, data in group)]
+        more = pack(dict(whole.extras)) if whole.extras else b""
+        types = [str(whole.weights.dtype), str(whole.buffers.dtype)]
+        plain = not more and types == [str(torch.float32)] * 2
+        header = pack([self.round, self.since, self.version, self.keep, dim, len(whole.data), *listed, *([] if plain else [types, more])])
+        return [_LENGTH.pack(len(header)), header, whole.data, *(data for group in files for _, data in group)]
 
     @property
     def nbytes(self) -> int:
@@ -90,12 +96,14 @@ class Download:
 
     @classmethod
     def _parse(cls, data: bytes) -> Download:
-        header, at = _header(data, 9)
+        header, at = _header(data, 9, 11)
         number, since, version, keep, dim, size, *listed = header
+        (weights, buffers), more = listed[3:] or (["torch.float32"] * 2, b"")
         whole, at = data[at : at + size], at + size
-        model = Model.parse(whole, dim or 0)
+        extras = _extras(more) if more else {}
+        model = replace(Model.parse(whole, dim or 0, DTYPES[weights], DTYPES[buffers]), extras=extras)
         groups = []
-        for group in listed:
+        for group in listed[:3]:
             files = []
             for of_version, length in group:
                 files.append((of_version, data[at : at + length]))
@@ -104,7 +112,7 @@ class Download:
         if at != len(data):
             raise MessageError(f"Expected a download of {at} bytes but got {len(data)}")
         sums, encoders, decoders = groups
-        return cls(number, since, None if dim is None else model, sums, encoders, decoders, model.buffers, version, keep)
+        return cls(number, since, None if dim is None else model, sums, encoders, decoders, model.buffers, extras, version, keep)
 
 
 @dataclass(frozen=True)
@@ -192,18 +200,26 @@ def _whole(what: str) -> Iterator[None]:
         yield
     except MessageError:
         raise
-    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError) as error:
         raise MessageError(f"Expected {what} but its bytes are damaged: {error}") from error
 
 
-def _header(data: bytes, entries: int) -> tuple[list, int]:  # type: ignore[type-arg]
-    """Return the header's entries and where it ends."""
+def _extras(data: bytes) -> dict[str, Tensor]:
+    """Return tensors by name, as packed."""
+    found = unpack(data)
+    if not isinstance(found, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()):
+        raise MessageError("Expected tensors by name but got something else")
+    return found
+
+
+def _header(data: bytes, *entries: int) -> tuple[list, int]:  # type: ignore[type-arg]
+    """Return the header's entries, of which there may be so many, and where it ends."""
     if len(data) < _LENGTH.size:
         raise MessageError(f"Expected a header but got {len(data)} bytes")
     end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
     header = unpack(data[_LENGTH.size : end])
-    if not isinstance(header, list) or len(header) != entries:
-        raise MessageError(f"Expected a header of {entries} entries but got another")
+    if not isinstance(header, list) or len(header) not in entries:
+        raise MessageError(f"Expected a header of {entries[0]} entries but got another")
     return header, end
 
 
@@ -234,6 +250,7 @@ class Reply:
         inside: whether the code was within the clipping norm; None where that is not sent.
         simulation: what only a simulation sees.
         key: the attempt of the request that it answers, as whatever carries the reply knows it.
+        extras: what else training changed, by name (``fedlight.core.buffers``); None for a model that has nothing of the kind.
     """
 
     client: int
@@ -244,57 +261,96 @@ class Reply:
     inside: bool | None = None
     simulation: Simulation | None = None
     key: Key | None = None
+    extras: Mapping[str, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Length of ``to_bytes``."""
         if not self.payload:
             return 0
-        return len(self.payload) + 4 * self.buffers.numel() + (0 if self.weight is None else 4) + (0 if self.inside is None else 1)
+        flags = (0 if self.weight is None else 4) + (0 if self.inside is None else 1)
+        return len(self.payload) + len(self._extras) + self.buffers.numel() * self.buffers.element_size() + flags
+
+    @cached_property
+    def _extras(self) -> bytes:
+        """One byte if there are extras and none to send; else these, packed, their length (4 bytes) and a one."""
+        if not self.extras:
+            return b"" if self.extras is None else b"\0"
+        packed = pack(dict(self.extras))
+        return packed + _LENGTH.pack(len(packed)) + b"\1"
 
     def to_bytes(self) -> bytes:
-        """Return the payload, then buffers, weight and clipping bit where they are sent: 4, 4 and 1 bytes each."""
+        """Return the payload, then extras, buffers, weight (4 bytes) and clipping bit (1 byte) where they are sent."""
         if not self.payload:
             return b""
-        buffers = self.buffers.detach().cpu().numpy().astype("<f4").tobytes()
         weight = b"" if self.weight is None else _LENGTH.pack(self.weight)
-        return b"".join([bytes(self.payload), buffers, weight, b"" if self.inside is None else bytes([self.inside])])
+        inside = b"" if self.inside is None else bytes([self.inside])
+        return b"".join([bytes(self.payload), self._extras, number_bytes(self.buffers), weight, inside])
 
 
 @dataclass(frozen=True)
 class ReplyFormat:
     """What follows the payload of a reply that carries a code: known to both sides from the settings of the run.
 
-    ``buffers`` is how many numbers, ``weight`` and ``inside`` say whether these are sent.
+    ``buffers`` is how many numbers of ``dtype``, ``weight`` and ``inside`` say whether these are sent, ``extras`` shape and type of what
+    else clients may send (None for one that holds nothing yet), or None if there is nothing of the kind.
     """
 
     buffers: int = 0
     weight: bool = False
     inside: bool = False
+    dtype: torch.dtype = torch.float32
+    extras: Mapping[str, Spec | None] | None = None
 
     @classmethod
-    def of(cls, buffers: int, by_samples: bool, aggregator: Aggregator, privacy: PrivacyMechanism | None) -> ReplyFormat:
-        """Return the format that the settings of a run lead to, for models of so many ``buffers``."""
-        return cls(buffers, by_samples and not aggregator.hides_messages, privacy is not None and privacy.sends_bits)
+    def of(
+        cls, network: nn.Module, statistics: bool, by_samples: bool, aggregator: Aggregator, privacy: PrivacyMechanism | None
+    ) -> ReplyFormat:
+        """Return the format that the settings of a run lead to, for models like ``network``.
+
+        ``statistics`` says whether its running statistics are sent. Beside protected codes nothing else is sent in the clear.
+        """
+        buffers, shown = flatten(float_buffers(network)) if statistics else torch.empty(0), not aggregator.hides_messages
+        clear = (specs(network) or None) if shown and privacy is None else None
+        return cls(buffers.numel(), by_samples and shown, privacy is not None and privacy.sends_bits, buffers.dtype, clear)
 
     def parse(self, request: Request, data: bytes) -> Reply:
         """Return the reply to a request that ``Reply.to_bytes`` wrote.
 
         Raises:
-            MessageError: if it is shorter than what must follow the payload, or the clipping bit is none.
+            MessageError: if it is shorter than what must follow the payload, the clipping bit is none, or there are other extras than the
+                model has.
         """
         client, stage, key = request.client, request.stage, request.context.key
         if stage != TRAIN or request.context.step > 0 or not data or data == LACKS:  # a payload alone
             return Reply(client, stage, data, key=key)
-        end = len(data) - 4 * self.buffers - 4 * self.weight - self.inside
-        if end < 1:
+        size = self.buffers * self.dtype.itemsize
+        end = len(data) - size - 4 * self.weight - self.inside
+        if end - (self.extras is not None) < 1:
             raise MessageError(f"Expected a reply of more than {len(data) - end} bytes but got {len(data)}")
-        buffers = torch.from_numpy(np.frombuffer(data[end : end + 4 * self.buffers], "<f4").astype(np.float32))
-        at = end + 4 * self.buffers
-        weight = _LENGTH.unpack_from(data, at)[0] if self.weight else None
+        buffers = numbers(data[end : end + size], self.dtype)
+        weight = _LENGTH.unpack_from(data, end + size)[0] if self.weight else None
         if self.inside and data[-1] > 1:
             raise MessageError(f"Expected a clipping bit of 0 or 1 but got {data[-1]}")
-        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None, key=key)
+        extras, end = self._read_extras(data, end)
+        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None, key=key, extras=extras)
+
+    def _read_extras(self, data: bytes, end: int) -> tuple[dict[str, Tensor] | None, int]:
+        """Return the extras that end at ``end``, and where the payload ends."""
+        if self.extras is None:
+            return None, end
+        if data[end - 1] == 0:
+            return {}, end - 1
+        with _whole("extras"):
+            size = _LENGTH.unpack_from(data, max(end - 5, 0))[0]
+            found = _extras(data[end - 5 - size : end - 5])
+        if data[end - 1] > 1 or size > end - 6:
+            raise MessageError(f"Expected extras that end {size} bytes before but got a reply of {end} bytes")
+        for name, tensor in found.items():
+            spec = (tuple(tensor.shape), str(tensor.dtype))
+            if name not in self.extras or self.extras[name] not in (None, spec):
+                raise MessageError(f"Expected an extra of the model but got {name[:80]!r} of {tensor.dtype} {list(tensor.shape)}")
+        return found, end - 5 - size
 
 
 @dataclass
@@ -302,7 +358,8 @@ class ClientUpdate:
     """A client's update before it is encoded, on the client's side: callbacks may read and change it.
 
     ``update`` ``[dim]`` holds all that is averaged; ``weight`` is the client's weight in the sum; ``usable`` is False for a client whose
-    training failed and that sends a code of zeros, as it does under a privacy mechanism; ``grew`` whether its loss was finite at first.
+    training failed and that sends a code of zeros, as it does under a privacy mechanism; ``grew`` whether its loss was finite at first;
+    ``extras`` are those of a ``Reply``; ``reason`` says why it cannot be used, where that is known already.
     """
 
     client: int
@@ -312,3 +369,5 @@ class ClientUpdate:
     loss: float
     usable: bool = True
     grew: bool = True
+    extras: Mapping[str, Tensor] | None = None
+    reason: str | None = None

@@ -81,7 +81,7 @@ def weighted_mean(parts: list[tuple[int, int, Tensor]]) -> Tensor:
     """Return the weighted mean of clients' buffers ``[buffer_dim]``, added up in client order, whatever process ran them."""
     ordered = sorted(parts, key=lambda part: part[0])
     total = torch.stack([buffers.double() * weight for _, weight, buffers in ordered]).sum(0)
-    return (total / sum(weight for _, weight, _ in ordered)).float()
+    return (total / sum(weight for _, weight, _ in ordered)).to(ordered[0][2].dtype)
 
 
 def merge(counts: list[float], codes: RunningSum, length: int, integers: bool, device: torch.device) -> list[float]:

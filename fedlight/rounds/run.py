@@ -8,7 +8,7 @@ from contextlib import closing
 from fedlight.core.errors import RoundFailedError
 from fedlight.rounds.call import Call
 from fedlight.rounds.clients import Clients
-from fedlight.rounds.host import AT_FIRST, NOT_IN_BUFFERS
+from fedlight.rounds.host import AT_FIRST, BESIDE, NOT_IN_BUFFERS
 from fedlight.rounds.server import Server
 
 
@@ -54,8 +54,8 @@ def way_out(reasons: Sequence[str], refused: bool, unsummed: bool) -> str:
         return "declare cohorts in `model.aggregator` as `data.sampler` draws them, and a threshold that they reach"
     if any(reason.endswith(AT_FIRST) for reason in reasons):
         return "look for NaN or Inf in clients' samples, in the loss and in the network"
-    if any(reason.endswith(NOT_IN_BUFFERS) for reason in reasons):
-        return "look for NaN or Inf in the network's buffers, which clients send"
+    if any(reason.endswith((NOT_IN_BUFFERS, BESIDE)) for reason in reasons):
+        return "look for NaN or Inf in the network's buffers and frozen parameters, which clients send if training changes them"
     if any("its loss is" in reason or "its update is not finite" in reason for reason in reasons):
         return "lower the client learning rate, or sample more clients"
     return "sample more clients"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fedlight.aggregation.base import Aggregator
 from fedlight.clients.algorithms import Algorithm
+from fedlight.core.buffers import combine
 from fedlight.core.codec import Codec, Context, Decoder, Key, State
+from fedlight.core.model import Model
 from fedlight.core.precision import exactly
 from fedlight.metrics.traffic import TrafficCounter
 from fedlight.privacy import PrivacyMechanism
@@ -62,6 +64,7 @@ class ServerState:
         algorithm: the algorithm's, such as a control variate.
         traffic: bytes so far.
         settled: the last attempt in which each client counted.
+        extras: names of what else of the model training has changed since it was made; another fit goes on from it.
     """
 
     rounds: int = 0
@@ -69,6 +72,7 @@ class ServerState:
     algorithm: State = field(default_factory=dict)
     traffic: TrafficCounter = field(default_factory=TrafficCounter)
     settled: dict[int, Key] = field(default_factory=dict)
+    extras: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
         """Begin a run."""
@@ -82,6 +86,7 @@ class ServerState:
             "algorithm": self.algorithm,
             "traffic": self.traffic.state_dict(),
             "settled": dict(self.settled),
+            "extras": sorted(self.extras),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,6 +94,7 @@ class ServerState:
         self.rounds, self.decoder, self.algorithm = state["rounds"], dict(state["decoder"]), dict(state["algorithm"])
         self.traffic.load_state_dict(state["traffic"])
         self.settled = {client: (key[0], key[1]) for client, key in state["settled"].items()}
+        self.extras = set(state["extras"])
 
 
 class Server:
@@ -111,6 +117,7 @@ class Server:
         watch: who follows.
         compares: whether a simulation compares with the true aggregate in a round.
         stop: a request to stop, which processes tell each other of.
+        takes_extras: whether clients may send what else training changes in the model (``fedlight.core.buffers``).
     """
 
     def __init__(
@@ -131,6 +138,7 @@ class Server:
         watch: Watch | None = None,
         compares: Callable[[int], bool] = lambda number: False,
         stop: Stop | None = None,
+        takes_extras: bool = False,
     ) -> None:
         self.model = model
         self.codec = codec
@@ -148,6 +156,7 @@ class Server:
         self.watch = watch or Watch()
         self.compares = compares
         self.stop = stop or Stop()
+        self.takes_extras = takes_extras
 
     @property
     def least_clients(self) -> int:
@@ -164,6 +173,11 @@ class Server:
         """Whether one more attempt stays within the privacy budget."""
         return self.privacy is None or self.privacy.affordable()
 
+    def read(self) -> Model:
+        """Return the current model, with what else training has changed in it."""
+        model = self.model.read()
+        return replace(model, extras=self.model.extras(sorted(self.state.extras))) if self.state.extras else model
+
     def call(self, number: int, attempt: int) -> Call:
         """Begin an attempt at a round."""
         return Call(self, number, attempt)
@@ -179,14 +193,23 @@ class Server:
         with self.watch.section("server_step"):
             counted = call.codes.count if self.privacy is None else self.privacy.setting.cohort  # the exact number is not noisy
             update = self.algorithm.step(call.aggregate, counted / self.population, self.state.algorithm)
-            sent = gather(call.buffers) if len(call.current.model.buffers) else []
-            lr = self.model.step(update, weighted_mean(sent) if sent else None)
+            lr = self._step(call, update)
             self.downlink.finished(call.current, call.context, call.codes, lr, self.model)
         self.state.decoder = call.decoder_state
         self.state.rounds = call.context.round + 1
         self.state.settled.update(dict.fromkeys(call.counted, call.context.key))
         self.watch.on_round_end(call)
         return True
+
+    def _step(self, call: Call, update: Tensor) -> float:
+        """Take the server's step and set what is averaged beside the weights; return the step's learning rate."""
+        sent = gather(call.buffers) if len(call.current.model.buffers) or self.takes_extras else []
+        statistics = [(client, weight, buffers) for client, weight, buffers, _ in sent if len(buffers)]
+        extras = combine([(client, weight, values) for client, weight, _, values in sent], self.seed, call.context.round)
+        for name in sorted(extras.keys() - self.state.extras):
+            log.info("Training changes %s, which is no trained parameter: clients send it in full, in its own type", name)
+        self.state.extras |= extras.keys()
+        return self.model.step(update, weighted_mean(statistics) if statistics else None, *([extras] if extras else []))
 
     def _distrust(self, call: Call) -> str | None:
         """Return why the decoded aggregate must not be applied, or None."""

@@ -26,8 +26,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, *outcomes: Outcome) -
     return file.getvalue()
 
 
-def test_without_a_terminal_every_run_is_a_line(monkeypatch):
-    lines = shown(monkeypatch, False, outcome(0, again=True), outcome(1), outcome(2, error="ValueError: no")).splitlines()
+def test_without_a_terminal_every_run_is_a_line(monkeypatch, capsys):
+    assert shown(monkeypatch, False, outcome(0, again=True), outcome(1), outcome(2, error="ValueError: no")) == ""
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Run 1/3 · mine, seed 0, rate 1.25: 91.5%, finished before", "no rate to foretell the rest from"
     assert lines[1].startswith("Run 2/3 · mine, seed 1, rate 1.25: 91.5% in 12 s · 0:00:0") and lines[1].endswith(" left")
     assert lines[2:] == ["Run 3/3 · mine, seed 2, rate 1.25: failed: ValueError: no"]

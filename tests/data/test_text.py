@@ -74,3 +74,11 @@ def test_files_that_are_no_speeches_are_refused(tmp_path, text, message):
 def test_numbers_out_of_range_are_named(changes):
     with pytest.raises(ConfigurationError, match=next(iter(changes))):
         SpeakerText("play.txt", **changes)
+
+
+def test_every_other_speaker_makes_two_halves(tmp_path):
+    (tmp_path / "play.txt").write_text("".join(f"{name}:\n{'well ' * 20}\n\n" for name in "CABDE"))
+    halves = [set(SpeakerText("play.txt", length=10, speakers=half).load(tmp_path).client_train) for half in ("even", "odd")]
+    assert halves == [{"A", "C", "E"}, {"B", "D"}]
+    with pytest.raises(ConfigurationError, match="`speakers` to be one of all, even, odd"):
+        SpeakerText("play.txt", speakers="half")

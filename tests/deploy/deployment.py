@@ -15,7 +15,6 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.codecs import IdentityCodec, StackedCodec
 from fedlight.core.codec import Codec
-from fedlight.core.layout import float_buffers
 from fedlight.deploy import ClientData, InProcess, Node, NodeConfig
 from fedlight.deploy.protocol import Letter
 from fedlight.deploy.settings import Parts, Terms, read_settings, write_settings
@@ -39,6 +38,21 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class Counting(Small):
+    """Holds what training changes beside the weights: a running level, and a counter that is no float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.zeros(FEATURES, dtype=torch.float64))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+            self.level.mul_(0.9).add_(0.1 * x.double().mean(0))
+        return super().forward(x - self.level.float())
 
 
 class Blobs(ClientData):
@@ -135,8 +149,7 @@ def deployment(
     downlink = downlink or FullModel()
     if nodes is not None:
         nodes.configure(told, None)
-        buffers = 0 if personal else sum(b.numel() for b in float_buffers(parts.network))
-        format = ReplyFormat.of(buffers, by_samples, aggregator, protection)
+        format = ReplyFormat.of(parts.network, not personal, by_samples, aggregator, protection)
         clients = nodes.attach(Connection(format, lambda: clients, codec, aggregator, protection, CLIENTS))
         downlink.reset(drawn=False)
     server = Server(global_model, codec, algorithm, aggregator, downlink, cohort, CLIENTS, protection, seed=3, **settings)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 
 from fedlight.aggregation.secure import Directory
 from fedlight.codecs import IdentityCodec, TopKCodec, TransformCodec
+from fedlight.core.buffers import constants
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.deploy import InProcess, NodeConfig
 from fedlight.deploy.disk import RunFolder
 from fedlight.deploy.keys import make_identity
 from fedlight.deploy.protocol import Envelope, Letter, Status
 from fedlight.deploy.settings import NotAllowedError, Terms, read_settings, write_settings
+from fedlight.modules import MLP, LoRA
 from fedlight.rounds import CatchUp
 from tests.deploy.deployment import LOCAL, NODES, answers, class_path, deployment, node
 from tests.federation import environment
@@ -180,6 +183,19 @@ TERMS = Terms(IdentityCodec().config(), tuple(NODES))
 def test_a_class_that_the_owner_does_not_allow_is_not_even_imported(model: dict[str, Any]) -> None:
     with pytest.raises(NotAllowedError, match="add it to `allow`"):
         read_settings(write_settings(model, None, TERMS))
+
+
+def test_frozen_parts_that_are_not_the_servers_are_refused_by_name() -> None:
+    """They never travel: a client that drew others would train another model."""
+    model = {
+        "network": class_path("fedlight.modules.LoRA", network=class_path("fedlight.modules.MLP", in_features=4, hidden=[], num_classes=2))
+    }
+    torch.manual_seed(0)
+    terms = replace(TERMS, constants=constants(LoRA(MLP(4, [], 2))))
+    torch.manual_seed(0)
+    assert read_settings(write_settings(model, None, terms)).terms.constants.keys() == terms.constants.keys()
+    with pytest.raises(ConfigurationError, match=r"network.layers.1.base.\w+ of LoRA to hold the same numbers.*`base` of LoRA"):
+        read_settings(write_settings(model, None, terms))
 
 
 def test_settings_of_a_module_that_would_write_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

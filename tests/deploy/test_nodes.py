@@ -32,6 +32,9 @@ def same(tmp_path: Path, codec: Callable[[], Codec] = IdentityCodec, rounds: int
         assert one.codes.total is not None and other.codes.total is not None and torch.equal(one.codes.total, other.codes.total)
     assert torch.equal(plain.weights, carried.weights)
     assert torch.equal(plain.server.model.read().buffers, carried.server.model.read().buffers)
+    assert plain.server.state.extras == carried.server.state.extras
+    for name, tensor in plain.server.model.extras(plain.server.state.extras).items():
+        assert torch.equal(tensor, carried.server.model.extras([name])[name])
     return carried
 
 
@@ -62,6 +65,22 @@ def test_every_algorithm(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("batch_norm", ["mean", "local"])
 def test_batch_norm(tmp_path: Path, batch_norm: str) -> None:
     same(tmp_path, integers, norm=True, model={"batch_norm": batch_norm})
+
+
+WAYS: dict[str, tuple[Callable[[], Codec], Callable[[], Downlink]]] = {
+    "the whole model": (IdentityCodec, FullModel),
+    "catching up": (IdentityCodec, CatchUp),
+    "two passes": (CODECS["two passes"], FullModel),
+}
+
+
+@pytest.mark.parametrize(("codec", "downlink"), WAYS.values(), ids=WAYS)
+def test_what_else_training_changes(tmp_path: Path, codec: Callable[[], Codec], downlink: Callable[[], Downlink]) -> None:
+    """It is downloaded, sent, and kept between the two passes, like weights."""
+    model = {"network": class_path("tests.deploy.deployment.Counting")}
+    run = same(tmp_path, codec, rounds=6, downlink=downlink, model=model, takes_extras=True)
+    found = run.server.model.extras(["level", "seen"])
+    assert int(found["seen"]) == 6 * LOCAL["steps"] and float(found["level"].abs().min()) > 0
 
 
 @pytest.mark.parametrize("codec", [IdentityCodec, CODECS["transform"]], ids=["identity", "transform"])

@@ -121,7 +121,7 @@ def with_codec(**codec) -> dict:
 
 
 MISTAKES: dict[str, tuple[dict, str]] = {
-    "unknown key": ({"sedes": [0]}, "compare: .*sedes"),
+    "unknown key": ({"sedes": [0]}, "no option sedes .* did you mean seeds"),
     "wrong type": ({"seeds": "many"}, "compare: .*seeds"),
     "no seeds": ({"seeds": []}, "`seeds` to be a list of one or more"),
     "missing base": ({"base": "absent.yaml"}, "`base` .* no file absent.yaml"),

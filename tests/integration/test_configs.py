@@ -119,6 +119,18 @@ def test_one_client_a_speaker_runs_on_a_made_up_text(tmp_path):
 
 
 @pytest.mark.slow
+def test_adapters_of_one_half_of_the_speakers_sit_on_a_base_of_the_other(tmp_path):
+    text = ["--data.source.init_args.path", str(write_speeches(tmp_path / "text.txt")), "--data.source.init_args.length", "10"]
+    small = ["--data.proxy_samples", "40", "--trainer.max_steps", "1"]
+    run(config("lora_base"), tmp_path, *text, *small, "--data.num_clients", "2", *COHORT)
+    (base,) = (tmp_path / "lora_base").rglob("last.ckpt")
+    few = ["--data.partitioner.init_args.min_samples", "1", "--model.network.init_args.base", str(base)]
+    figures = run(config("lora"), tmp_path, *text, *small, *few, *COHORT)
+    assert figures["clients"] == 2 and figures["parameters"] == 2 * 4 * 2 * 4 * 128 + 2 * 2 * 4 * 5 * 128 + 4 * (128 + 97)
+    assert figures["uplink_ratio"] > 10
+
+
+@pytest.mark.slow
 def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):
     write_npz(tmp_path / "images.npz", (28, 28), samples=300)
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]

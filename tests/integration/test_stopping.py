@@ -27,7 +27,7 @@ def rounds(folder: Path) -> int:
 
 
 def saved_rounds(folder: Path) -> int:
-    (last,) = folder.glob("federated/*/checkpoints/last.ckpt")
+    (last,) = folder.glob("federated/**/checkpoints/last.ckpt")
     assert not list(last.parent.glob("*.tmp"))
     return int(torch.load(last, weights_only=False)["global_step"])
 

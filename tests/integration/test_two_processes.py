@@ -71,7 +71,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_sums_of_codes_are_the_same(runs):
     one, two, integers = runs
     for number in range(ROUNDS):
-        a, b = (torch.load(run.parents[1] / "codes" / f"round_{number}.pt") for run in (one, two))
+        a, b = (torch.load(run.parents[2] / "codes" / f"round_{number}.pt") for run in (one, two))
         assert a.dtype == b.dtype == (torch.int64 if integers else torch.float64)
         assert torch.equal(a, b) if integers else torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedlight.callbacks import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.clients import FedAvg, FedSGD
-from fedlight.clients.personal import PersonalNorm, personal_forward
+from fedlight.clients.personal import personal_forward
 from fedlight.clients.store import ClientStore
 from fedlight.codecs import IdentityCodec
 from fedlight.core.errors import ConfigurationError
@@ -214,7 +214,7 @@ def test_batch_norm_statistics_are_averaged_over_the_cohort(weighting):
 
 def personal_logits(module, client: int, x: torch.Tensor) -> torch.Tensor:
     """Return logits of the global model with the layers that a client kept, as evaluation does."""
-    return personal_forward(module.network, PersonalNorm(module.network), module.store.peek(client)["norm"], x)
+    return personal_forward(module.network, module.task.norm, module.store.peek(client)["norm"], x)
 
 
 def test_local_batch_norm_stays_with_the_client():

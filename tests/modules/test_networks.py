@@ -10,6 +10,7 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
 from fedlight.modules.recurrent import CharLSTM
 from fedlight.modules.resnet import ResNet18
+from fedlight.modules.transformer import CharTransformer
 
 
 def parameters(network: nn.Module) -> int:
@@ -30,6 +31,7 @@ def parameters(network: nn.Module) -> int:
         (SmallCNN(norm="group"), 122_890, (3, 32, 32)),
         (SmallCNN(norm="batch"), 122_890, (3, 32, 32)),
         (CharLSTM(), 824_425, (80,)),
+        (CharTransformer(), 431_969, (80,)),
         (ResNet18(), 11_173_962, (3, 32, 32)),
     ],
 )
@@ -63,6 +65,7 @@ def test_smallest_image_works_and_the_next_smaller_is_refused(make: Callable[...
         (lambda: BenchmarkCNN(num_classes=-1), "num_classes"),
         (lambda: SmallCNN(norm="layer"), "norm"),  # type: ignore[arg-type]
         (lambda: CharLSTM(hidden=0), "hidden"),
+        (lambda: CharTransformer(heads=3), "heads"),
         (lambda: ResNet18(groups=3), "groups"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,10 @@ class PlainModel:
     def read(self) -> Model:
         return Model(flatten(self.parameters), flatten(float_buffers(self.network)))
 
-    def step(self, update: Tensor, buffers: Tensor | None) -> float:
+    def extras(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self.network.state_dict()[name].clone() for name in names}
+
+    def step(self, update: Tensor, buffers: Tensor | None, extras: Mapping[str, Tensor] | None = None) -> float:
         for parameter, piece in zip(self.parameters, Layout.of(self.network).split(update), strict=True):
             parameter.grad = piece
         self.optimizer.step()
@@ -74,6 +77,8 @@ class PlainModel:
             own = float_buffers(self.network)
             for buffer, part in zip(own, torch.split(buffers, [b.numel() for b in own]), strict=True):
                 buffer.copy_(part.view(buffer.shape))
+        for name, value in (extras or {}).items():
+            self.network._buffers[name] = value
         return float(self.optimizer.param_groups[0]["lr"])
 
     def write(self, weights: Tensor) -> None:
@@ -164,8 +169,7 @@ def federation(
     )
     clients: Clients = wrap(Simulated(host, availability, lambda client: 1, aggregator.stages))
     if through_bytes:
-        buffers = 0 if personal else sum(b.numel() for b in float_buffers(module))
-        clients = ThroughBytes(clients, ReplyFormat.of(buffers, by_samples, aggregator, privacy))
+        clients = ThroughBytes(clients, ReplyFormat.of(module, not personal, by_samples, aggregator, privacy))
     server = Server(
         model, codec, algorithm, aggregator, downlink or FullModel(), cohort, CLIENTS, privacy, compares=compares, seed=3, **settings
     )

@@ -206,7 +206,7 @@ class Record(FederatedCallback):
         downlink, finished = pl_module.downlink, pl_module.downlink.finished
 
         def record(current, context, codes, lr, model):
-            self.messages.append(write_sum(codes, context, pl_module.codec.encoder.fingerprint, lr))
+            self.messages.append(write_sum(codes, context, current.codec.encoder.fingerprint, lr))
             finished(current, context, codes, lr, model)
 
         downlink.finished = record

@@ -1,0 +1,182 @@
+"""A client's own copy of a network: nothing that training may change is shared with the original, or it is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedlight.clients.graph import LARGE, Step, attributes, is_data, is_global, is_large, readable, walk
+from fedlight.core.errors import ConfigurationError
+
+_NEW: dict[type, Callable[[Any], Any]] = {
+    type(threading.Lock()): lambda held: threading.Lock(),
+    type(threading.RLock()): lambda held: threading.RLock(),
+    threading.Condition: lambda held: threading.Condition(),
+    threading.Event: lambda held: threading.Event(),
+}
+"""What a copy has a new one of."""
+
+
+def own_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that shares with it only data, classes and functions that refer to nothing of it.
+
+    Functions within it that mean the original (``lambda x: self.scale * x``) and weak references mean the copy there, locks are new ones,
+    and large tensors and arrays that are no buffers are shared, because they are data.
+
+    Raises:
+        ConfigurationError: naming what cannot be copied, or what the copy still shares with the original.
+    """
+    name = type(network).__name__
+    found = list(walk(network, name))
+    memo: dict[int, Any] = {}
+    functions: Twins = {}
+    cells: dict[int, types.CellType] = {}
+    kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    for path, held in found:
+        if _read_once(held):
+            raise _refusal(
+                path, held, "which can be read only once: make it where it is read, such as in `training_step`, or make it a list"
+            )
+        if type(held) in _NEW:
+            memo[id(held)] = _NEW[type(held)](held)
+        elif is_data(held) or (isinstance(held, io.IOBase) and not isinstance(held, (io.StringIO, io.BytesIO))):
+            memo[id(held)] = held
+        elif isinstance(held, Tensor) and id(held) not in kept:
+            if not held.is_leaf:  # derived from weights, by a hook that derives it again
+                memo[id(held)] = held.detach().clone()
+            elif is_large(held) and not held.requires_grad:
+                memo[id(held)] = held
+        elif isinstance(held, np.ndarray) and held.nbytes > LARGE and held.dtype != object:
+            memo[id(held)] = _read_only(held)
+        elif isinstance(held, types.FunctionType) and not is_global(held):
+            memo[id(held)] = twin = _twin(held, cells)
+            functions[id(twin)] = held, twin
+    shared = {key for key, made in memo.items() if id(made) == key}
+    made: nn.Module = _deep(network, memo, found)
+    while missing := _empty(made, functions):
+        for old, new in missing:
+            functions.pop(id(new))
+            for was, cell in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
+                with suppress(ValueError):  # an empty one stays empty
+                    cell.cell_contents = _content(was.cell_contents, memo, found, shared)
+            new.__defaults__, new.__kwdefaults__ = _deep(old.__defaults__, memo, found), _deep(old.__kwdefaults__, memo, found)
+            new.__dict__.update(_deep(old.__dict__, memo, found))
+    _turn_weak_references(made, memo)
+    _check(made, found, shared, name)
+    return made
+
+
+def require_own(optimizer: Optimizer, network: nn.Module) -> None:
+    """Raise ``ConfigurationError`` unless everything that an optimizer steps is a parameter of the client's network."""
+    own = {id(parameter) for parameter in network.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                raise ConfigurationError(
+                    f"Expected `configure_optimizers` of {type(network).__name__} to step parameters of the module itself but one of shape "
+                    f"{list(parameter.shape)} is none of them, so that clients would share it: take it from `self`, or make it a part of "
+                    "the module"
+                )
+
+
+def _read_once(held: object) -> bool:
+    """Whether an object is used up by being read: an iterator that cannot be put back, or a file that is open for reading."""
+    if isinstance(held, io.IOBase):
+        return not isinstance(held, (io.StringIO, io.BytesIO)) and held is not sys.stdin and not held.closed and held.readable()
+    return isinstance(held, Iterator) and attributes(held) is None
+
+
+def _content(held: Any, memo: dict[int, Any], found: list[Step], shared: set[int]) -> Any:
+    """Return a copy of what a function's variable holds; what cannot be copied is shared, unless it holds on to the network."""
+    try:
+        return copy.deepcopy(held, memo)
+    except Exception as error:
+        reached = list(walk(held, ""))
+        if any(isinstance(part, (nn.Module, Tensor)) and id(part) in memo for _, part in reached):
+            path = next(path for path, part in found if part is held)
+            raise _refusal(path, held, f"which cannot be copied ({error}) and holds on to the network: make it where it is used") from error
+        shared |= {id(part) for _, part in reached}
+        return held
+
+
+Twins = dict[int, tuple[types.FunctionType, types.FunctionType]]
+
+
+def _empty(made: nn.Module, functions: Twins) -> list[tuple[types.FunctionType, types.FunctionType]]:
+    """Return those of the new functions that are in the copy, whose variables are empty yet; others are in what copies leave out."""
+    return [functions[id(held)] for _, held in walk(made, "") if id(held) in functions]
+
+
+def _twin(function: types.FunctionType, cells: dict[int, types.CellType]) -> types.FunctionType:
+    """Return the same function with variables of its own, empty yet; functions that share a variable go on sharing it."""
+    own = [cells.setdefault(id(cell), types.CellType()) for cell in function.__closure__ or ()]
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, tuple(own))
+    made.__qualname__, made.__doc__, made.__module__ = function.__qualname__, function.__doc__, function.__module__
+    return made
+
+
+def _deep(held: Any, memo: dict[int, Any], found: list[Step]) -> Any:
+    try:
+        return copy.deepcopy(held, memo)
+    except Exception as error:  # whatever the copy of a part raises: it is named
+        for path, part in reversed(found):  # the innermost first
+            if isinstance(part, (nn.Module, Tensor)):
+                continue
+            try:
+                copy.deepcopy(part, dict(memo))
+            except Exception:
+                raise _refusal(
+                    path, part, f"which cannot be copied ({error}): make it where it is used, or outside of the module"
+                ) from error
+        raise
+
+
+def _refusal(path: str, held: object, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Expected a network that every client can have a copy of but {readable(path)} is of type {type(held).__name__}, {why}"
+    )
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _turn_weak_references(made: nn.Module, memo: dict[int, Any]) -> None:
+    """Make weak references to parts of the original mean the same parts of the copy."""
+
+    def turned(held: Any) -> Any:
+        target = held() if isinstance(held, weakref.ref) else None
+        return weakref.ref(memo[id(target)]) if target is not None and id(target) in memo and memo[id(target)] is not target else held
+
+    for _, held in list(walk(made, "")):
+        if isinstance(held, dict):
+            held.update({key: new for key, value in held.items() if (new := turned(value)) is not value})
+        elif isinstance(held, (list, deque)):
+            for at, value in enumerate(held):
+                held[at] = turned(value)
+        elif (own := getattr(held, "__dict__", None)) is not None and isinstance(own, dict) and not isinstance(held, type):
+            own.update({key: new for key, value in own.items() if (new := turned(value)) is not value})
+
+
+def _check(made: nn.Module, found: list[Step], shared: set[int], name: str) -> None:
+    """Refuse a copy that still holds a module, a tensor or a function of the original that could carry something from client to client."""
+    original = {
+        id(held) for _, held in found if isinstance(held, (nn.Module, Tensor, np.ndarray, list, dict, set)) and id(held) not in shared
+    }
+    for path, held in walk(made, name):
+        if id(held) in original and not (isinstance(held, (list, dict, set)) and not held):
+            raise _refusal(path, held, "and still the original's in a copy: hold it in an attribute, without `__deepcopy__` of its own")
