@@ -90,7 +90,7 @@ def test_pictures_are_left_as_files_and_in_tensorboard(tmp_path):
 def test_a_trained_model_is_audited_beside_the_initial_one(tmp_path):
     run = ["--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     main(["fit", "--config", str(CONFIGS / "digits.yaml"), *run, "--model.codec", "null", "--data.proxy_samples", "200"])
-    (version,) = (tmp_path / "digits").iterdir()
+    (version,) = (tmp_path / "digits").glob("*/*")
     arguments = settings(
         tmp_path,
         overrides={"data": {"proxy_samples": 200}},
