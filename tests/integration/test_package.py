@@ -81,5 +81,5 @@ def test_a_shipped_configuration_runs_to_the_table_with_a_class_of_the_current_f
     few = ["--trainer.max_steps", "2", "--pretraining.proxy.rounds", "6", "--data.sampler.cohort_size", "2"]
     printed = run(script, tmp_path, "fit", "--config", "digits", "--model.network", "my_networks.MyNetwork", *few)
     assert "Federated run" in printed and "test accuracy" in printed
-    (summary,) = tmp_path.glob("logs/digits/*/summary.json")
+    (summary,) = tmp_path.glob("logs/digits/**/summary.json")
     assert json.loads(summary.read_text())["rounds"] == 2
