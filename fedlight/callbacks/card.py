@@ -9,8 +9,8 @@ from typing import Any
 
 from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.label import codec_label
+from fedlight.core.figures import format_bytes
 from fedlight.core.metric_names import RESULTS, shown
-from fedlight.metrics.traffic import format_bytes
 
 
 def card(module: FederatedRun, summary: dict[str, Any], steady: dict[str, float], folder: str | None) -> str:

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgres
 from tqdm.contrib import DummyTqdmFile
 
 from fedlight.core.errors import require
+from fedlight.core.figures import format_bytes
 from fedlight.core.progress import Lines, heartbeat, is_terminal, progress
-from fedlight.metrics.traffic import format_bytes
 
 _LINES = 10  # plain lines in a run whose length is known
 _ROUNDS_PER_LINE = 100  # where it is not

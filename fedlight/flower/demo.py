@@ -155,7 +155,7 @@ class Lab:
         runs = self.listed("list", "lab")["runs"]
         both = [run["network-traffic"] for run in runs]
         up, down = (sum(run[name] for run in both) for name in ("inbound-bytes", "outbound-bytes"))
-        return f"Flower carried {up:,} bytes up and {down:,} bytes down, its own part included (HTTP headers, about 9 kB a message, not)."
+        return f"Flower carried {up:,} bytes up and {down:,} bytes down, its own part of every message included, HTTP headers not."
 
     def stop(self) -> None:
         """Stop the nodes, then the SuperLink, with all that they started."""

@@ -5,10 +5,11 @@ What needs TorchMetrics is imported when it is asked for: counting bytes needs n
 
 from typing import TYPE_CHECKING
 
+from fedlight.core.figures import format_bytes
 from fedlight.core.lazy import import_on_demand
 from fedlight.metrics.client_size import accuracy_by_size
 from fedlight.metrics.functional import cosine, explained, relative_error, spread
-from fedlight.metrics.traffic import TrafficCounter, format_bytes
+from fedlight.metrics.traffic import TrafficCounter
 
 if TYPE_CHECKING:
     from fedlight.metrics.client_spread import ClientSpread

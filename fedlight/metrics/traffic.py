@@ -85,22 +85,6 @@ class TrafficCounter:
             setattr(self, name, value)
 
 
-def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes in decimal units, with three digits.
-
-    >>> format_bytes(512), format_bytes(1_500), format_bytes(12_340_000), format_bytes(7e14)
-    ('512 B', '1.50 kB', '12.3 MB', '700 TB')
-    """
-    if n_bytes < 999.5:
-        return f"{n_bytes:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        n_bytes /= 1000
-        if n_bytes < 999.5 or unit == "PB":
-            break
-    decimals = 2 if n_bytes < 9.995 else 1 if n_bytes < 99.95 else 0
-    return f"{n_bytes:.{decimals}f} {unit}"
-
-
 def _count(n_bytes: int) -> int:
     value = index(n_bytes)
     require(value >= 0, f"Expected a number of bytes >= 0 but got {value}")

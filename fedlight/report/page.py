@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from fedlight.core.figures import ROWS, format_bytes, with_total
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
 
@@ -69,18 +70,6 @@ def page(runs: Sequence[RunData], title: str) -> str:
     )
 
 
-def size(n_bytes: float) -> str:
-    """Return bytes with a unit, in three digits.
-
-    >>> size(0), size(1234), size(27.2e6)
-    ('0 B', '1.23 kB', '27.2 MB')
-    """
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.3g} {unit}"
-    return f"{n_bytes:.0f} B"
-
-
 def percent(share: float) -> str:
     """Return a share in per cent."""
     return f"{100 * share:.3g} %"
@@ -103,7 +92,8 @@ def _lines(runs: Sequence[RunData], metric: str, over_bytes: bool = False) -> li
 
 def _accuracy(runs: Sequence[RunData]) -> str:
     by_round = line_chart(_lines(runs, "val/accuracy"), "rounds", "accuracy", show_y=percent)
-    by_bytes = line_chart(_lines(runs, "val/accuracy", True), "bytes sent both ways (log scale)", "accuracy", size, percent, log_x=True)
+    sent = _lines(runs, "val/accuracy", over_bytes=True)
+    by_bytes = line_chart(sent, "bytes sent both ways (log scale)", "accuracy", format_bytes, percent, log_x=True)
     loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
     local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
     return _section(
@@ -152,9 +142,9 @@ def _bytes(runs: Sequence[RunData]) -> str:
     rows = [(run.name, [(what, float(part(run.summary))) for what, part in _PARTS]) for run in runs if "uplink_bytes" in run.summary]
     used = [i for i, (what, _) in enumerate(_PARTS) if any(parts[i][1] > 0 for _, parts in rows)]
     key = "".join(f'<li><i class="p{i}"></i>{_PARTS[i][0]}</li>' for i in used)
-    whole = bars(rows, size)
-    up = line_chart(_lines(runs, "bytes/uplink"), "rounds", "bytes up", show_y=size, from_zero=True)
-    down = line_chart(_lines(runs, "bytes/downlink"), "rounds", "bytes down", show_y=size, from_zero=True)
+    whole = bars(rows, format_bytes)
+    up = line_chart(_lines(runs, "bytes/uplink"), "rounds", "bytes up", show_y=format_bytes, from_zero=True)
+    down = line_chart(_lines(runs, "bytes/downlink"), "rounds", "bytes down", show_y=format_bytes, from_zero=True)
     return _section(
         "Where the bytes went",
         [
@@ -177,8 +167,8 @@ def _privacy(runs: Sequence[RunData]) -> str:
     return _section(
         "Differential privacy",
         [
-            _figure("Epsilon spent", "with amplification by sampling", spent),
-            _figure("Epsilon spent, if it were known who took part", "without amplification", whole),
+            _figure("Epsilon spent", "whoever knows who took part", whole),
+            _figure("Epsilon spent, if cohorts stay secret", "with amplification by sampling", spent),
         ],
         f'<p class="soft">{escape(terms)}</p>' if terms else "",
     )
@@ -202,29 +192,15 @@ def _codec(runs: Sequence[RunData]) -> str:
 
 
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("test accuracy", "test_accuracy", lambda value: f"{100 * value:.2f} %"),
-    ("validation accuracy", "val_accuracy", lambda value: f"{100 * value:.2f} %"),
-    ("worst tenth of clients", "val_client_accuracy_worst", lambda value: f"{100 * value:.2f} %"),
-    ("epsilon", "epsilon", "{:.3f}".format),
-    ("rounds", "rounds", str),
+    *ROWS,
+    ("worst tenth of clients", "val_client_accuracy_worst", "{:.2%}".format),
     ("clients", "clients", str),
-    ("uplink per client and round", "uplink_bytes_per_client", size),
-    ("uplink ratio", "uplink_ratio", "{:.1f}x".format),
-    ("total uplink", "uplink_bytes", size),
-    ("total downlink", "downlink_bytes", size),
-    ("of which encoders", "codec_bytes", size),
-    ("total, both ways", "total_bytes", size),
-    ("pretraining", "pretrain_seconds", "{:.1f} s".format),
-    ("training", "train_seconds", "{:.1f} s".format),
     ("seed", "seed", str),
 )
 
 
 def _table(runs: Sequence[RunData]) -> str:
-    figures = [dict(run.summary) for run in runs]
-    for one in figures:
-        if "uplink_bytes" in one:
-            one["total_bytes"] = one["uplink_bytes"] + one["downlink_bytes"]
+    figures = [with_total(run.summary) for run in runs]
     rows = []
     for title, key, show in _ROWS:
         if any(one.get(key) is not None for one in figures):

@@ -1,0 +1,61 @@
+"""The figures of a run's summary as people read them: rows of the table that ends a run, and of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return a number of bytes in decimal units, with three digits.
+
+    >>> format_bytes(512), format_bytes(1_500), format_bytes(12_340_000), format_bytes(7e14)
+    ('512 B', '1.50 kB', '12.3 MB', '700 TB')
+    """
+    if n_bytes < 999.5:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        n_bytes /= 1000
+        if n_bytes < 999.5 or unit == "PB":
+            break
+    decimals = 2 if n_bytes < 9.995 else 1 if n_bytes < 99.95 else 0
+    return f"{n_bytes:.{decimals}f} {unit}"
+
+
+def with_total(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary with the bytes of both directions together, where it counts bytes."""
+    if "uplink_bytes" not in summary:
+        return dict(summary)
+    return {**summary, "total_bytes": summary["uplink_bytes"] + summary["downlink_bytes"]}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s"
+
+
+ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("test accuracy", "test_accuracy", _percent),
+    ("validation accuracy", "val_accuracy", _percent),
+    ("epsilon", "epsilon_unamplified", "{:.3f}".format),
+    ("epsilon if cohorts stay secret", "epsilon", "{:.3f}".format),
+    ("delta", "delta", str),
+    ("noise multiplier", "noise_multiplier", "{:.4g}".format),
+    ("rounds", "rounds", str),
+    ("uplink per client and round", "uplink_bytes_per_client", format_bytes),
+    ("uplink ratio", "uplink_ratio", "{:.1f}x".format),
+    ("total uplink", "uplink_bytes", format_bytes),
+    ("total downlink", "downlink_bytes", format_bytes),
+    ("of which encoders", "codec_bytes", format_bytes),
+    ("total, both ways", "total_bytes", format_bytes),
+    ("keys and shares, up", "handshake_uplink_bytes", format_bytes),
+    ("keys and shares, down", "handshake_downlink_bytes", format_bytes),
+    ("carried by Flower, up", "engine_uplink_bytes", format_bytes),
+    ("carried by Flower, down", "engine_downlink_bytes", format_bytes),
+    ("pretraining", "pretrain_seconds", _seconds),
+    ("training", "train_seconds", _seconds),
+)
+"""Title, key of `summary.json` and how it is shown, in the order of the table."""
