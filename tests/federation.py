@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -257,3 +259,12 @@ def run_folders(folder: Path) -> list[Path]:
 def environment() -> dict[str, str]:
     """Return the environment of a subprocess: one thread, and this module importable."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def heavy_imports(code: str) -> set[str]:
+    """Return which packages that take seconds to import are loaded after ``code``, in an interpreter of its own."""
+    heavy = {"lightning", "torchvision", "torchmetrics", "tensorboard", "sklearn"}
+    shown = f"import sys\n{code}\nprint(*({{name.split('.')[0] for name in sys.modules}} & {heavy}))"
+    done = subprocess.run([sys.executable, "-c", shown], env=environment(), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())

@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fedlight.audit.attacks import (
     DLG,
     Attack,
-    Auxiliary,
     BiasTrick,
     Case,
     FedAvgInversion,
@@ -34,17 +32,6 @@ from fedlight.core.random import torch_generator
 from fedlight.modules import MLP
 
 CONSTANTS = Constants(torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37))
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    return torch.tensor(data.images / 16).float()[:, None], torch.tensor(data.target)
-
-
-@pytest.fixture(scope="module")
-def context(digits) -> Auxiliary:
-    return Auxiliary(digits[0][900:1200], digits[1][900:1200], 10)
 
 
 def mlp() -> nn.Module:

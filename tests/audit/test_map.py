@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fedlight.audit.attacks import DLG, Auxiliary, Case, LastLayerLabels, LikelyLabels
+from fedlight.audit.attacks import DLG, Case, LastLayerLabels, LikelyLabels
 from fedlight.audit.attacks.matching import weighed_misfit
 from fedlight.audit.attacks.public import likely_images
 from fedlight.audit.metrics import psnr
@@ -20,17 +19,6 @@ from fedlight.codecs import ChainCodec, GridCodec, LinearCodec
 from fedlight.core.random import torch_generator
 
 CONSTANTS = Constants(torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.37))
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    return torch.tensor(data.images / 16).float()[:, None], torch.tensor(data.target)
-
-
-@pytest.fixture(scope="module")
-def context(digits) -> Auxiliary:
-    return Auxiliary(digits[0][900:1200], digits[1][900:1200], 10)
 
 
 def victim_of(network: nn.Module | None = None) -> Victim:

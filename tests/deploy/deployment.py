@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from fedlight import privacy
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
-from fedlight.codecs import IdentityCodec, StackedCodec
+from fedlight.codecs import IdentityCodec
 from fedlight.core.codec import Codec
 from fedlight.deploy import ClientData, InProcess, Node, NodeConfig
 from fedlight.deploy.protocol import Letter
 from fedlight.deploy.settings import Parts, Terms, read_settings, write_settings
-from fedlight.privacy import AccountingSetting, PrivacyMechanism
+from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds import Call, ClientHost, Clients, Connection, Downlink, FullModel, ReplyFormat, Server, Simulated, run_round
 from fedlight.rounds.held import HeldModels
-from tests.rounds.federation import CLASSES, CLIENTS, FEATURES, PlainModel, blobs, fitted
+from tests.rounds.federation import CLASSES, CLIENTS, FEATURES, PlainModel, blobs, calibrate, codec_of_uploads
 
 NODES = [f"node-{n}" for n in range(CLIENTS)]
 
@@ -124,13 +124,8 @@ def deployment(
     told = {"network": class_path("tests.deploy.deployment.Small", norm=norm), "algorithm": FED_AVG, **(model or {})}
     parts = _parts(told)
     algorithm, aggregator, protection = parts.algorithm, parts.aggregator, parts.privacy
-    codec = codec or IdentityCodec()
-    if algorithm.vectors > 1 or algorithm.scalars:
-        codec = StackedCodec(codec, algorithm.vectors, algorithm.scalars)
-    codec = fitted(codec, parts.layout)
-    if protection is not None:
-        length, bits = codec.decoder.sum_length(), codec.encoder.format.bits
-        protection.calibrate(AccountingSetting(0.75, 6, None, length, codec.integer, bits), CLIENTS)
+    codec = codec_of_uploads(codec, algorithm, parts.layout)
+    calibrate(protection, codec, CLIENTS)
     personal, by_samples = parts.batch_norm == "local", parts.weighting == "samples"
     global_model = PlainModel(parts.network)
     host = ClientHost(

@@ -13,7 +13,6 @@ from fedlight.codecs import IdentityCodec, LinearCodec, PowerSGDCodec, QSGDCodec
 from fedlight.core.codec import Codec
 from fedlight.core.errors import RoundFailedError
 from fedlight.deploy import InProcess
-from fedlight.deploy.keys import make_identity
 from fedlight.modules.checks import private_codec
 from fedlight.rounds import CatchUp, Downlink, FullModel
 from tests.deploy.deployment import LOCAL, NODES, Deployment, answers, class_path, deployment, mechanism
@@ -86,15 +85,6 @@ def test_what_else_training_changes(tmp_path: Path, codec: Callable[[], Codec], 
 @pytest.mark.parametrize("codec", [IdentityCodec, CODECS["transform"]], ids=["identity", "transform"])
 def test_catching_up(tmp_path: Path, codec: Callable[[], Codec]) -> None:
     same(tmp_path, codec, rounds=7, downlink=CatchUp)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pair of identity keys for every node."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name in NODES:
-        make_identity(folder / name)
-    return folder
 
 
 SECURE = class_path("fedlight.aggregation.SecureAggregator", cohort=8, threshold=5)

@@ -97,6 +97,21 @@ def fitted(codec: Codec, layout: Layout) -> Codec:
     return codec
 
 
+def codec_of_uploads(codec: Codec | None, algorithm: Algorithm, layout: Layout) -> Codec:
+    """Return the codec, ready to be used, of all that clients of an algorithm upload."""
+    codec = codec or IdentityCodec()
+    if algorithm.vectors > 1 or algorithm.scalars:
+        codec = StackedCodec(codec, algorithm.vectors, algorithm.scalars)
+    return fitted(codec, layout)
+
+
+def calibrate(privacy: PrivacyMechanism | None, codec: Codec, population: int) -> None:
+    """Begin a mechanism, if there is one, for six rounds of three quarters of the clients."""
+    if privacy is not None:
+        length, bits = codec.decoder.sum_length(), codec.encoder.format.bits
+        privacy.calibrate(AccountingSetting(0.75, 6, None, length, codec.integer, bits), population)
+
+
 @dataclass
 class Federation:
     """A server, its clients, and what passed between them."""
@@ -142,14 +157,8 @@ def federation(
 ) -> Federation:
     """Return both sides of a federated run of ``CLIENTS`` clients; three of four take part in a round."""
     module, algorithm, aggregator = network(norm), algorithm or FedAvg(lr=0.1, steps=3, batch_size=8), aggregator or PlainAggregator()
-    codec = codec or IdentityCodec()
-    layout = Layout.of(module).stacked(algorithm.vectors, algorithm.scalars)
-    if algorithm.vectors > 1 or algorithm.scalars:
-        codec = StackedCodec(codec, algorithm.vectors, algorithm.scalars)
-    codec = fitted(codec, layout)
-    if privacy is not None:
-        length, bits = codec.decoder.sum_length(), codec.encoder.format.bits
-        privacy.calibrate(AccountingSetting(0.75, 6, None, length, codec.integer, bits), 1000)
+    codec = codec_of_uploads(codec, algorithm, Layout.of(module).stacked(algorithm.vectors, algorithm.scalars))
+    calibrate(privacy, codec, population=1000)
     local = LocalModel(module, lambda net, x, y: nn.functional.cross_entropy(net(x), y))
     model = PlainModel(module)
     compares = lambda number: aggregator.sim_logs and not through_bytes  # noqa: E731
