@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,43 @@ from tests.flower.deployed import VARIANTS, configure, give_data, simulated, wei
 NAMES = ["north", "south", "west"]
 
 
+class Wire:
+    """A port of this machine that passes everything on to a SuperLink and counts it: what a network carries, TLS and headers included."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.target = host, int(port)
+        self.up = self.down = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(self.target)
+            threading.Thread(target=self._pass, args=(near, far, "up"), daemon=True).start()
+            threading.Thread(target=self._pass, args=(far, near, "down"), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
 @contextmanager
-def running(changes: dict[str, Any], data: dict[str, Any] | None = None) -> Iterator[tuple[Lab, Path]]:
-    """Yield a lab that is up, and a folder beside it."""
+def running(changes: dict[str, Any], data: dict[str, Any] | None = None, counted: bool = False) -> Iterator[tuple[Lab, Path]]:
+    """Yield a lab that is up, and a folder beside it; the nodes reach the SuperLink by way of ``lab.wire`` if it is to be counted."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", NAMES)
+        if counted:
+            lab.wire = Wire(lab.address)
+            for name in NAMES:
+                file = lab.root / f"{name}.yaml"
+                file.write_text(file.read_text().replace(f"superlink: {lab.address}", f"superlink: {lab.wire.address}"))
         if data is not None:
             give_data(lab, data)
         configure(lab, changes)
@@ -117,15 +151,19 @@ def sizes(rounds: int) -> list[str]:
                 "pretraining": {"proxy": {"rounds": 6, "clients": 3}},
                 "trainer": {"limit_val_batches": 0, "limit_test_batches": 1},
             }
-            with running(changes, {**data, "num_clients": 3, "proxy_samples": 300}) as (lab, _):
+            with running(changes, {**data, "num_clients": 3, "proxy_samples": 300}, counted=True) as (lab, _):
+                wire = lab.wire
+                up, down = wire.up, wire.down
                 status = lab.run("--trainer.max_steps", str(rounds))
+                wired_up, wired_down = wire.up - up, wire.down - down
                 found = summary(lab.root / "logs")
             messages = len(NAMES) * rounds
             up, down = found["uplink_bytes"] / messages, found["downlink_bytes"] / messages
             table.append(
                 f"{name} ({found['parameters']:,} parameters), {codec['class_path'] if codec else 'no codec'}: exit {status}; "
                 f"a message up {up:,.0f} payload, {found['engine_uplink_bytes'] / messages:,.0f} carried; down {down:,.0f} payload, "
-                f"{found['engine_downlink_bytes'] / messages:,.0f} carried; {found['train_seconds'] / rounds:.1f} s a round"
+                f"{found['engine_downlink_bytes'] / messages:,.0f} carried; on the wire {wired_up / messages:,.0f} up and "
+                f"{wired_down / messages:,.0f} down; {found['train_seconds'] / rounds:.1f} s a round"
             )
     return table
 
