@@ -28,7 +28,7 @@ from fedlight.audit.views import Observation
 from fedlight.callbacks import CodecPretraining, CodecRefresh, FederatedCallback, RoundCheckpoint
 from fedlight.compare.plan import Comparison
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.data.datamodule import FederatedData
+from fedlight.data.federated import FederatedData
 from fedlight.deploy import NodeConfig, OwnData
 from fedlight.flower.clients import FlowerClients
 from fedlight.flower.worker import Link

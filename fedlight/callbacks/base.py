@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from fedlight.aggregation import Aggregator
 from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Codec, Context
@@ -28,6 +29,7 @@ from fedlight.rounds.downlink import Downlink
 from fedlight.rounds.held import HeldModels
 from fedlight.rounds.messages import ClientUpdate, Reply
 from fedlight.rounds.server import ServerState
+from fedlight.rounds.stop import Stop
 
 _UNTIMED: AbstractContextManager[None] = nullcontext()
 
@@ -51,6 +53,8 @@ class FederatedRun(LightningModule, ABC):
         server_state: what the server remembers from round to round.
         store: what simulated clients keep between rounds.
         held: what simulated clients hold of models and codecs, where they download them as bytes.
+        clients: what carries requests to clients, if not simulated ones of this process.
+        stop: a request to stop, which processes tell each other of.
         codec_error: the codec's error on held-out updates when it was fitted, if it was fitted here.
     """
 
@@ -72,7 +76,11 @@ class FederatedRun(LightningModule, ABC):
     weighting: str
     batch_norm: str
     clients: Clients | None
+    engine: Engine
+    stop: Stop
     min_clients: int
+    max_attempts: int
+    sim_every: int
     seed: int
     pretrain_seconds: float
     train_seconds: float

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedlight.core.lazy import import_on_demand
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.augment import Affine, Augmentation, CropFlip
-from fedlight.data.datamodule import FederatedData
+from fedlight.data.federated import FederatedData
 from fedlight.data.fields import RandomFields
 from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
@@ -20,7 +20,7 @@ from fedlight.data.splits import Partition, check_partition
 from fedlight.data.text import SpeakerText
 
 if TYPE_CHECKING:
-    from fedlight.data.module import FederatedDataModule
+    from fedlight.data.datamodule import FederatedDataModule
     from fedlight.data.own import LightningData
 
 __all__ = [
@@ -56,4 +56,4 @@ __all__ = [
     "standardize",
 ]
 
-__getattr__, __dir__ = import_on_demand(__name__, {"FederatedDataModule": "fedlight.data.module", "LightningData": "fedlight.data.own"})
+__getattr__, __dir__ = import_on_demand(__name__, {"FederatedDataModule": "fedlight.data.datamodule", "LightningData": "fedlight.data.own"})

@@ -20,7 +20,7 @@ from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.data.arrays import Arrays
-from fedlight.data.datamodule import FederatedData
+from fedlight.data.federated import FederatedData
 from fedlight.data.sampling import Everyone
 from fedlight.data.sources import DataSource
 from fedlight.deploy.disk import RunFolder

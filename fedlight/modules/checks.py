@@ -30,6 +30,7 @@ from fedlight.core.random import untouched_generators
 from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
+from fedlight.privacy.ledger import JOURNAL
 
 log = logging.getLogger(__name__)
 
@@ -290,3 +291,19 @@ def _check_aggregator(module: FederatedRun, privacy: PrivacyMechanism) -> None:
             f"Expected `threshold` of {type(aggregator).__name__} to be at least that of {name} ({privacy.threshold}), or sums with too "
             "little noise would be opened: raise the one or lower the other"
         )
+
+
+def begin_ledger(module: FederatedRun) -> None:
+    """Keep a journal of releases in the run's folder; every process begins with the first one's ledger and cohorts."""
+    privacy, trainer = module.privacy, module.trainer
+    if privacy is None:
+        return
+    folder = trainer.log_dir if module.loggers else None  # asked of all processes together
+    if trainer.is_global_zero and folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        resumed = trainer.ckpt_path
+        if resumed and (moved := Path(resumed).absolute().parents[1] / JOURNAL).is_file():
+            privacy.ledger.find_journal(moved)
+        privacy.ledger.keep_journal(Path(folder).absolute() / JOURNAL)
+    if trainer.world_size > 1:
+        privacy.ledger.lines, privacy.cohort_seed = trainer.strategy.broadcast((privacy.ledger.lines, privacy.cohort_seed))
+        privacy.ledger.journal = privacy.ledger.journal if trainer.is_global_zero else None

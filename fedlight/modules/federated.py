@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -24,10 +23,8 @@ from fedlight.clients.algorithms import Algorithm, FedAvg
 from fedlight.clients.engine import Engine, Sequential
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
-from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
-from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
@@ -36,8 +33,8 @@ from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.checks import (
     aggregation_setting,
+    begin_ledger,
     check_algorithm,
-    check_batches,
     check_parts,
     chosen_codec,
     start_privacy,
@@ -46,28 +43,23 @@ from fedlight.modules.checks import (
 from fedlight.modules.defaults import suit_rounds
 from fedlight.modules.evaluation import StageMetrics, named_metrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
-from fedlight.modules.global_model import LightningModel, trainable
+from fedlight.modules.global_model import trainable
 from fedlight.modules.logs import log_comparison, log_round, round_metrics
 from fedlight.modules.notices import check_callbacks, check_network, tell_flags
 from fedlight.modules.own_steps import task_of
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
+from fedlight.modules.sides import Sides
 from fedlight.modules.state import check_trainer, restore_run, run_state
 from fedlight.modules.stopping import await_first, signals_of, watch_signals
-from fedlight.modules.watch import CallbackWatch
 from fedlight.privacy import PrivacyMechanism
-from fedlight.privacy.ledger import JOURNAL
 from fedlight.rounds import (
     Availability,
-    ClientHost,
     Clients,
-    Connection,
     Downlink,
     Full,
     FullModel,
-    ReplyFormat,
     Server,
     ServerState,
-    Simulated,
     run_round,
 )
 from fedlight.rounds.held import HeldModels
@@ -188,7 +180,6 @@ class FederatedModule(Forwarding):
         self.own_data = None
         self.server: Server  # made when a fit starts, as is what carries its requests
         self._connection: Clients
-        self._host: ClientHost | None = None  # of the clients that this process simulates, if it does
         self._built = False
         self.stop = Stop()
 
@@ -287,106 +278,13 @@ class FederatedModule(Forwarding):
         self.codec.to(self.device)
         if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
             rank_zero_warn("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
-        if self.privacy is not None:
-            self._begin_ledger(self.privacy)
+        begin_ledger(self)
         self._connect()
 
     def _connect(self) -> None:
         """Make both sides of the rounds of the network as it is now."""
-        watch = CallbackWatch(self)
-        format = ReplyFormat.of(self.network, self.batch_norm == "mean", self.weighting == "samples", self.aggregator, self.privacy)
-        simulated = partial(self._simulated, watch)
-        elsewhere = self.clients is not None and not self.clients.simulates
-        known = constants(self.network, self.server_state.extras) if elsewhere else {}
-        run = Connection(format, simulated, self.codec, self.aggregator, self.privacy, self.data.num_population, known)
-        self._connection = simulated() if self.clients is None else self.clients.attach(run)
-        self.server = Server(
-            LightningModel(self, self.network, getattr(self.algorithm, "steps", None) or 1),
-            self.codec,
-            self.algorithm,
-            self.aggregator,
-            self.downlink,
-            cohort=self._cohort,
-            population=self.data.num_population,
-            privacy=self.privacy,
-            state=self.server_state,
-            min_clients=self.min_clients,
-            max_attempts=self.max_attempts,
-            seed=self.seed,
-            decode=self._callback(GradientDecoder).decode,
-            watch=watch,
-            compares=self._compares,
-            stop=self.stop,
-            takes_extras=bool(format.extras),
-        )
-
-    def _simulated(self, watch: CallbackWatch) -> Clients:
-        """Return the clients that this process simulates."""
-        self._host = self._make_host(watch)
-        check_batches(self, self._host.model)
-        return Simulated(
-            self._host,
-            self.availability,
-            lambda client: self.algorithm.work(self.data.client_size(client)),
-            self.aggregator.stages,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-
-    def _cohort(self, number: int, attempt: int) -> np.ndarray:
-        """Return who is invited: the sampler's cohort, among those who are there; from privacy's secret if it has one."""
-        secret, data = self.privacy.cohort_seed if self.privacy is not None else None, self.data
-        drawn = data.cohort(number, attempt) if secret is None else data.sampler.sample(data.num_population, secret, number, attempt)
-        present = self._connection.present(min(self.server.least_clients, len(drawn)))
-        if present is None or set(drawn.tolist()) <= set(present):
-            return drawn
-        there = np.array(sorted(present), dtype=np.int64)
-        seed = self.seed if secret is None else secret
-        return there[data.sampler.sample(len(there), seed, number, attempt)] if len(there) > len(drawn) else there
-
-    def _make_host(self, watch: CallbackWatch) -> ClientHost:
-        """Return the clients' side of the rounds, for all clients that this process simulates."""
-        model = self.local_model(self.data.augmentation)
-        self.algorithm.check(model)
-        if self.held.initial is None and self.clients is not None:
-            self.held.initial = LightningModel(self, self.network).read()
-        return ClientHost(
-            model,
-            self.algorithm,
-            self.data.client_data,
-            self.codec,
-            sealer=self.aggregator.sealer(),
-            hides_messages=self.aggregator.hides_messages,
-            store=self.store,
-            by_samples=self.weighting == "samples",
-            personal=PersonalNorm(self.network) if self.batch_norm == "local" else None,
-            privacy=self.privacy,
-            engine=self.engine,
-            held=self.held,
-            encode=self._callback(GradientEncoder).encode,
-            watch=watch,
-            compares=self._compares,
-        )
-
-    def _begin_ledger(self, privacy: PrivacyMechanism) -> None:
-        """Keep a journal of releases in the run's folder; every process begins with the first one's ledger and cohorts."""
-        folder = self.trainer.log_dir if self.loggers else None  # asked of all processes together
-        if self.trainer.is_global_zero and folder and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            resumed = self.trainer.ckpt_path
-            if resumed and (moved := Path(resumed).absolute().parents[1] / JOURNAL).is_file():
-                privacy.ledger.find_journal(moved)
-            privacy.ledger.keep_journal(Path(folder).absolute() / JOURNAL)
-        if self.trainer.world_size > 1:
-            privacy.ledger.lines, privacy.cohort_seed = self.trainer.strategy.broadcast((privacy.ledger.lines, privacy.cohort_seed))
-            privacy.ledger.journal = privacy.ledger.journal if self.trainer.is_global_zero else None
-
-    def _callback(self, kind: type[C]) -> C:
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, kind))
-
-    def _compares(self, number: int) -> bool:
-        """Whether the simulation compares with the true aggregate in a round."""
-        return self.aggregator.sim_logs and bool(self.sim_every) and number % self.sim_every == 0
+        sides = Sides(self)
+        self.server, self._connection = sides.server, sides.clients
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's logits ``[n, classes]``, or what the network makes of its inputs."""

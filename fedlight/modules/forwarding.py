@@ -210,7 +210,7 @@ class Forwarding(FederatedRun):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the rounds behind, which every fit makes, as Lightning's modules do their Trainer."""
         state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("server", "_connection", "task")} | {"_host": None}
+        return {name: value for name, value in state.items() if name not in ("server", "_connection", "task")}
 
 
 class _OnException(Callback):

@@ -274,19 +274,19 @@ def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
 
 def test_cohorts_without_a_simulation_seed_are_drawn_from_a_secret():
     """Nobody can repeat them from the public seed of the run, and a second run has others."""
+
+    class Noted(FederatedCallback):
+        def __init__(self) -> None:
+            self.cohorts = []
+
+        def on_round_start(self, trainer, pl_module, call):
+            self.cohorts.append(call.cohort)
+
     drawn = []
     for privacy in (central(simulation_seed=None), central(simulation_seed=None), central(), central()):
-        module = federated(privacy=privacy)
-        cohorts = []
-        begun = module._cohort
-
-        def noted(number, attempt, begun=begun, cohorts=cohorts):
-            cohorts.append(begun(number, attempt).tolist())
-            return cohorts[-1]
-
-        module._cohort = noted
-        fit(module, 6)
-        drawn.append(cohorts)
+        noted = Noted()
+        fit(federated(privacy=privacy), 6, callbacks=[noted])
+        drawn.append(noted.cohorts)
     assert drawn[0] != drawn[1] != drawn[2] == drawn[3]
     federation = data()
     federation.setup()
