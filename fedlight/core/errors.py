@@ -37,9 +37,11 @@ class ProcessLostError(RuntimeError):
 
 def own_error(error: BaseException | None) -> Exception | None:
     """Return fedlight's error in an error's chain of causes, or None: jsonargparse replaces the errors of nested classes."""
-    while error is not None:
+    seen: set[int] = set()  # a chain can end in itself: errors that are kept and raised again get one another as context
+    while error is not None and id(error) not in seen:
         if isinstance(error, (ConfigurationError, DataError, CodecMismatchError, LocalTrainingError, RoundFailedError, ProcessLostError)):
             return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
 
