@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressB
 from fedlight.callbacks.label import run_label
 from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE
 from fedlight.compare.plan import drop_codec
+from fedlight.core.checkpoint import check_checkpoint
 from fedlight.core.errors import ConfigurationError, own_error, require
 from fedlight.data import LightningData
 from fedlight.modules.report import show_runs
@@ -161,10 +161,10 @@ class FederatedCLI(LightningCLI):
             return
         require("://" not in str(given), f"Expected `ckpt_path` to be a file but got {given}: download it yourself, from whom you trust")
         require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
-        if not zipfile.is_zipfile(given):
-            raise ConfigurationError(
-                f"Expected `ckpt_path` to be a checkpoint but {given} is damaged or none: choose another from the run's checkpoints/"
-            )
+        check_checkpoint(Path(given))
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no options from a checkpoint: what hyperparameters it holds are those of the user's own module."""
 
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fedlight.clients.algorithms import FedAvg
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.proxy import record_bank
 from fedlight.core.bank import UpdateBank
+from fedlight.core.checkpoint import read_checkpoint
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.layout import Layout
@@ -205,9 +205,8 @@ def trained_network(network: nn.Module, path: str) -> nn.Module:
     Raises:
         ConfigurationError: if the file does not exist or holds another network.
     """
-    if not Path(path).is_file() or not zipfile.is_zipfile(path):
-        raise ConfigurationError(f"Expected `ckpt_path` to be a checkpoint but {path} is missing or damaged: correct the path")
-    stored = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
+    require(Path(path).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {path}: correct the path")
+    stored = read_checkpoint(Path(path)).get("state_dict", {})
     trained = copy.deepcopy(network)
     prefixed = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
     state = stored if set(stored) == set(trained.state_dict()) else prefixed  # a LightningModule's own names, or those of a part

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fedlight.core.errors import require
-from fedlight.core.files import settle
 
 
 class RoundCheckpoint(Checkpoint):
@@ -80,13 +79,5 @@ class RoundCheckpoint(Checkpoint):
         if trainer.fast_dev_run or trainer.sanity_checking or self._saved == trainer.global_step:  # type: ignore[attr-defined]
             return
         path = Path(str(trainer.strategy.broadcast(str(self.path(trainer)))))
-        draft = path.with_suffix(".tmp")
-        try:
-            trainer.save_checkpoint(draft)
-            if trainer.is_global_zero:
-                settle(draft, path)
-        except BaseException:
-            if trainer.is_global_zero:
-                draft.unlink(missing_ok=True)
-            raise
+        trainer.save_checkpoint(path)
         self._saved, self.written = trainer.global_step, path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -36,11 +35,6 @@ def mendable(error: BaseException) -> str | None:
         return str(own)
     if isinstance(error, ArgumentError):
         return one_sentence_of(str(error), _options())
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            "Expected `ckpt_path` to be a checkpoint of tensors and plain data but it holds other objects, whose loading could run code: "
-            "choose one that fedlight wrote"
-        )
     if isinstance(error, OSError) and error.errno is not None:  # disk full, folder that cannot be written, too many open files, ...
         return f"The system does not let the run go on: {error.strerror}{f' ({error.filename})' if error.filename else ''}"
     # By name: an error of Lightning's or the parser's must not make this file import them.

@@ -11,15 +11,15 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a new file in the same folder, which takes the place of ``path`` when the block ends without an error.
 
     It is synced before it is renamed, and the folder after: whoever reads ``path`` finds the old content or the new one, also after a
-    crash. After an error nothing is left behind and ``path`` is as it was.
+    crash. After an error nothing is left behind and ``path`` is as it was. ``mode`` are its rights, less those of the process's umask.
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with unfinished.open("xb") as file:
+        with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -36,14 +36,6 @@ def append_synced(path: Path, line: str) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def settle(unfinished: Path, path: Path) -> None:
-    """Put a complete file in the place of ``path``, on the disk first."""
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,12 +25,14 @@ from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
+from fedlight.core.checkpoint import RUN
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.modules.checkpoints import CLIENTS, keep_clients_apart
 from fedlight.modules.checks import (
     aggregation_setting,
     begin_ledger,
@@ -49,7 +51,7 @@ from fedlight.modules.notices import check_callbacks, check_network, tell_flags
 from fedlight.modules.own_steps import task_of
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.sides import Sides
-from fedlight.modules.state import check_trainer, restore_run, run_state
+from fedlight.modules.state import check_trainer, clients_state, restore_run, run_state
 from fedlight.modules.stopping import await_first, signals_of, watch_signals
 from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds import (
@@ -208,6 +210,7 @@ class FederatedModule(Forwarding):
         suit_rounds(self.trainer)
         self.stop = Stop()
         watch_signals(self.trainer, self.stop)
+        keep_clients_apart(self.trainer)
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         added = self.own_callbacks()
         check_callbacks([*given, *added])
@@ -394,8 +397,8 @@ class FederatedModule(Forwarding):
     # -- state -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add everything a round needs beyond weights and optimizer."""
-        checkpoint["fedlight"] = run_state(self)
+        """Add everything a round needs beyond weights and optimizer, and what goes into the checkpoint's file of clients."""
+        checkpoint[RUN], checkpoint[CLIENTS] = run_state(self), clients_state(self)
         self.save_own(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedlight.core.checkpoint import read_checkpoint
 from fedlight.core.errors import ConfigurationError, require
 
 
@@ -86,7 +87,7 @@ def load_base(network: nn.Module, path: str) -> None:
         ConfigurationError: if the file cannot be read, or holds the weights of another network.
     """
     try:
-        held = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        held = read_checkpoint(Path(path).expanduser())
     except Exception as error:  # whatever a file that is none raises
         raise ConfigurationError(f"Expected `base` to be a checkpoint with weights but {path} cannot be read: {error}") from error
     weights = held.get("state_dict", held)

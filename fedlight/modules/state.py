@@ -12,9 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from fedlight.callbacks.base import FederatedRun
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.checkpoint import RUN
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
+from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
 from fedlight.modules.global_model import trainable
 
 
@@ -121,81 +123,120 @@ def network_settings(network: nn.Module) -> str:
     return f"{describe_network(network)}{describe(saved) if saved else ''}"
 
 
-STATE = frozenset(("fingerprint", "codec", "server", "downlink", "clients", "held", "connection", "privacy")) | {
-    "codec_error",
-    "pretrain_seconds",
-    "train_seconds",
-}
+STATE = frozenset(("fingerprint", "codec", "server", "privacy", "codec_error", "pretrain_seconds", "train_seconds"))
 """What a checkpoint has of a federated run."""
+
+CLIENTS_STATE = frozenset(("clients", "held", "connection", "downlink", "settled", "cohort_seed"))
+"""What its file of clients has."""
 
 
 def run_state(module: FederatedRun) -> dict[str, Any]:
-    """Return the state of a run as plain data and tensors."""
+    """Return the state of a run, but for its clients', as plain data and tensors."""
     return {
         "fingerprint": fingerprint(module),
         "codec": codec_state(module.codec) if module.codec.bound else None,
-        "server": module.server_state.state_dict(),
-        "downlink": module.downlink.state_dict(),
-        "clients": module.store.state_dict(),
-        "held": module.held.state_dict(),
-        "connection": module.clients.state_dict() if module.clients else {},
-        "privacy": module.privacy.state_dict() if module.privacy else None,
+        "server": _without(module.server_state.state_dict(), "settled"),
+        "privacy": _without(module.privacy.state_dict(), "cohort_seed") if module.privacy else None,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
     }
 
 
+def clients_state(module: FederatedRun) -> dict[str, Any]:
+    """Return what a run knows of single clients: what they keep and hold, who took part, and what cohorts are drawn from in secret."""
+    return {
+        "clients": module.store.state_dict(),
+        "held": module.held.state_dict(),
+        "connection": module.clients.state_dict() if module.clients else {},
+        "downlink": module.downlink.state_dict(),
+        "settled": dict(module.server_state.settled),
+        "cohort_seed": module.privacy.cohort_seed if module.privacy else None,
+    }
+
+
+def _without(state: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != key}
+
+
 def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
-    """Take over the state that ``run_state`` returned.
+    """Take over the state that ``run_state`` and ``clients_state`` returned.
 
     Raises:
         ConfigurationError: if the checkpoint has none, or belongs to another configuration (naming what differs).
     """
-    state = checkpoint.get("fedlight")
-    if state is None:
+    state = checkpoint.get(RUN)
+    if not isinstance(state, dict):
         raise ConfigurationError("Expected a checkpoint of a FederatedModule but this one holds no federated state")
     trainer = getattr(module, "_trainer", None)
-    missing = sorted({"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step"} - checkpoint.keys())
-    missing += sorted(STATE - state.keys())
-    missing += sorted({"fit_loop"} - checkpoint.get("loops", {"fit_loop": {}}).keys())
-    require(not missing, _lacks(", ".join(missing)))
     fitting = trainer is not None and trainer.state.fn == "fit"
-    if fitting:
-        now = fingerprint(module)
-        different = [name for name, value in now.items() if state["fingerprint"].get(name) != value]
-        if different:
-            raise ConfigurationError(
-                f"Expected a checkpoint of this configuration but it differs in: {', '.join(different)}. Resume with the config.yaml "
-                "beside the checkpoint, or start a new run without `--ckpt_path`"
-            )
-        if module.privacy and not (state["privacy"] or {}).get("ledger"):
-            raise ConfigurationError(
-                "Expected a checkpoint with the ledger of its privacy but it has none, so that nobody knows what was released before: go "
-                "on from another checkpoint, or start a new run"
-            )
+    clients = checkpoint.get(CLIENTS)
     try:
-        _take_over(module, state, fitting)
+        missing = sorted({"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step"} - checkpoint.keys())
+        missing += sorted(STATE - state.keys()) + sorted({"fit_loop"} - checkpoint.get("loops", {"fit_loop": {}}).keys())
+        missing += sorted(CLIENTS_STATE - clients.keys()) if clients is not None else []
+        require(not missing, _lacks(", ".join(missing)))
+        if fitting:
+            _check_settings(module, state)
+        require(clients is not None or not _needs_clients(module, fitting), _without_clients(state))
+        _take_over(module, state, clients, fitting)
+    except (ConfigurationError, CodecMismatchError):
+        raise
     except KeyError as error:
         raise ConfigurationError(_lacks(str(error))) from error
+    except Exception as error:  # what a file says can fail in any way where it is followed
+        raise ConfigurationError(
+            f"Expected the state of a federated run in the checkpoint but it cannot be followed: {error}: choose another from the run's "
+            "checkpoints/"
+        ) from error
+
+
+def _check_settings(module: FederatedRun, state: dict[str, Any]) -> None:
+    now = fingerprint(module)
+    different = [name for name, value in now.items() if state["fingerprint"].get(name) != value]
+    if different:
+        raise ConfigurationError(
+            f"Expected a checkpoint of this configuration but it differs in: {', '.join(different)}. Resume with the config.yaml "
+            "beside the checkpoint, or start a new run without `--ckpt_path`"
+        )
+    if module.privacy and not (state["privacy"] or {}).get("ledger"):
+        raise ConfigurationError(
+            "Expected a checkpoint with the ledger of its privacy but it has none, so that nobody knows what was released before: go "
+            "on from another checkpoint, or start a new run"
+        )
+
+
+def _needs_clients(module: FederatedRun, fitting: bool) -> bool:
+    """Whether what clients keep matters: to go on, or to evaluate models of their own."""
+    own = module.batch_norm == "local" or module.algorithm.client_state
+    return fitting or (own and getattr(module, "_trainer", None) is not None and bool(module.data.client_holdout))
 
 
 def _lacks(what: str) -> str:
     return f"Expected a whole checkpoint but it lacks {what}: choose another from the run's checkpoints/"
 
 
-def _take_over(module: FederatedRun, state: dict[str, Any], fitting: bool) -> None:
+def _without_clients(state: dict[str, Any]) -> str:
+    return (
+        f"Expected {state.get(CLIENTS_FILE)} beside the checkpoint, with what clients keep, but there is no such file: copy it from where "
+        "the checkpoint was written, or start a new run"
+    )
+
+
+def _take_over(module: FederatedRun, state: dict[str, Any], clients: dict[str, Any] | None, fitting: bool) -> None:
+    settled, cohort_seed = ({}, None) if clients is None else (clients["settled"], clients["cohort_seed"])
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
-    module.server_state.load_state_dict(state["server"])
-    if fitting:
-        module.downlink.load_state_dict(state["downlink"])
-        module.held.load_state_dict(state["held"])
-        if module.clients:
-            module.clients.load_state_dict(state["connection"])
-    module.store.load_state_dict(state["clients"])
+    module.server_state.load_state_dict({**state["server"], "settled": settled})
+    if clients is not None:
+        if fitting:
+            module.downlink.load_state_dict(clients["downlink"])
+            module.held.load_state_dict(clients["held"])
+            if module.clients:
+                module.clients.load_state_dict(clients["connection"])
+        module.store.load_state_dict(clients["clients"])
     if module.privacy and state["privacy"]:
-        module.privacy.load_state_dict(state["privacy"])
+        module.privacy.load_state_dict({**state["privacy"], "cohort_seed": cohort_seed})
     module.codec_error = state["codec_error"]
     module.pretrain_seconds = state["pretrain_seconds"]
     module.train_seconds = state["train_seconds"]

@@ -240,7 +240,7 @@ class PrivacyMechanism(ABC):
                 "rounds": len(self.ledger),
                 "accountant": self.accounts,
                 "expected_cohort": self.setting.cohort,
-                "cohorts": "public" if self.cohort_seed is None else "secret, in the checkpoints",
+                "cohorts": "public" if self.cohort_seed is None else "secret, in the checkpoints' files of clients",
                 "noise": "operating system" if self.simulation_seed is None else "seeded simulation, which protects nobody",
             },
         }

@@ -27,6 +27,7 @@ from fedlight.codecs import (
     TwoSidedCodec,
 )
 from fedlight.codecs.identity import IdentityDecoder
+from fedlight.core.checkpoint import read_checkpoint, write_checkpoint
 from fedlight.core.errors import ConfigurationError, MessageError, RoundFailedError
 from fedlight.core.export import save_codec
 from fedlight.core.wire import CodeFormat
@@ -263,9 +264,9 @@ def test_a_checkpoint_without_a_ledger_is_refused(tmp_path):
     runner = trainer(1, callbacks=[pretraining()])
     runner.fit(federated(privacy=central()), datamodule=data())
     runner.save_checkpoint(tmp_path / "one.ckpt")
-    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    saved = read_checkpoint(tmp_path / "one.ckpt")
     saved["fedlight"]["privacy"] = None
-    torch.save(saved, tmp_path / "bare.ckpt")
+    write_checkpoint(tmp_path / "bare.ckpt", saved)
     with pytest.raises(ConfigurationError, match="checkpoint with the ledger of its privacy"):
         trainer(2, callbacks=[pretraining()]).fit(
             federated(privacy=central()), datamodule=data(), ckpt_path=tmp_path / "bare.ckpt", weights_only=True
@@ -574,7 +575,7 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
         "rounds": 6,
         "accountant": "pld",
         "expected_cohort": 3,
-        "cohorts": "secret, in the checkpoints",
+        "cohorts": "secret, in the checkpoints' files of clients",
         "noise": "operating system",
     }
     events = EventAccumulator(str(folder))

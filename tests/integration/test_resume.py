@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedlight.callbacks import CodecPretraining
+from fedlight.core.checkpoint import read_checkpoint
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.export import codec_state
 from fedlight.data import Dirichlet, Everyone, Uniform
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(changes, feder
 def test_a_checkpoint_without_federated_state_is_refused(tmp_path):
     runner, _ = fit(federated(), 1)
     runner.save_checkpoint(tmp_path / "one.ckpt")
-    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=False)
+    checkpoint = read_checkpoint(tmp_path / "one.ckpt")
     del checkpoint["fedlight"]
     torch.save(checkpoint, tmp_path / "foreign.ckpt")
     with pytest.raises(ConfigurationError, match="no federated state"):

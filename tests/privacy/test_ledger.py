@@ -96,7 +96,7 @@ def test_cohorts_that_amplify_are_drawn_from_a_secret_that_the_checkpoint_keeps(
     for mechanism in (first, second):
         mechanism.calibrate(setting(), 1000)
     assert first.cohort_seed is not None and first.cohort_seed != second.cohort_seed
-    assert first.report()["privacy"]["cohorts"] == "secret, in the checkpoints"
+    assert first.report()["privacy"]["cohorts"] == "secret, in the checkpoints' files of clients"
     second.load_state_dict(first.state_dict())
     second.calibrate(setting(), 1000)
     assert second.cohort_seed == first.cohort_seed

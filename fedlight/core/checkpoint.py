@@ -1,0 +1,114 @@
+"""Checkpoints as files: each carries a digest of all its bytes, and is written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.files import replacing
+
+RUN = "fedlight"
+"""What a checkpoint calls the state of a federated run."""
+
+_MARK = b"sha256:"
+_CHUNK = 1 << 20
+
+
+class _Digesting:
+    """A file that digests what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: memoryview) -> int:
+        """Write and digest."""
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Flush."""
+        self.file.flush()
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], mode: int = 0o666) -> None:
+    """Write tensors and plain data as ``torch.save`` does, with a digest of the file's bytes in the comment of its zip archive.
+
+    Args:
+        path: the file; what was there stays until the new one is complete and synced.
+        content: what to write.
+        mode: the new file's rights, less those that the process withholds from all its files.
+    """
+    with replacing(path, mode) as file:
+        digesting = _Digesting(file)
+        torch.save(content, digesting)  # type: ignore[arg-type]
+        comment = _MARK + digesting.digest.hexdigest().encode()
+        file.seek(-2, os.SEEK_END)  # the length of the comment, 0 so far
+        file.write(struct.pack("<H", len(comment)) + comment)
+
+
+def read_checkpoint(path: Path, objects: bool = False) -> dict[str, Any]:
+    """Return a checkpoint's content, on the CPU, if its bytes are those that were written.
+
+    A checkpoint of plain Lightning has no digest and is read without, one of a federated run is refused without.
+
+    Args:
+        path: the file.
+        objects: whether other objects than tensors and plain data may be loaded, which can run any code.
+
+    Raises:
+        ConfigurationError: if it is damaged or no checkpoint, or holds other objects.
+    """
+    digested = check_checkpoint(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not objects)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the parts of a file that is none raise
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise ConfigurationError(
+                f"Expected {path} to hold tensors and plain data but it holds other objects, whose loading could run code: choose a "
+                "checkpoint that fedlight wrote"
+            ) from error
+        raise ConfigurationError(_damaged(path)) from error
+    if not isinstance(content, dict) or (RUN in content and not digested):
+        raise ConfigurationError(_damaged(path))
+    return content
+
+
+def check_checkpoint(path: Path) -> bool:
+    """Return whether a checkpoint carries a digest, without loading it.
+
+    Raises:
+        ConfigurationError: if its bytes do not have that digest, or it is no zip archive that takes no more memory than its file.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts, comment = archive.infolist(), archive.comment
+    except Exception as error:  # zipfile has no common class for what damaged bytes raise
+        raise ConfigurationError(_damaged(path)) from error
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    require(stored and sum(part.file_size for part in parts) <= size, _damaged(path))
+    if not comment.startswith(_MARK):
+        return False
+    with path.open("rb") as file:
+        digest, left = hashlib.sha256(), size - len(comment) - 2
+        while left > 0 and (data := file.read(min(_CHUNK, left))):
+            digest.update(data)
+            left -= len(data)
+    digest.update(bytes(2))
+    require(comment == _MARK + digest.hexdigest().encode(), _damaged(path))
+    return True
+
+
+def _damaged(path: Path) -> str:
+    return f"Expected a whole checkpoint at {path} but it is damaged or none: choose another from the run's checkpoints/"
