@@ -11,6 +11,7 @@ from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder
 from fedlight.clients.personal import PersonalNorm
 from fedlight.core.buffers import constants
+from fedlight.core.orders import epoch_lengths
 from fedlight.modules.checks import check_batches
 from fedlight.modules.global_model import LightningModel
 from fedlight.modules.watch import CallbackWatch
@@ -39,7 +40,7 @@ class Sides:
         between = Connection(format, self._simulated, run.codec, run.aggregator, run.privacy, run.data.num_population, known)
         self.clients = self._simulated() if run.clients is None else run.clients.attach(between)
         self.server = Server(
-            LightningModel(run, run.network, getattr(run.algorithm, "steps", None) or 1),
+            LightningModel(run, run.network, local_steps(run)),
             run.codec,
             run.algorithm,
             run.aggregator,
@@ -116,3 +117,13 @@ class Sides:
         """Whether the simulation compares with the true aggregate in a round."""
         run = self.run
         return run.aggregator.sim_logs and bool(run.sim_every) and number % run.sim_every == 0
+
+
+def local_steps(run: FederatedRun) -> int:
+    """Return the local steps of a round, of a client of mean size if `algorithm` has `epochs`."""
+    epochs = getattr(run.algorithm, "epochs", None)
+    if epochs is None:
+        return getattr(run.algorithm, "steps", None) or 1
+    order = getattr(run.data.x, "order", None)
+    lengths = epoch_lengths if order is None else order.lengths
+    return sum(lengths(round(float(run.data.client_sizes.mean())), run.algorithm.batch_size, epochs, None))  # type: ignore[attr-defined]
