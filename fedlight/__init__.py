@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from fedlight.clients import (
         Algorithm,
+        Auto,
         ClientOptimizer,
         Constant,
         Cosine,
@@ -149,6 +150,7 @@ __all__ = [
     "Algorithm",
     "ArrayFile",
     "Augmentation",
+    "Auto",
     "AutoencoderCodec",
     "Availability",
     "BenchmarkCNN",

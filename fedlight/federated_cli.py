@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, dict_to_namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -27,10 +27,12 @@ from rich.console import Console
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunBoard, RunSummary
 from fedlight.callbacks.label import run_label
 from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE
+from fedlight.clients.auto import Auto, engine_name
 from fedlight.compare.plan import drop_codec
 from fedlight.core.checkpoint import check_checkpoint
 from fedlight.core.errors import ConfigurationError, own_error, require
 from fedlight.data import LightningData
+from fedlight.modules.engines import Threads
 from fedlight.modules.report import show_runs
 from fedlight.modules.stopping import signals_of
 from fedlight.privacy.ledger import JOURNAL
@@ -65,7 +67,11 @@ class FederatedCLI(LightningCLI):
         # None if options come first: a file among them may have a section for every subcommand.
         self._subcommand_given = first[0] if first and first[0] in SUBCOMMANDS else None
         self._folder: Path | None = None  # of the run, where the loggers are ours
-        super().__init__(model, data, args=args, **settings)
+        before = torch.get_num_threads()
+        try:
+            super().__init__(model, data, args=args, **settings)
+        finally:
+            torch.set_num_threads(before)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -143,7 +149,7 @@ class FederatedCLI(LightningCLI):
             "--threads",
             type=int | None,
             default=None,
-            help="CPU threads of each process (torch's own choice if not given); small models are fastest with 1.",
+            help="CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth).",
         )
         parser.add_lightning_class_args(CodecPretraining, "pretraining")
         parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
@@ -169,7 +175,7 @@ class FederatedCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""
         threads = self._get(self.config, "threads")
-        require(threads is None or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out for torch's own choice")
+        require(threads is None or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out to have one chosen")
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -177,7 +183,9 @@ class FederatedCLI(LightningCLI):
         """Add the usual callbacks and loggers to those in the configuration."""
         config = self._get(self.config_init, "trainer")
         given = list(config.callbacks or [])
-        wanted = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
+        wanted: list[Callback] = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
+        if self._get(self.config, "threads") is None:
+            wanted.append(Threads())
         if config.enable_progress_bar is not False:
             wanted.append(RoundProgressBar())
         classifies = not isinstance(self._get(self.config_init, "model").network, LightningModule)
@@ -245,6 +253,10 @@ class FederatedCLI(LightningCLI):
         drop_codec(config[self.subcommand])
         config[self.subcommand].ckpt_path = None
         config[self.subcommand].baseline = False
+        config[self.subcommand].threads = torch.get_num_threads()
+        if isinstance(self.model.engine, Auto):  # both runs by the same
+            named = {"class_path": f"fedlight.{engine_name(self.model.engine)}", "init_args": {}}
+            config[self.subcommand].model.engine = dict_to_namespace(named)
         self.config = config  # written to the baseline's folder
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)

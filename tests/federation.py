@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from fedlight.callbacks import CodecPretraining, FederatedCallback
-from fedlight.clients import FedAvg
+from fedlight.clients import FedAvg, Sequential
 from fedlight.codecs import AutoencoderCodec, ChainCodec, QuantizeCodec
 from fedlight.core.layout import flatten
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
@@ -167,7 +167,7 @@ def federated_data(**changes: Any) -> FederatedDataModule:
 
 
 def federated(network: nn.Module | None = None, **changes: Any) -> FederatedModule:
-    settings = {"algorithm": FedAvg(lr=0.1, steps=3, batch_size=8), "seed": 3, "sim_every": 0}
+    settings = {"algorithm": FedAvg(lr=0.1, steps=3, batch_size=8), "seed": 3, "sim_every": 0, "engine": Sequential()}
     return FederatedModule(network or mlp(), **settings | changes)
 
 
@@ -224,6 +224,7 @@ TINY = [
     *("--data.num_clients", "6", "--data.sampler", "Uniform", "--data.sampler.cohort_size", "3", "--data.proxy_samples", "60"),
     *("--model.network", "fedlight.modules.MLP", "--model.network.in_features", "64", "--model.network.hidden", "[4]"),
     *("--model.network.num_classes", "10", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--model.engine", "Sequential"),  # the same bits in every run
     *("--pretraining.proxy.rounds", "10", "--pretraining.proxy.clients", "3", "--pretraining.proxy.samples", "12"),
     *("--pretraining.training.steps", "4", "--pretraining.training.check_every", "2"),
 ]

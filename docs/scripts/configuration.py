@@ -59,7 +59,12 @@ RUN = [
     ("experiment", "str", '"federated"', "Name of the run's folder under `logs/`."),
     ("seed_everything", "int", "0", "Seed of weights, splits, cohorts, batches and rounding."),
     ("baseline", "bool", "false", "Whether `fit` also trains the same run without a codec, for comparison."),
-    ("threads", "int or null", "null", "CPU threads of each process (torch's own choice if not given); small models are fastest with 1."),
+    (
+        "threads",
+        "int or null",
+        "null",
+        "CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth).",
+    ),
     ("ckpt_path", "str or null", "null", "Checkpoint to go on from (`fit`), or to evaluate (`validate`, `test`, `predict`)."),
 ]
 TRAINER = [

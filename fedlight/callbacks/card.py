@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.label import codec_label
+from fedlight.clients.auto import Auto
 from fedlight.core.figures import format_bytes
 from fedlight.core.metric_names import RESULTS, shown
 
@@ -24,7 +25,8 @@ def card(module: FederatedRun, summary: dict[str, Any], steady: dict[str, float]
         f"**Codec**\n\n```json\n{json.dumps(module.codec.config(), indent=2)}\n```",
     ]
     if folder and (Path(folder) / "config.yaml").is_file():
-        parts.append(f"**Repeat it**\n\n```\nfedlight fit --config {shlex.quote(str(Path(folder) / 'config.yaml'))}\n```")
+        named = f"--threads {summary['threads']}" + (f" --model.engine {summary['engine']}" if isinstance(module.engine, Auto) else "")
+        parts.append(f"**Repeat it**\n\n```\nfedlight fit --config {shlex.quote(str(Path(folder) / 'config.yaml'))} {named}\n```")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -58,6 +60,8 @@ def settings(module: FederatedRun) -> dict[str, Any]:
 def _setting(module: FederatedRun, summary: dict[str, Any]) -> dict[str, str]:
     named = settings(module)
     return {name: str(value) for name, value in named.items()} | {
+        "engine": summary["engine"],
+        "threads": str(summary["threads"]),
         "rounds": str(summary["rounds"]),
         "parameters": f"{summary['parameters']:,}",
     }

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save
@@ -15,6 +16,7 @@ from fedlight.callbacks.base import FederatedRun
 from fedlight.callbacks.board import RunBoard
 from fedlight.callbacks.card import card, final_metrics, settings
 from fedlight.callbacks.layers import layer_figures
+from fedlight.clients.auto import engine_name
 from fedlight.core.export import encoder_file, save_codec
 from fedlight.core.files import replacing
 
@@ -85,6 +87,8 @@ def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
             "rounds": module.server_state.rounds,
             "clients": module.data.num_population,
             "seed": module.seed,
+            "engine": engine_name(module.engine),
+            "threads": torch.get_num_threads(),
             "parameters": module.layout.dim,
             "uplink_bytes_per_client": traffic.mean_message,
             "uplink_bytes": traffic.uplink,

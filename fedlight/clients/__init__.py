@@ -1,6 +1,7 @@
 """The client side: local training by an algorithm, and the state that stays on the client."""
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, FedProx, FedSGD, LocalResult, Memory
+from fedlight.clients.auto import Auto
 from fedlight.clients.ditto import Ditto
 from fedlight.clients.engine import ClientTask, Engine, Sequential, Vectorized
 from fedlight.clients.feddyn import FedDyn
@@ -15,6 +16,7 @@ from fedlight.clients.threaded import Threaded
 
 __all__ = [
     "Algorithm",
+    "Auto",
     "ClientOptimizer",
     "ClientTask",
     "Constant",

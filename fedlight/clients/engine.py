@@ -1,6 +1,6 @@
 """How a process trains the clients of a cohort: one after another, or many at once as one computation on stacked weights.
 
-For threads see `fedlight.clients.threaded`.
+For threads see `fedlight.clients.threaded`; which is fastest for a run, `fedlight.clients.auto` finds out.
 """
 
 from __future__ import annotations
@@ -46,13 +46,7 @@ class ClientTask:
 
 
 class Engine(ABC):
-    """Trains clients. Law 5: a client's result does not depend on the other clients, and is equal to rounding under every engine.
-
-    Attributes:
-        one_by_one: whether a client's training starts when its result is requested, which leaves time for other work in parallel.
-    """
-
-    one_by_one: bool = False
+    """Trains clients. Law 5: a client's result does not depend on the other clients, and is equal to rounding under every engine."""
 
     @abstractmethod
     def train(
@@ -108,8 +102,6 @@ def require_plain(model: LocalModel, x: object, engine: str, why: str) -> None:
 
 class Sequential(Engine):
     """One client after another in one model: every algorithm and every network."""
-
-    one_by_one = True
 
     def train(
         self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int

@@ -116,9 +116,9 @@ def _generators() -> bytes:
     return pickle.dumps(states)
 
 
-def twin(model: LocalModel, kind: type[LocalModel] = LocalModel) -> LocalModel:
-    """Return a copy of the model that shares nothing with it and has its own generator."""
-    made = kind(model.network, model.objective, augment=model.augment)
+def twin(model: LocalModel, kind: type[LocalModel] | None = None) -> LocalModel:
+    """Return a copy of the model, of its own kind if none is given, that shares nothing with it and has its own generator."""
+    made = (kind or type(model))(model.network, model.objective, augment=model.augment)
     quicken_pooling(made.module)
     made.noise = own_dropout(made.module)
     return made

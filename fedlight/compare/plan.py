@@ -157,7 +157,8 @@ def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folde
     trainer = {"default_root_dir": str(folder), "logger": True, "enable_progress_bar": False}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     fixed = {"seed_everything": run.seed, "threads": 1, "experiment": "", "baseline": False, "ckpt_path": None}
-    config["model"] = {**config["model"], "server_optimizer": rate}
+    # The same bits in every run of a codec, on any machine: the workers have the cores already.
+    config["model"] = {**config["model"], "server_optimizer": rate, "engine": config["model"].get("engine") or "Sequential"}
     return merge(config, {**fixed, "trainer": trainer})  # type: ignore[no-any-return]
 
 

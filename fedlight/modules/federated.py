@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +19,8 @@ from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.clients.algorithms import Algorithm, FedAvg
-from fedlight.clients.engine import Engine, Sequential
+from fedlight.clients.auto import Auto
+from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.store import ClientStore
@@ -43,6 +43,7 @@ from fedlight.modules.checks import (
     upload_codec,
 )
 from fedlight.modules.defaults import suit_rounds
+from fedlight.modules.engines import check_engine, choose_engine
 from fedlight.modules.evaluation import StageMetrics, named_metrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
 from fedlight.modules.global_model import trainable
@@ -90,8 +91,8 @@ class FederatedModule(Forwarding):
         codec_path: Folder of a trained codec (`encoder.safetensors`, `decoder.safetensors`) to use instead of pretraining one.
         algorithm: Local training of the clients; 10 steps of 32 samples if not given: of a LightningModule's own optimizer, or of SGD at
             learning rate 0.05.
-        engine: How a process trains its clients: one after another (Sequential, if not given), each in a thread (Threaded; for a CPU) or
-            many as one computation (Vectorized; for a GPU).
+        engine: How a process trains its clients: one after another (Sequential), each in a thread (Threaded; for a CPU) or many as one
+            computation (Vectorized; for a GPU). The fastest of them in a short trial before the first round (Auto), if not given.
         loss: Loss of outputs and targets (cross entropy if not given; a LightningModule has its own).
         server_optimizer: Optimizer that takes the aggregated update for a gradient (SGD with learning rate 1 if not given).
         server_scheduler: Learning-rate schedule of the server optimizer, stepped once a round (constant if not given).
@@ -153,7 +154,7 @@ class FederatedModule(Forwarding):
         self.privacy = privacy
         self.codec_path = codec_path
         self.algorithm = algorithm or default_algorithm(network)
-        self.engine = engine or Sequential()
+        self.engine = engine or Auto()
         check_algorithm(self.algorithm, batch_norm, privacy)
         self.codec = upload_codec(chosen_codec(codec, codec_path, privacy), self.algorithm)
         self.server_optimizer = server_optimizer
@@ -248,9 +249,7 @@ class FederatedModule(Forwarding):
         if stage != "fit":
             return
         if self.clients is None or self.clients.simulates:
-            with self.trainer.precision_plugin.forward_context():
-                model, device = partial(self.local_model, self.data.augmentation), self.trainer.strategy.root_device
-                self.engine.check(model, self.algorithm, self.data.client_data(0), self.batch_norm == "local", device)
+            check_engine(self)
         if self.clients is not None and self.trainer.world_size > 1:
             raise ConfigurationError(
                 f"Expected one process with `clients` {type(self.clients).__name__} but got {self.trainer.world_size}: set "
@@ -354,11 +353,12 @@ class FederatedModule(Forwarding):
     # -- a round ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Start the clock, unless a process was told to stop before."""
+        """Start the clock, unless a process was told to stop before, and choose an engine."""
         self._stop_together()
         if self.task.begin():  # the user's hook may have made what clients need
             self._connect()
         self._started = time.monotonic()
+        choose_engine(self)
 
     def on_train_end(self) -> None:
         """Stop the clock; a signal since the last round leaves the finished run untested."""

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.clients.auto import Auto
 from fedlight.core.checkpoint import RUN
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
@@ -123,7 +124,7 @@ def network_settings(network: nn.Module) -> str:
     return f"{describe_network(network)}{describe(saved) if saved else ''}"
 
 
-STATE = frozenset(("fingerprint", "codec", "server", "privacy", "codec_error", "pretrain_seconds", "train_seconds"))
+STATE = frozenset(("fingerprint", "codec", "server", "privacy", "engine", "codec_error", "pretrain_seconds", "train_seconds"))
 """What a checkpoint has of a federated run."""
 
 CLIENTS_STATE = frozenset(("clients", "held", "connection", "downlink", "settled", "cohort_seed"))
@@ -137,6 +138,7 @@ def run_state(module: FederatedRun) -> dict[str, Any]:
         "codec": codec_state(module.codec) if module.codec.bound else None,
         "server": _without(module.server_state.state_dict(), "settled"),
         "privacy": _without(module.privacy.state_dict(), "cohort_seed") if module.privacy else None,
+        "engine": module.engine.chosen if isinstance(module.engine, Auto) else type(module.engine).__name__,
         "codec_error": module.codec_error,
         "pretrain_seconds": module.pretrain_seconds,
         "train_seconds": module.seconds_trained(),
@@ -227,6 +229,8 @@ def _take_over(module: FederatedRun, state: dict[str, Any], clients: dict[str, A
     settled, cohort_seed = ({}, None) if clients is None else (clients["settled"], clients["cohort_seed"])
     if state["codec"] is not None and fitting:
         restore_codec(module.codec, state["codec"])
+    if isinstance(module.engine, Auto) and fitting:
+        module.engine.take(state["engine"])
     module.server_state.load_state_dict({**state["server"], "settled": settled})
     if clients is not None:
         if fitting:

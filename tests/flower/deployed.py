@@ -52,7 +52,7 @@ def give_data(lab: Lab, data: Mapping[str, Any]) -> None:
 def simulated(lab: Lab, out: Path, *options: str) -> Path:
     """Run the lab's configuration without a network and return its folder."""
     config = str(lab.root / "app" / "run.yaml")
-    command = [sys.executable, "-m", "fedlight", "fit", "--config", config, "--model.clients", "null"]
+    command = [sys.executable, "-m", "fedlight", "fit", "--config", config, "--model.clients", "null", "--model.engine", "Sequential"]
     done = subprocess.run(
         [*command, "--trainer.default_root_dir", str(out), *options],
         env=os.environ,

@@ -189,6 +189,19 @@ def test_an_engine_by_options(engine, option, fedlight, tmp_path):
     assert kept == {"class_path": f"fedlight.{engine}", "init_args": {option: 2}}
 
 
+def test_without_an_engine_and_threads_both_are_chosen_and_kept(fedlight, tmp_path):
+    before = torch.get_num_threads()
+    fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--model.engine", "null", "--model.codec", CODEC, "--baseline", "true")
+    assert torch.get_num_threads() == before
+    coded, plain = run_folders(tmp_path)
+    figures = json.loads((coded / "summary.json").read_text())
+    assert figures["engine"] in ("Sequential", "Threaded", "Vectorized") and figures["threads"] == before
+    state = torch.load(coded / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["fedlight"]["engine"] == figures["engine"]
+    kept = yaml.safe_load((plain / "config.yaml").read_text())
+    assert kept["model"]["engine"]["class_path"] == f"fedlight.{figures['engine']}" and kept["threads"] == before
+
+
 def test_callbacks_by_yaml(fedlight, tmp_path):
     config = {
         "trainer": {

@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+import fedlight
 from fedlight.callbacks import FederatedCallback
-from fedlight.clients import FedAvg, Scaffold, Sequential, Threaded, Vectorized
+from fedlight.clients import Auto, FedAvg, Scaffold, Sequential, Threaded, Vectorized
 from fedlight.codecs import PowerSGDCodec, TopKCodec
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.data import Dirichlet
 from tests.federation import FEATURES, federated, federated_data, learned, mlp, run, trainer, weights_of
+from tests.processes import in_two_processes
 
 
 @pytest.mark.parametrize("weighting", ["equal", "samples"])
@@ -176,3 +178,48 @@ def test_a_run_goes_on_with_another_engine(tmp_path: Any) -> None:
     assert torch.equal(weights_of(resumed), weights_of(whole))
     _, resumed = fit(Vectorized(3), 2, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
     assert float((weights_of(resumed) - weights_of(whole)).norm()) <= 1e-5 * float((weights_of(whole) - weights_of(mlp())).norm())
+
+
+class OwnLoss(nn.CrossEntropyLoss):
+    """A user's own, which may change itself for all that anybody knows."""
+
+
+def chosen_by(module: Any, **changes: Any) -> str:
+    """Run, and return the engine that was chosen."""
+    run(module, **changes)
+    assert isinstance(module.engine, Auto)
+    return module.engine.chosen
+
+
+@pytest.mark.parametrize("case", ["dropout", "control variates", "states in files"])
+def test_a_run_with_a_trial_is_the_one_that_names_its_engine_bit_for_bit(case: str) -> None:
+    module = federated(**RUNS[case]() | {"engine": None})
+    chosen = chosen_by(module, rounds=3)
+    named = federated(**RUNS[case]() | {"engine": getattr(fedlight, chosen)()})
+    run(named, rounds=3)
+    assert torch.equal(weights_of(module), weights_of(named)) and same(module.store.state_dict(), named.store.state_dict())
+
+
+def test_a_loss_of_the_user_s_own_is_tried_with_no_other_engine() -> None:
+    module = federated(engine=None, loss=OwnLoss())
+    assert chosen_by(module) == "Sequential" and list(module.engine.candidates) == ["Sequential"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["Threaded", "Vectorized"])
+def test_a_resumed_run_goes_on_with_the_engine_of_its_checkpoint(name: str, tmp_path: Any) -> None:
+    half = trainer(1)
+    half.fit(federated(engine=getattr(fedlight, name)()), datamodule=federated_data())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    module = federated(engine=None)
+    trainer(2).fit(module, datamodule=federated_data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert isinstance(module.engine, Auto)
+    assert module.engine.chosen == (name if name in module.engine.candidates else "Sequential")
+
+
+@pytest.mark.slow
+def test_two_processes_choose_alike(tmp_path: Any) -> None:
+    def work() -> str:
+        return chosen_by(federated(engine=None), devices=2, strategy="ddp")
+
+    first, second = in_two_processes(work, tmp_path)
+    assert first == second and first

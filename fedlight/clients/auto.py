@@ -1,0 +1,153 @@
+"""The engine and the number of threads that are fastest for a run on this machine, found by training a few clients with each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+
+from fedlight.clients.algorithms import Algorithm, LocalResult
+from fedlight.clients.engine import Batch, ClientTask, Engine, Sequential, Vectorized
+from fedlight.clients.local_model import LocalModel
+from fedlight.clients.threaded import Threaded
+from fedlight.core.cores import cores_of_a_process
+from fedlight.core.errors import LocalTrainingError
+from fedlight.core.random import untouched_generators
+
+log = logging.getLogger(__name__)
+
+BATCHES = 3  # of a client in a trial: a silo's local epoch may take minutes
+SECONDS = 0.25  # that the clients of a trial take one after another, at least
+BRIEF = 1.0  # seconds up to which a trial is repeated, because the first time has to make models and compile kernels
+MARGIN = 0.05  # share of the time that another engine must save
+THREADS_MARGIN = 0.2  # share of the time that further threads must save: they are not for nothing, other runs may want the cores
+CROWD = 1 << 19  # parameters up to which many clients fit into a CPU's memory at once and may gain from it
+
+NAMES = ("Sequential", "Threaded", "Vectorized")
+"""The engines to choose from, the one to stay with first."""
+
+Tasks = Callable[[int], list[ClientTask]]
+"""Makes new tasks of so many clients, the same ones every time."""
+
+
+def choose(seconds: Mapping[str, float], margin: float = MARGIN) -> str:
+    """Return the name with the least seconds; a later one must save a share of ``margin`` to take an earlier one's place.
+
+    >>> choose({"Sequential": 1.0, "Threaded": 0.97}), choose({"Sequential": 1.0, "Threaded": 0.6, "Vectorized": 0.59})
+    ('Sequential', 'Threaded')
+    """
+    first, *others = seconds
+    for name in others:
+        if seconds[name] < (1 - margin) * seconds[first]:
+            first = name
+    return first
+
+
+class Auto(Engine):
+    """The fastest engine for a run on this machine: a few clients are trained with each that can train the run, before its first round.
+
+    What they learn is thrown away: a run is bit for bit the one that names the chosen engine. Checkpoints hold the choice. Another machine
+    may choose another engine, whose updates differ by rounding: name the engine where two runs must end with the same bits.
+
+    Attributes:
+        chosen: name of the chosen engine; nothing before it is chosen, and clients are trained one after another until then.
+    """
+
+    def __init__(self) -> None:
+        self.chosen = ""
+        self.candidates: dict[str, Engine] = {"Sequential": Sequential()}
+
+    def train(
+        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
+    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+        """Yield what the chosen engine yields."""
+        return self.candidates[self.chosen or "Sequential"].train(model, algorithm, tasks, round)
+
+    def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
+        """Find the engines that can train this run; it is never refused."""
+        possible: list[Engine] = [Threaded()] if device.type == "cpu" and cores_of_a_process() > 1 else []
+        if device.type != "cpu" or make_model().flat.layout.dim <= CROWD:
+            possible.append(Vectorized())
+        self.candidates = {"Sequential": Sequential()}
+        for engine in possible:
+            name = type(engine).__name__
+            try:
+                with untouched_generators([device] if device.type == "cuda" else []):
+                    engine.check(make_model, algorithm, data, personal, device)
+            except Exception as error:  # a network may fail in any way where it is run in a way that it was not made for
+                log.debug("%s cannot train this run: %s", name, error)
+            else:
+                self.candidates[name] = engine
+
+    def take(self, name: str) -> None:
+        """Choose an engine by name, such as that of a checkpoint, if it can train the run."""
+        if name in self.candidates:
+            self.chosen = name
+
+    def time(self, model: LocalModel, algorithm: Algorithm, tasks: Tasks, cohort: int) -> dict[str, float]:
+        """Return the seconds that a client takes with each engine, infinity where it cannot train; nothing of ``model`` changes.
+
+        ``cohort`` is the number of clients in a round, of which a trial has no more.
+        """
+        one = min(seconds_of(Sequential(), _copy(model), algorithm, tasks(1)) for _ in range(2))
+        clients = min(cohort, max(2 * cores_of_a_process(), math.ceil(SECONDS / one)))
+        own = {name: _copy(model) for name in self.candidates}
+        found = dict.fromkeys(NAMES, math.inf)
+        for name, engine in self.candidates.items():
+            found[name] = seconds_of(engine, own[name], algorithm, tasks(clients)) / clients
+        best = min(found.values())
+        for name, engine in self.candidates.items():
+            if found[name] <= 2 * best and found[name] * clients < BRIEF:
+                found[name] = min(found[name], seconds_of(engine, own[name], algorithm, tasks(clients)) / clients)
+        return found
+
+
+def engine_name(engine: Engine) -> str:
+    """Return the name of the engine that trains clients: the chosen one of an `Auto`."""
+    return engine.chosen or "Sequential" if isinstance(engine, Auto) else type(engine).__name__
+
+
+def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, counts: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of a client's first steps with these numbers of torch threads, by number; puts the number back at the end."""
+    before, copy = torch.get_num_threads(), _copy(model)
+    found = {str(count): math.inf for count in counts}
+    try:
+        for _ in range(3):
+            for count in counts:
+                torch.set_num_threads(count)
+                found[str(count)] = min(found[str(count)], seconds_of(Sequential(), copy, algorithm, tasks(1)))
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def seconds_of(engine: Engine, model: LocalModel, algorithm: Algorithm, tasks: Sequence[ClientTask]) -> float:
+    """Return the seconds in which an engine trains clients whose results nobody takes; infinity if it has no memory or fails."""
+    device = model.weights.device
+    with untouched_generators([device] if device.type == "cuda" else []):
+        start = time.perf_counter()
+        try:
+            for _ in engine.train(model, algorithm, tasks, 0):
+                pass
+        except (torch.OutOfMemoryError, LocalTrainingError):  # a run that cannot go on will say so itself
+            return math.inf
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+
+class _Few(LocalModel):
+    """Ends local training after a few steps."""
+
+    def batches(self, *arguments: Any) -> Iterator[Batch]:
+        """Yield the first batches."""
+        return islice(super().batches(*arguments), BATCHES)
+
+
+def _copy(model: LocalModel) -> LocalModel:
+    return _Few(model.network, model.objective, model.weights.device, model.augment)
