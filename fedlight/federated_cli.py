@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, dict_to_namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -255,8 +255,8 @@ class FederatedCLI(LightningCLI):
         config[self.subcommand].baseline = False
         config[self.subcommand].threads = torch.get_num_threads()
         if isinstance(self.model.engine, Auto):  # both runs by the same
-            named = {"class_path": f"fedlight.{engine_name(self.model.engine)}", "init_args": {}}
-            config[self.subcommand].model.engine = dict_to_namespace(named)
+            named = f"fedlight.{engine_name(self.model.engine)}"
+            config[self.subcommand].model.engine = Namespace(class_path=named, init_args=Namespace())  # type: ignore[no-untyped-call]
         self.config = config  # written to the baseline's folder
         seed_everything(int(config[self.subcommand].seed_everything), workers=True, verbose=False)
         self.config_init = self.parser.instantiate_classes(config)
