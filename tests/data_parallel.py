@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedlight.callbacks import GradientCodes
 from fedlight.codecs import HalfCodec, IdentityCodec, PowerSGDCodec, QuantizeCodec, TwoSidedCodec
+from tests.known_modules import KNOWN
 from tests.own import LitClassifier, Points
 
 CALLBACK = Callable[[], Callback]
@@ -98,6 +99,7 @@ def fit(module: LightningModule, callback: Callback | None, data: Any = None, st
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return {
         "weights": nn.utils.parameters_to_vector(module.parameters()).detach().clone(),
+        "state": {name: tensor.detach().clone() for name, tensor in module.state_dict().items()},
         "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "bytes": getattr(callback, "bytes", 0),
         "full": getattr(callback, "bytes_full", 0),
@@ -132,6 +134,17 @@ def conformance() -> dict[str, Any]:
     results["boring"] = fit(boring(), hooks["identity"](), BoringDataModule())
     results["boring, none"] = fit(boring(), None, BoringDataModule())
     return results
+
+
+def known() -> dict[str, Any]:
+    """Return weights of modules that everybody knows: plainly, without a code, and with one that loses something."""
+    codes: dict[str, CALLBACK] = {
+        "none": lambda: None,  # type: ignore[dict-item, return-value]
+        "identity": lambda: GradientCodes(IdentityCodec(), warmup_steps=0, min_size=0),
+        "coarse": lambda: GradientCodes(PowerSGDCodec(1), warmup_steps=1, min_size=0),
+    }
+    strategy = {"strategy": "ddp_find_unused_parameters_true"}
+    return {f"{kind.__name__}, {name}": fit(kind(), make(), **strategy) for kind in KNOWN for name, make in codes.items()}
 
 
 def resume(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from torchvision.models import VisionTransformer, resnet18
 BATCH = 4
 """Samples in a batch of every module."""
 
+SAMPLES = 14
+"""Samples of every module, the last batch smaller for one process and for each of two."""
+
 
 def fixed() -> torch.Generator:
     return torch.Generator().manual_seed(1)
@@ -51,7 +54,7 @@ class Boring(BoringModel):
         super().__init__()
 
     def train_dataloader(self):
-        return DataLoader(torch.randn(10, 32, generator=fixed()), batch_size=BATCH)
+        return DataLoader(torch.randn(SAMPLES, 32, generator=fixed()), batch_size=BATCH)
 
 
 class Tokens(LightningTransformer):
@@ -67,13 +70,13 @@ class Tokens(LightningTransformer):
         """Fetch nothing."""
 
     def train_dataloader(self):
-        tokens = torch.randint(32, (10, 13), generator=fixed())
+        tokens = torch.randint(32, (SAMPLES, 13), generator=fixed())
         return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:].contiguous()), batch_size=BATCH)
 
 
 def images(size: int) -> DataLoader:
-    x = torch.randn(10, 3, size, size, generator=fixed())
-    return DataLoader(TensorDataset(x, torch.arange(10) % 3), batch_size=BATCH)
+    x = torch.randn(SAMPLES, 3, size, size, generator=fixed())
+    return DataLoader(TensorDataset(x, torch.arange(SAMPLES) % 3), batch_size=BATCH)
 
 
 class ResNet(Known):
@@ -137,7 +140,7 @@ class Tagger(Known):
         return nn.functional.cross_entropy(self.head(hidden).transpose(1, 2), batch["tags"], ignore_index=-100)
 
     def train_dataloader(self):
-        lengths = [3, 7, 1, 5, 4, 9, 2, 6, 8, 3]
+        lengths = [3, 7, 1, 5, 4, 9, 2, 6, 8, 3, 2, 5, 7, 1]
         words = [torch.randint(1, 20, (length,), generator=fixed()) for length in lengths]
         return DataLoader([(sentence, sentence % 4) for sentence in words], batch_size=BATCH, collate_fn=by_length)
 
@@ -159,7 +162,7 @@ class Autoencoder(Known):
         return nn.functional.mse_loss(self.decoder(normal.rsample()), x) + weight * distance.sum(-1).mean()
 
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(10, 12, generator=fixed())), batch_size=BATCH)
+        return DataLoader(TensorDataset(torch.randn(SAMPLES, 12, generator=fixed())), batch_size=BATCH)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -192,10 +195,34 @@ class Contrastive(Known):
             slow.data.lerp_(fast.data, 0.1)
 
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(10, 12, generator=fixed())), batch_size=BATCH)
+        return DataLoader(TensorDataset(torch.randn(SAMPLES, 12, generator=fixed())), batch_size=BATCH)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9)
+
+
+class Heads(Known):
+    """Several heads on a body: one for every other batch, one on the first process alone, one that no batch reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.often = nn.Linear(12, 8), nn.Linear(8, 3)
+        self.alternate, self.first, self.never = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def training_step(self, batch, batch_idx):
+        hidden = self.body(batch[0])
+        logits = self.often(hidden)
+        if batch_idx % 2:
+            logits = logits + self.alternate(hidden)
+        if self.global_rank == 0:
+            logits = logits + self.first(hidden)
+        return nn.functional.cross_entropy(logits, batch[1])
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(SAMPLES, 12, generator=fixed()), torch.arange(SAMPLES) % 3), batch_size=BATCH)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
 
 
 class Gan(Known):
@@ -214,11 +241,11 @@ class Gan(Known):
             optimizer.step()
 
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(10, 12, generator=fixed())), batch_size=BATCH)
+        return DataLoader(TensorDataset(torch.randn(SAMPLES, 12, generator=fixed())), batch_size=BATCH)
 
     def configure_optimizers(self):
         return [torch.optim.Adam(part.parameters(), lr=1e-3) for part in (self.critic, self.generator)]
 
 
-KNOWN = (Boring, Tokens, ResNet, Vision, Tagger, Autoencoder, Contrastive)
+KNOWN = (Boring, Tokens, ResNet, Vision, Tagger, Autoencoder, Contrastive, Heads)
 """All that are trained by their loss."""

@@ -22,6 +22,7 @@ def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console
     for name, (_, folder) in runs:
         if folder:
             console.print(f"{name}: {folder}", soft_wrap=True)
-    roots = {str(Path(folder).parents[1]) for _, (_, folder) in runs if folder}
+    folders = [Path(folder) for _, (_, folder) in runs if folder]
+    roots = {str(folder.parents[1]) for folder in folders if any(folder.glob("events.out.tfevents*"))}  # of TensorBoard's logger
     for root in sorted(roots):
         console.print(f"Curves: [bold]tensorboard --logdir {root}[/bold]", soft_wrap=True)

@@ -160,11 +160,13 @@ def test_no_progress_bar(fedlight, tmp_path, capsys):
     fedlight("fit", tmp_path, "--trainer.max_steps", "2")  # TINY turns it off
     assert "Round 2" not in capsys.readouterr().err
     fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "true")
-    assert "Round 2/2" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "Round 2/2" in shown.err and "Curves: tensorboard" in shown.out
 
 
-def test_no_logger(fedlight, tmp_path):
+def test_no_logger(fedlight, tmp_path, capsys):
     fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--trainer.logger", "false")
+    assert "tensorboard" not in capsys.readouterr().out  # which would show nothing
     assert not list(tmp_path.rglob("events.*")) and not list(tmp_path.rglob("metrics.csv"))
 
 
@@ -174,11 +176,12 @@ def test_no_checkpoints(fedlight, tmp_path):
     assert summary(tmp_path)["rounds"] == 2
 
 
-def test_a_logger_of_ones_own(fedlight, tmp_path):
+def test_a_logger_of_ones_own(fedlight, tmp_path, capsys):
     fedlight(
         "fit", tmp_path, "--trainer.max_steps", "2", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "own")
     )
     assert list((tmp_path / "own").rglob("metrics.csv")) and not list(tmp_path.rglob("events.*"))
+    assert "tensorboard" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("engine", "option"), [("Threaded", "workers"), ("Vectorized", "clients")])

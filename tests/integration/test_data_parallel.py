@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data_parallel import conformance, resume
+from tests.data_parallel import conformance, known, resume
+from tests.known_modules import KNOWN, Heads
 from tests.own import LitClassifier
 from tests.processes import in_two_processes
 
@@ -61,3 +62,29 @@ def test_a_resumed_run_ends_with_the_same_weights_on_both(tmp_path):
             whole, resumed = result[f"whole, {kind}"], result[f"resumed, {kind}"]
             assert torch.equal(whole["weights"], resumed["weights"]), kind
             assert (whole["bytes"], whole["full"]) == (resumed["bytes"], resumed["full"])
+
+
+@pytest.fixture(scope="module")
+def known_fits(tmp_path_factory: pytest.TempPathFactory):
+    return in_two_processes(known, tmp_path_factory.mktemp("known"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KNOWN)
+def test_modules_that_everybody_knows_end_where_ddp_ends_bit_for_bit(known_fits, kind):
+    """Weights, and what else a module holds; the processes differ where DDP leaves them to, as in what the last step did to buffers."""
+    for rank in known_fits:
+        plain, coded = rank[f"{kind.__name__}, none"]["state"], rank[f"{kind.__name__}, identity"]["state"]
+        assert all(torch.equal(tensor, coded[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_code_that_loses_something_trains_them_together(known_fits, kind):
+    plain, coarse, other = (known_fits[rank][f"{kind.__name__}, {name}"] for rank, name in ((0, "none"), (0, "coarse"), (1, "coarse")))
+    assert torch.equal(coarse["weights"], other["weights"]) and bool(torch.isfinite(coarse["weights"]).all())
+    assert not torch.equal(coarse["weights"], plain["weights"]) and 0 < coarse["bytes"] < coarse["full"]
+    before = kind().state_dict()
+    moved = {name for name, tensor in plain["state"].items() if not torch.equal(tensor, before[name])}
+    assert {name for name, tensor in coarse["state"].items() if not torch.equal(tensor, before[name])} == moved
+    assert kind is not Heads or not any(name.startswith("never") for name in moved)
