@@ -73,7 +73,7 @@ def read_checkpoint(path: Path, objects: bool = False) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # whatever the parts of a file that is none raise
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
             raise ConfigurationError(
                 f"Expected {path} to hold tensors and plain data but it holds other objects, whose loading could run code: choose a "
                 "checkpoint that fedlight wrote"

@@ -110,15 +110,17 @@ def restore_codec(codec: Codec, state: dict[str, Any]) -> None:
     """Load what ``codec_state`` returned into a codec of the same configuration.
 
     Raises:
-        CodecMismatchError: if the state belongs to a codec of another configuration.
+        CodecMismatchError: if the state belongs to a codec of another configuration, or asks for more memory than it is worth.
     """
     description = json.loads(state["description"])
+    size = sum(tensor.nbytes for half in ("encoder", "decoder") for tensor in state[half].values())
     if description["config"] != codec.config():
         raise CodecMismatchError(
             f"Expected the checkpoint's codec {json.dumps(description['config'])} but the configuration says "
             f"{json.dumps(codec.config())}: resume with the configuration of that run, or start a new one"
         )
-    _rebuild(codec, description, state["encoder"], state["decoder"])
+    with Budget(LIMIT + _WORTH * size):
+        _rebuild(codec, description, state["encoder"], state["decoder"])
 
 
 def _rebuild(codec: Codec, description: dict[str, Any], encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:

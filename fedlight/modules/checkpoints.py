@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from fedlight.core.checkpoint import RUN, read_checkpoint, write_checkpoint
-from fedlight.core.errors import require
+from fedlight.core.errors import ConfigurationError, own_error, require
 
 CLIENTS = "fedlight_clients"
 """What a checkpoint calls the state of single clients, until it is written and once it is read."""
@@ -65,8 +68,42 @@ class CheckpointFiles(CheckpointIO):
         _forget_clients(path)
 
 
+class CheckpointConnector(_CheckpointConnector):
+    """Lightning's, which turns whatever fails where a checkpoint is followed into a ``ConfigurationError``.
+
+    Args:
+        trainer: whose connector this becomes.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        vars(self).update(vars(trainer._checkpoint_connector))
+
+    def _restore_modules_and_callbacks(self, *arguments: Any, **options: Any) -> None:
+        with _followed():
+            super()._restore_modules_and_callbacks(*arguments, **options)
+
+    def restore_training_state(self) -> None:
+        """Restore optimizers, schedules and loops."""
+        with _followed():
+            super().restore_training_state()
+
+
+@contextmanager
+def _followed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if own_error(error) is not None or isinstance(error, (OSError, MisconfigurationException)):
+            raise
+        raise ConfigurationError(
+            f"Expected a checkpoint that this run can follow but got {type(error).__name__}: {error}: choose another from the run's "
+            "checkpoints/, or start a new run"
+        ) from error
+
+
 def keep_clients_apart(trainer: Trainer) -> None:
-    """Let a Trainer write what checkpoints hold of single clients to files of their own.
+    """Let a Trainer write what checkpoints hold of single clients to files of their own, and follow no damaged ones.
 
     Raises:
         ConfigurationError: if it has a plugin that writes checkpoints.
@@ -78,6 +115,7 @@ def keep_clients_apart(trainer: Trainer) -> None:
         "what checkpoints hold of single clients to files of their own",
     )
     trainer.strategy.checkpoint_io = CheckpointFiles()
+    trainer._checkpoint_connector = CheckpointConnector(trainer)
 
 
 def _forget_clients(path: Path, spare: Path | None = None) -> None:

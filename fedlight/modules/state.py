@@ -14,7 +14,7 @@ from torch import nn
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.auto import Auto
 from fedlight.core.checkpoint import RUN
-from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
 from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
@@ -182,15 +182,8 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
             _check_settings(module, state)
         require(clients is not None or not _needs_clients(module, fitting), _without_clients(state))
         _take_over(module, state, clients, fitting)
-    except (ConfigurationError, CodecMismatchError):
-        raise
     except KeyError as error:
         raise ConfigurationError(_lacks(str(error))) from error
-    except Exception as error:  # what a file says can fail in any way where it is followed
-        raise ConfigurationError(
-            f"Expected the state of a federated run in the checkpoint but it cannot be followed: {error}: choose another from the run's "
-            "checkpoints/"
-        ) from error
 
 
 def _check_settings(module: FederatedRun, state: dict[str, Any]) -> None:

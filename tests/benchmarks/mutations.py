@@ -1,17 +1,20 @@
-"""What damaged and forged files do: error classes, most seconds of CPU and most memory of thousands of mutated codec files and banks.
+"""What damaged and forged files do: error classes, most seconds of CPU and most memory of thousands of codec files, banks, checkpoints.
 
-Run ``python -m tests.benchmarks.mutations --codecs 20000 --banks 3000``. Half of the mutations change bytes: bits, bytes, pieces, the
-end. The other half forge: a value of the description becomes another, and the file's own digest is made to fit where that takes no secret.
+Run ``python -m tests.benchmarks.mutations --codecs 20000 --banks 3000 --checkpoints 2000``. Half of the mutations change bytes: bits,
+bytes, pieces, the end. The other half forge: a value becomes another, and the file's own digest is made to fit where that takes no secret.
+A run goes on from each checkpoint, or refuses to.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import struct
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,6 +43,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
 from fedlight.core.export import DECODER_FILE, ENCODER_FILE, load_codec, load_decoder, load_encoder, save_codec
 from fedlight.core.layout import Layout
+from tests.benchmarks.mutated_checkpoints import checkpoint_files, forge_bytes, forge_value, resume
 
 LAYOUT = Layout(("w", "b", "v", "c"), ((12, 10), (12,), (4, 12), (4,)))
 CODECS: tuple[Callable[[], Codec], ...] = (
@@ -72,7 +76,7 @@ class Found:
 def change_bytes(raw: bytes, draw: random.Random) -> bytes:
     """Return a file with a bit, a byte or a piece of it changed, three times in four within its header."""
     data = bytearray(raw)
-    header = 8 + struct.unpack_from("<Q", raw)[0]
+    header = len(raw) if raw.startswith(b"PK") else 8 + struct.unpack_from("<Q", raw)[0]
     place = draw.randrange(header if draw.random() < 0.75 else len(raw))
     kind, count = draw.randrange(6), draw.randint(1, 40)
     if kind == 0:
@@ -115,6 +119,13 @@ def forge(raw: bytes, draw: random.Random) -> bytes:
     return save(tensors, metadata)
 
 
+def forged(path: Path, raw: bytes, draw: random.Random) -> bytes:
+    """Return a forged file of any kind."""
+    if not raw.startswith(b"PK"):
+        return forge(raw, draw)
+    return forge_bytes(raw, draw) if draw.random() < 0.5 else forge_value(path, draw, _other)
+
+
 def _other(value: Any, draw: random.Random) -> Any:
     """Return plain data with one value somewhere in it replaced, taken away or doubled."""
     if isinstance(value, (dict, list)) and value and draw.random() < 0.9:
@@ -137,7 +148,7 @@ def mutated(folder: Path, draw: random.Random, make: Callable[[Path], list[Path]
     files = [(file, file.read_bytes()) for file in make(folder)]
     while True:
         path, raw = draw.choice(files)
-        path.write_bytes((change_bytes if draw.random() < 0.5 else forge)(raw, draw))
+        path.write_bytes(change_bytes(raw, draw) if draw.random() < 0.5 else forged(path, raw, draw))
         yield path
         path.write_bytes(raw)
 
@@ -167,7 +178,9 @@ def bank_files(folder: Path) -> list[Path]:
 
 
 def load_it(path: Path, draw: random.Random) -> Any:
-    """Load a file by itself, or the folder that it lies in."""
+    """Load a file by itself, or the folder that it lies in; let a run go on from a checkpoint."""
+    if path.name.startswith("last."):
+        return resume(path.with_name("last.ckpt"))
     folder = draw.random() < 0.3 and not path.name.startswith("bank")
     return load_codec(path.parent) if folder else load_one(path)
 
@@ -215,9 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--codecs", type=int, default=20_000, help="mutated codec files")
     parser.add_argument("--banks", type=int, default=3_000, help="mutated banks")
+    parser.add_argument("--checkpoints", type=int, default=2_000, help="mutated checkpoints and files of clients beside them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for title, make, count in (("codec files", codec_files, options.codecs), ("banks", bank_files, options.banks)):
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # Lightning's, for every run
+    kinds = (
+        ("codec files", codec_files, options.codecs),
+        ("banks", bank_files, options.banks),
+        ("checkpoints", checkpoint_files, options.checkpoints),
+    )
+    for title, make, count in kinds:
         found = run(make, count, options.seed)
         classes = ", ".join(f"{name} {number:,}" for name, number in found.classes.most_common())
         print(f"{count:,} {title}: {classes}; at most {found.seconds:.2f} s and {found.megabytes:.0f} MB for one file", flush=True)

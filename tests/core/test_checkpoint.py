@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,16 @@ from fedlight.core.checkpoint import check_checkpoint, read_checkpoint, write_ch
 from fedlight.core.errors import ConfigurationError
 
 CONTENT = {"fedlight": {"round": 3}, "state_dict": {"w": torch.arange(50.0), "b": torch.zeros(3)}, "loops": {"done": [1, 2]}}
+
+
+class MakesFolder:
+    """What an attacker would write: loading it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.fixture
@@ -62,7 +74,9 @@ def test_a_file_that_grows_when_it_is_read_is_refused(path: Path) -> None:
 
 
 def test_objects_are_refused_unless_they_are_asked_for(path: Path) -> None:
-    write_checkpoint(path, {**CONTENT, "extra": Path("an object")})
+    write_checkpoint(path, {**CONTENT, "extra": MakesFolder(path.parent / "made")})
     with pytest.raises(ConfigurationError, match="other objects, whose loading could run code"):
         read_checkpoint(path)
-    assert read_checkpoint(path, objects=True)["extra"] == Path("an object")
+    assert not (path.parent / "made").exists()
+    read_checkpoint(path, objects=True)
+    assert (path.parent / "made").exists()

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.mutations import bank_files, change_bytes, codec_files, load_one, run
+from tests.benchmarks.mutations import bank_files, change_bytes, checkpoint_files, codec_files, load_one, run
 
 
 @pytest.mark.parametrize(("make", "error", "count"), [(codec_files, "CodecMismatchError", 400), (bank_files, "ConfigurationError", 200)])
 def test_every_fault_is_the_documented_error_in_little_time_and_memory(make, error: str, count: int) -> None:
     found = run(make, count, seed=1)
     assert found.classes.keys() <= {error, "loads"} and found.classes[error] > 0.9 * count
+    assert found.seconds < 1 and found.megabytes < 100
+
+
+def test_a_run_goes_on_from_a_mutated_checkpoint_or_refuses_it_with_the_documented_error() -> None:
+    """Forged values that a run can follow, such as other weights with a digest that fits, load."""
+    found = run(checkpoint_files, 40, seed=1)
+    assert found.classes.keys() <= {"ConfigurationError", "CodecMismatchError", "loads"} and found.classes["ConfigurationError"] > 20
     assert found.seconds < 1 and found.megabytes < 100
 
 
