@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ class FederatedCLI(LightningCLI):
         # None if options come first: a file among them may have a section for every subcommand.
         self._subcommand_given = first[0] if first and first[0] in SUBCOMMANDS else None
         self._folder: Path | None = None  # of the run, where the loggers are ours
+        self._numbered = False  # whether they are
         before = torch.get_num_threads()
         try:
             super().__init__(model, data, args=args, **settings)
@@ -115,6 +118,7 @@ class FederatedCLI(LightningCLI):
 
     def _run_or_clear(self, subcommand: str) -> None:
         """Run it; a run that fails before its first round leaves no empty folder behind."""
+        self._claim_folder()
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
@@ -122,6 +126,15 @@ class FederatedCLI(LightningCLI):
             if trainer is not None and trainer.is_global_zero and not trainer.global_step:
                 forget_empty(self._folder)
             raise
+
+    def _claim_folder(self) -> None:
+        """Make the run's folder, which is then nobody else's, and put the curves there that a resumed run goes on with."""
+        loggers: list[Any] = [logger for logger in self.trainer.loggers if isinstance(logger, (RunBoard, CSVLogger))]
+        if not (self._numbered and loggers) or getattr(rank_zero_only, "rank", None):  # the Trainer knows its rank later
+            return
+        self._folder = claim_folder(loggers)
+        if (resumed := self._get(self.config, "ckpt_path")) and self.subcommand == "fit":
+            go_on_from(Path(resumed).absolute().parents[1], self._folder, loggers[0])
 
     def _stopped_by(self, ended: SystemExit) -> signal.Signals | None:
         """Return the signal that an exit is due to: Lightning exits with 0 after SIGTERM, and with 1 after Ctrl-C."""
@@ -197,13 +210,11 @@ class FederatedCLI(LightningCLI):
             best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
             wanted.append(best)
         own_kinds = {type(callback) for callback in given}
-        if config.logger in (None, True):
+        self._numbered = config.logger in (None, True)
+        if self._numbered:
             kwargs["logger"] = run_loggers(
                 self._get(self.config_init, "experiment"), config.default_root_dir, run_label(self._get(self.config_init, "model"))
             )
-            self._folder = Path(kwargs["logger"][0].log_dir)
-            if (resumed := self._get(self.config, "ckpt_path")) and self.subcommand == "fit":
-                go_on_from(Path(resumed).absolute().parents[1], self._folder, kwargs["logger"][0])
         kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
         return super().instantiate_trainer(**kwargs)
 
@@ -263,6 +274,7 @@ class FederatedCLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         self.datamodule = self._get(self.config_init, "data")
         self.trainer = self.instantiate_trainer()
+        self._claim_folder()
 
 
 class DryRun(FederatedCLI):
@@ -275,16 +287,34 @@ class DryRun(FederatedCLI):
 def run_loggers(experiment: str, root: str | None, label: str) -> list[Any]:
     """Return a TensorBoard logger and a CSV logger (metrics.csv) of a new folder: logs/<experiment>/<label>/<number>."""
     name = f"{experiment}/{label}" if experiment else ""
-    place = Path(root or "logs", name)
-    taken = [int(path.name) for path in place.glob("*") if path.name.isdigit()] if place.is_dir() else []
-    version = str(max(taken, default=-1) + 1)
+    version = next_number(Path(root or "logs", name))
     return [RunBoard(root or "logs", name=name, version=version), CSVLogger(root or "logs", name=name, version=version)]
+
+
+def next_number(place: Path) -> str:
+    """Return the number after the largest that names a folder in ``place``."""
+    taken = [int(path.name) for path in place.glob("*") if path.name.isdigit()] if place.is_dir() else []
+    return str(max(taken, default=-1) + 1)
+
+
+def claim_folder(loggers: Sequence[Any]) -> Path:
+    """Make the folder of these loggers and return it; if another run was quicker, they get the next number."""
+    while True:
+        folder = Path(loggers[0].log_dir)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileNotFoundError:  # another run failed and has just removed the empty folder of its kind
+            continue
+        except FileExistsError:
+            number = next_number(folder.parent)
+            for logger in loggers:
+                logger._version = number
 
 
 def go_on_from(earlier: Path, folder: Path, board: RunBoard) -> None:
     """Give a resumed run the curves of the run that it goes on from, and its rows of metrics as `earlier_<n>.csv`."""
-    if getattr(rank_zero_only, "rank", 0):
-        return
     board.resume(earlier)
     rows = [*sorted(earlier.glob("earlier_*.csv")), earlier / METRICS_FILE]
     for number, path in enumerate(path for path in rows if path.is_file()):
@@ -302,5 +332,5 @@ def forget_empty(folder: Path | None) -> None:
     ):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    if not any(folder.parent.iterdir()):
+    with suppress(OSError):  # it holds other runs
         folder.parent.rmdir()
