@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
@@ -90,6 +90,12 @@ class FederatedRun(LightningModule, ABC):
     @abstractmethod
     def data(self) -> FederatedDataModule:
         """The federated data."""
+
+    @property
+    def own_datamodule(self) -> LightningDataModule | None:
+        """The user's own data module, None if the module loads its data itself, or fedlight's data module does."""
+        found = getattr(self.data.source, "datamodule", None)
+        return found if isinstance(found, LightningDataModule) else None
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.algorithms import Algorithm, LocalResult, Memory, check_local_steps, local_samples
+from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory, check_local_steps, local_samples
 from fedlight.clients.copying import require_own
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.own_schedule import LocalSchedule, LocalSchedules, configured, steppable
@@ -100,3 +100,8 @@ class ClientOptimizer(Algorithm):
         optimizer, schedules = configured(network.configure_optimizers(), type(network).__name__)  # type: ignore[operator]
         require_own(optimizer, network)
         return optimizer, schedules
+
+
+def default_algorithm(own: bool) -> Algorithm:
+    """Return local training for those who chose none; ``own``: of a LightningModule, with its own optimizer."""
+    return ClientOptimizer(steps=10, batch_size=32) if own else FedAvg(lr=0.05, steps=10, batch_size=32)

@@ -63,6 +63,20 @@ def require_counts(**counts: int) -> None:
         require(count >= 1, f"Expected `{name}` >= 1 but got {count}")
 
 
+def derives_from(value: object, package: str) -> bool:
+    """Whether an object's class has a base in a package, which need not be imported."""
+    return any(base.__module__.partition(".")[0] == package for base in type(value).__mro__)
+
+
+def refuse_other_lightning(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` for a module of `pytorch_lightning`, a package of its own whose classes `lightning` does not know."""
+    require(
+        not derives_from(value, "pytorch_lightning"),
+        f"Expected `{name}` to be of the package lightning but {type(value).__name__} derives from a class of pytorch_lightning, which "
+        "is another one: write `import lightning.pytorch as pl` in its file and where the Trainer is made",
+    )
+
+
 def require_least(options: object, **least: float) -> None:
     """Raise ``ConfigurationError`` unless these options, attributes of an object, are at least that large, or None."""
     for name, bound in least.items():

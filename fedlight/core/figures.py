@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+Row = tuple[str, str, Callable[[Any], str]]
+"""Title, key of `summary.json` and how the figure is shown."""
 
 
 def format_bytes(n_bytes: float) -> str:
@@ -37,7 +40,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+ROWS: tuple[Row, ...] = (
     ("test accuracy", "test_accuracy", _percent),
     ("validation accuracy", "val_accuracy", _percent),
     ("epsilon", "epsilon_unamplified", "{:.3f}".format),
@@ -58,4 +61,12 @@ ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pretraining", "pretrain_seconds", _seconds),
     ("training", "train_seconds", _seconds),
 )
-"""Title, key of `summary.json` and how it is shown, in the order of the table."""
+"""The rows of the table, in its order."""
+
+
+def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return the rows of runs with these summaries: what a LightningModule logs of its tests leads where there is no accuracy of ours."""
+    keys = dict.fromkeys(key for summary in summaries for key in summary)
+    ours = {"test_accuracy", "val_accuracy"} & set(keys)
+    own = [] if ours else [(key, key, "{:.4g}".format) for key in sorted(keys) if key.startswith(("test", "val"))]
+    return [*own, *(row for row in ROWS if row[1] in keys)]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from fedlight.core.errors import DataError
+from fedlight.core.errors import DataError, refuse_other_lightning
 from fedlight.data.arrays import Arrays
 from fedlight.data.labels import read_labels, shown_labels
 from fedlight.data.order import order_of
@@ -34,12 +34,14 @@ class LightningData(DataSource):
 
     Raises:
         DataError: if the training set cannot be split over clients: several loaders, or a dataset without random access.
-        ConfigurationError: if the loader's sampler cannot be split, or a partition by label finds none.
+        ConfigurationError: for a module of pytorch_lightning; if the loader's sampler cannot be split, or no labels are found for a
+            partition by label.
     """
 
     has_loaders = True
 
     def __init__(self, datamodule: LightningDataModule | LightningModule, labels: Callable[[Any], Any] | None = None) -> None:
+        refuse_other_lightning("datamodule", datamodule)
         self.datamodule = datamodule
         self.labels = labels
         self.loader: DataLoader[Any] | None = None  # the training loader, once it is loaded

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -18,7 +19,7 @@ from torch import Tensor
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
-from fedlight.core.errors import ConfigurationError, MessageError
+from fedlight.core.errors import ConfigurationError, MessageError, derives_from, refuse_other_lightning
 from fedlight.data.arrays import Arrays
 from fedlight.data.federated import FederatedData
 from fedlight.data.sampling import Everyone
@@ -82,6 +83,7 @@ class Share(ClientData):
 
     def __init__(self, data: FederatedData, client: int) -> None:
         self.data = data
+        self.source = data.source
         self.data.sampler = Everyone()  # who takes part in a round is the server's matter
         self.client = client
 
@@ -238,7 +240,7 @@ class Node:
 
     def _built(self, text: str) -> Parts:
         """Return the parts, with the identity keys where secure aggregation needs them."""
-        parts = read_settings(text, self.config.allow)
+        parts = read_settings(text, self.config.allow, self._set_up)
         if parts.aggregator.hides_messages:
             from fedlight.aggregation.secure import Directory  # needs packages that the rest does without
 
@@ -251,18 +253,35 @@ class Node:
             parts.aggregator.enroll(directory, settings_digest(text).hex())
         return parts
 
-    def _host(self, parts: Parts) -> ClientHost:
+    def _set_up(self, parts: Parts) -> None:
+        """Let a LightningModule make its layers, and give it the data module and a Trainer that it may ask."""
+        refuse_other_lightning("network", parts.network)
+        if derives_from(parts.network, "lightning"):
+            from fedlight.modules.deployed import NodeRun  # Lightning, which other networks do without
+
+            self.samples  # noqa: B018 (loaded first, as a Trainer sets data up before the module)
+            network: Any = parts.network
+            source = getattr(self.config.data, "source", None)
+            run = NodeRun(network, source, parts.algorithm, parts.terms.rounds, self.config.device)
+            parts.local_model = run.local_model
+
+    def _local_model(self, parts: Parts) -> LocalModel:
+        if parts.local_model is not None:
+            return parts.local_model(parts.augmentation)
         network, loss = parts.network.to(self.config.device), parts.loss.to(self.config.device)
+        return LocalModel(network, lambda module, x, y: loss(module(x), y), self.config.device, parts.augmentation)
+
+    def _host(self, parts: Parts) -> ClientHost:
         own_seed = secrets.randbits(62)
         return ClientHost(
-            LocalModel(network, lambda module, x, y: loss(module(x), y), self.config.device, parts.augmentation),
+            self._local_model(parts),
             parts.algorithm,
             lambda client: self.samples,
             parts.codec,
             sealer=parts.aggregator.sealer(),
             hides_messages=parts.aggregator.hides_messages,
             by_samples=parts.weighting == "samples",
-            personal=PersonalNorm(network) if parts.batch_norm == "local" else None,
+            personal=PersonalNorm(parts.network) if parts.batch_norm == "local" else None,
             privacy=parts.privacy,
             store=ClientStore(),
             private_seed=(lambda context: context.seed) if parts.terms.reproducible else (lambda context: own_seed),

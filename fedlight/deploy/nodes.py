@@ -68,7 +68,8 @@ class Nodes(Clients):
             raise ConfigurationError(
                 f"Expected as many `nodes` as clients but got {len(self.nodes)} names and {run.population} clients: set `data.num_clients`"
             )
-        terms = Terms(run.codec.config(), tuple(self.nodes), self.reproducible, _accounting(run.privacy), run.population, run.constants)
+        accounting = _accounting(run.privacy)
+        terms = Terms(run.codec.config(), tuple(self.nodes), self.reproducible, accounting, run.population, run.constants, run.rounds)
         self._settings = write_settings(self.model, self.augmentation, terms)
         self._digest = settings_digest(self._settings)
         self._told = set()

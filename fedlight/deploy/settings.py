@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -12,10 +12,11 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from fedlight.aggregation import Aggregator, PlainAggregator
-from fedlight.clients import Algorithm, FedAvg
+from fedlight.clients import Algorithm, default_algorithm
+from fedlight.clients.local_model import LocalModel
 from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, derives_from
 from fedlight.core.export import codec_from_config
 from fedlight.core.layout import Layout
 from fedlight.data.augment import Augmentation
@@ -44,6 +45,7 @@ class Terms:
         accounting: what the noise of privacy is calibrated to.
         population: how many clients there are.
         constants: digests of frozen parameters and buffers by name, which every client has to have and nobody is sent.
+        rounds: how many rounds there will be, which schedules of a LightningModule may ask for; -1 if that is not set.
     """
 
     codec: Mapping[str, Any]
@@ -52,6 +54,7 @@ class Terms:
     accounting: AccountingSetting | None = None
     population: int = 0
     constants: Mapping[str, str] = field(default_factory=dict)
+    rounds: int = -1
 
 
 def write_settings(model: Mapping[str, Any], augmentation: Any, terms: Terms) -> str:
@@ -64,7 +67,7 @@ class Parts:
     """What a client makes of the settings.
 
     Args:
-        network: The model: maps inputs to logits, or to what ``loss`` takes.
+        network: The model: maps inputs to logits, or to what ``loss`` takes; or a LightningModule, whose `training_step` is run.
         algorithm: Local training.
         loss: Loss of outputs and targets (cross entropy if not given).
         privacy: Differential privacy.
@@ -76,6 +79,8 @@ class Parts:
 
     codec: Codec
     terms: Terms
+    local_model: Callable[[Augmentation | None], LocalModel] | None = None
+    """Makes what the client trains, where that is not ``network`` and ``loss``."""
 
     def __init__(
         self,
@@ -89,7 +94,7 @@ class Parts:
         augmentation: Augmentation | None = None,
     ) -> None:
         self.network = network
-        self.algorithm = algorithm or FedAvg(lr=0.05, steps=10, batch_size=32)
+        self.algorithm = algorithm or default_algorithm(derives_from(network, "lightning"))
         self.loss = loss or nn.CrossEntropyLoss()
         self.privacy = privacy
         self.aggregator = aggregator or PlainAggregator()
@@ -103,8 +108,8 @@ class Parts:
         return Layout.of(self.network).stacked(self.algorithm.vectors, self.algorithm.scalars)
 
 
-def read_settings(text: str, allowed: Collection[str] = ()) -> Parts:
-    """Return what ``write_settings`` described.
+def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Parts], None] | None = None) -> Parts:
+    """Return what ``write_settings`` described; ``set_up`` lets a network make its layers, before its parameters are looked at.
 
     Nothing is imported before every dotted name in the text is of fedlight, a layer or a loss of torch, or begins with one of ``allowed``.
 
@@ -125,11 +130,11 @@ def read_settings(text: str, allowed: Collection[str] = ()) -> Parts:
         parts = build(Parts, model)
     except Exception as error:  # whatever the classes raise
         raise ConfigurationError(f"Expected settings that can be built here but: {error}") from error
-    if any(base.__module__.startswith("lightning.") for base in type(parts.network).__mro__):  # which is never imported here
-        raise ConfigurationError("Expected a network and a `loss` but got a LightningModule")
     terms = given["terms"]
     accounting = None if terms["accounting"] is None else AccountingSetting(**terms["accounting"])
-    parts.terms = Terms(terms["codec"], tuple(terms["nodes"]), terms["reproducible"], accounting, terms["population"], terms["constants"])
+    parts.terms = Terms(**{**terms, "nodes": tuple(terms["nodes"]), "accounting": accounting})
+    if set_up is not None:
+        set_up(parts)
     _check_constants(parts.network, parts.terms.constants)
     parts.codec = codec_from_config(terms["codec"])
     if not parts.codec.needs_fit:

@@ -22,7 +22,7 @@ from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, refuse_other_lightning
 from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
 from fedlight.core.progress import progress
@@ -54,6 +54,7 @@ def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanis
 
 def check_parts(network: nn.Module, loss: nn.Module | None, server_scheduler: object) -> None:
     """Raise ``ConfigurationError`` for parts that a federated run would not honour: compiled modules, losses and schedules of that kind."""
+    refuse_other_lightning("network", network)
     inside = getattr(network, "_orig_mod", None)
     if isinstance(inside, LightningModule):
         raise ConfigurationError(

@@ -18,11 +18,11 @@ from torchmetrics import Metric, MetricCollection
 from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
-from fedlight.clients.algorithms import Algorithm, FedAvg
+from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.auto import Auto
 from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import Augment, LocalModel
-from fedlight.clients.own_optimizer import ClientOptimizer
+from fedlight.clients.own_optimizer import default_algorithm
 from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
 from fedlight.core.checkpoint import RUN
@@ -74,12 +74,6 @@ C = TypeVar("C", bound=Callback)
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return SGD with learning rate 1: the global model moves by exactly the aggregated update."""
     return torch.optim.SGD(params, lr=1.0)
-
-
-def default_algorithm(network: nn.Module) -> Algorithm:
-    """Return local training for those who chose none: with the network's own optimizer, if it is a LightningModule."""
-    own = isinstance(network, LightningModule)
-    return ClientOptimizer(steps=10, batch_size=32) if own else FedAvg(lr=0.05, steps=10, batch_size=32)
 
 
 class FederatedModule(Forwarding):
@@ -153,7 +147,7 @@ class FederatedModule(Forwarding):
         self.loss = loss or nn.CrossEntropyLoss()
         self.privacy = privacy
         self.codec_path = codec_path
-        self.algorithm = algorithm or default_algorithm(network)
+        self.algorithm = algorithm or default_algorithm(isinstance(network, LightningModule))
         self.engine = engine or Auto()
         check_algorithm(self.algorithm, batch_norm, privacy)
         self.codec = upload_codec(chosen_codec(codec, codec_path, privacy), self.algorithm)

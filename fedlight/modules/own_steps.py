@@ -20,7 +20,7 @@ from fedlight.data.own import LightningData
 from fedlight.data.samples import Collated
 from fedlight.modules.contract import FORWARDED, TRANSFER, check_contract, tell_differences
 from fedlight.modules.task import Classification, Stage, Task, refuse_classification_only
-from fedlight.modules.views import ClientTrainer, OwnTrainer, attach
+from fedlight.modules.views import ClientTrainer, Run, attach
 
 
 class OwnSteps(Task):
@@ -56,7 +56,7 @@ class OwnSteps(Task):
                 module.__dict__[hook] = _Forward(self, hook)
         for hook in TRANSFER:
             module.__dict__.pop(hook, None)
-            if _transferring(hook, own, self.datamodule) is not None:
+            if _transferring(hook, own, self.module.own_datamodule) is not None:
                 module.__dict__[hook] = _Transfer(self, hook)
         if stage == "fit":
             source = module.data.source
@@ -69,11 +69,6 @@ class OwnSteps(Task):
         network = self.module.network
         assert isinstance(network, LightningModule)
         return network
-
-    @property
-    def datamodule(self) -> LightningDataModule | None:
-        """The user's data module, None if the module loads its data itself, or fedlight's data module does."""
-        return OwnTrainer(self.module).datamodule
 
     def start(self) -> None:
         """Call what the Trainer calls once before a fit's first training step can be made, unless it has been called."""
@@ -96,7 +91,7 @@ class OwnSteps(Task):
         module = self.module
         if module._trainer is not None and module._trainer.state.fn == "fit":
             self.start()
-        return LocalSteps(module, self.datamodule, augment)
+        return LocalSteps(module, augment)
 
     def call(self, hook: str, *arguments: Any) -> Any:
         """Call a hook of the user's module, whose `self.log` acts as if the Trainer had called it."""
@@ -132,7 +127,7 @@ class LocalSteps(LocalModel):
     Every client starts with batch 0, silent, and with metrics that have seen nothing.
     """
 
-    def __init__(self, run: FederatedRun, datamodule: LightningDataModule | None, augment: Augment | None) -> None:
+    def __init__(self, run: Run, augment: Augment | None) -> None:
         super().__init__(run.network, self.training_loss, run.device, augment)
         own = self._own
         # Copies leave their Trainer behind. Every module within gets the client's, and keeps what it logs in a step to itself.
@@ -141,7 +136,7 @@ class LocalSteps(LocalModel):
         for part in own.modules():
             if isinstance(part, LightningModule):
                 part.__dict__.update(log=_keep, log_dict=_keep)
-        self._transfers = [_transferring(hook, own, datamodule) for hook in TRANSFER]
+        self._transfers = [_transferring(hook, own, run.own_datamodule) for hook in TRANSFER]
         self._metrics = [part for part in own.modules() if isinstance(part, Metric)]
         self._called = {hook for hook in _LOOP if is_overridden(hook, own, LightningModule)}
         self._taken = arguments_of(own.training_step)
@@ -273,7 +268,7 @@ class _Transfer(_Forward):
 
     def target(self) -> Callable[..., Any]:
         """Return the user's hook, of the data module or of the module."""
-        found = _transferring(self.hook, self.task.own, self.task.datamodule)
+        found = _transferring(self.hook, self.task.own, self.task.module.own_datamodule)
         assert found is not None
         return found
 

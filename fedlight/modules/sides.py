@@ -37,7 +37,8 @@ class Sides:
         format = ReplyFormat.of(run.network, run.batch_norm == "mean", run.weighting == "samples", run.aggregator, run.privacy)
         elsewhere = run.clients is not None and not run.clients.simulates
         known = constants(run.network, run.server_state.extras) if elsewhere else {}
-        between = Connection(format, self._simulated, run.codec, run.aggregator, run.privacy, run.data.num_population, known)
+        population, rounds = run.data.num_population, run.trainer.max_steps
+        between = Connection(format, self._simulated, run.codec, run.aggregator, run.privacy, population, known, rounds)
         self.clients = self._simulated() if run.clients is None else run.clients.attach(between)
         self.server = Server(
             LightningModel(run, run.network, local_steps(run)),
@@ -46,7 +47,7 @@ class Sides:
             run.aggregator,
             run.downlink,
             cohort=self._cohort,
-            population=run.data.num_population,
+            population=population,
             privacy=run.privacy,
             state=run.server_state,
             min_clients=run.min_clients,

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from torch import nn
 from torch.optim import Optimizer
 
-from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.orders import Visit
+
+
+class Run(Protocol):
+    """What user code's Trainer belongs to: a `FederatedModule`, or a node's part of its run."""
+
+    _trainer: Any
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+
+    @property
+    def own_datamodule(self) -> LightningDataModule | None:
+        """The user's own data module, None if the module loads its data itself."""
 
 
 class OwnTrainer(Trainer):
     """The run's Trainer, which user code reads from `self.trainer`: it is asked for all that is not told otherwise here.
 
     Args:
-        run: the module that runs the rounds.
+        run: what runs the rounds.
     """
 
-    def __init__(self, run: FederatedRun) -> None:
+    def __init__(self, run: Run) -> None:
         self.__dict__["run"] = run
 
     def __getattr__(self, name: str) -> Any:
@@ -37,8 +56,8 @@ class OwnTrainer(Trainer):
     @property
     def datamodule(self) -> LightningDataModule | None:
         """The user's own data module, None if the module loads its data itself."""
-        found = getattr(self.run.data.source, "datamodule", None)
-        return found if isinstance(found, LightningDataModule) else None
+        found: LightningDataModule | None = self.run.own_datamodule
+        return found
 
     @property
     def current_epoch(self) -> int:
@@ -52,11 +71,11 @@ class ClientTrainer(OwnTrainer):
     """The Trainer of one client's round: its steps, epochs, optimizer and schedules; one process, loggers that write nothing.
 
     Args:
-        run: the module that runs the rounds.
+        run: what runs the rounds.
         model: what the client trains.
     """
 
-    def __init__(self, run: FederatedRun, model: LocalModel) -> None:
+    def __init__(self, run: Run, model: LocalModel) -> None:
         self.__dict__.update(run=run, local=model, begun=0, finished=0, stopped=False, used=[], scheduled=[], silent=[DummyLogger()])
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from fedlight.core.figures import ROWS, format_bytes, with_total
+from fedlight.core.figures import Row, format_bytes, rows, with_total
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
 
@@ -191,8 +191,7 @@ def _codec(runs: Sequence[RunData]) -> str:
     return _section("The codec", figures)
 
 
-_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    *ROWS,
+_MORE: tuple[Row, ...] = (
     ("worst tenth of clients", "val_client_accuracy_worst", "{:.2%}".format),
     ("clients", "clients", str),
     ("seed", "seed", str),
@@ -201,15 +200,15 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 def _table(runs: Sequence[RunData]) -> str:
     figures = [with_total(run.summary) for run in runs]
-    rows = []
-    for title, key, show in _ROWS:
+    lines = []
+    for title, key, show in (*rows(figures), *_MORE):
         if any(one.get(key) is not None for one in figures):
             cells = "".join(f"<td>{escape(show(one[key]))}</td>" if one.get(key) is not None else "<td></td>" for one in figures)
-            rows.append(f"<tr><td>{title}</td>{cells}</tr>")
-    if not rows:
+            lines.append(f"<tr><td>{escape(title)}</td>{cells}</tr>")
+    if not lines:
         return ""
     head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    return f'<h2>Figures</h2><div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    return f'<h2>Figures</h2><div class="scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _repeat(runs: Sequence[RunData]) -> str:

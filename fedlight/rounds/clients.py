@@ -33,6 +33,7 @@ class Connection:
         privacy: the mechanism that protects codes, if any.
         population: how many clients there are.
         constants: digests of what clients have to have of the network and nobody is sent, where these are not in this process.
+        rounds: how many rounds there will be; -1 if that is not set.
     """
 
     format: ReplyFormat
@@ -42,6 +43,7 @@ class Connection:
     privacy: PrivacyMechanism | None = None
     population: int = 0
     constants: Mapping[str, str] = field(default_factory=dict)
+    rounds: int = -1
 
 
 class Clients(ABC):

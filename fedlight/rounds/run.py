@@ -58,4 +58,4 @@ def way_out(reasons: Sequence[str], refused: bool, unsummed: bool) -> str:
         return "look for NaN or Inf in the network's buffers and frozen parameters, which clients send if training changes them"
     if any("its loss is" in reason or "its update is not finite" in reason for reason in reasons):
         return "lower the client learning rate, or sample more clients"
-    return "sample more clients"
+    return "mend that at the clients, or sample more clients" if reasons else "sample more clients"

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1S
 
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
-from fedlight.data import IID, Explicit, build_arrays
+from fedlight.data import IID, Explicit, LightningData, build_arrays
 from fedlight.modules import FederatedModule
 from tests.federation import Blobs, History, federated, federated_data, mlp, trainer
 
@@ -226,3 +226,12 @@ class Labelled(Blobs):
 def test_labels_that_leave_classes_empty_are_named(source, message):
     with pytest.raises(ConfigurationError, match=message):
         trainer(1).fit(federated(), datamodule=federated_data(source=source, partitioner=IID()))
+
+
+@pytest.mark.parametrize("kind", [LightningModule, LightningDataModule], ids=["module", "data module"])
+def test_the_twin_package_of_lightning_is_refused(kind):
+    """`import pytorch_lightning` gives classes that look the same, and that nothing of `lightning` recognises."""
+    base = type(kind.__name__, (nn.Module,), {"__module__": "pytorch_lightning.core.module"})
+    other = type("Mine", (base,), {})()
+    with pytest.raises(ConfigurationError, match="Mine derives from a class of pytorch_lightning.*import lightning.pytorch as pl"):
+        FederatedModule(other) if kind is LightningModule else LightningData(other)
