@@ -301,8 +301,8 @@ def claim_folder(loggers: Sequence[Any]) -> Path:
     """Make the folder of these loggers and return it; if another run was quicker, they get the next number."""
     while True:
         folder = Path(loggers[0].log_dir)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder
         except FileNotFoundError:  # another run failed and has just removed the empty folder of its kind

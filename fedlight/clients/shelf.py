@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlight.core.checkpoint import save_tensors
 from fedlight.core.codec import State
 from fedlight.core.errors import require
 
@@ -89,7 +90,8 @@ class Shelf(MutableMapping[int, State]):
             self._folder = Path(tempfile.mkdtemp(prefix="fedlight-clients-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         path = self._folder / f"{client}.pt"
-        torch.save(state, path.with_suffix(".new"))
+        with path.with_suffix(".new").open("wb") as file:
+            save_tensors(state, file)
         os.replace(path.with_suffix(".new"), path)  # what was read from the old file stays mapped to it
         self._files[client] = path
 

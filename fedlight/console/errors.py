@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ _MENDABLE = ("Early stopping conditioned", "Does not validate", "Error(s) in loa
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """End the process with a sentence and status 2 where the block raises an error that a user can mend; others pass."""
+    before = threading.excepthook
+    # Such as TensorBoard's on a full disk: whoever hands it more to write is told as well.
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else before(failed)
     try:
         yield
     except Exception as error:
@@ -26,6 +30,8 @@ def one_sentence() -> Iterator[None]:
         logging.getLogger(__name__).debug("details", exc_info=True)
         print(f"fedlight: error: {text}", file=sys.stderr)
         raise SystemExit(2) from error
+    finally:
+        threading.excepthook = before
 
 
 def mendable(error: BaseException) -> str | None:

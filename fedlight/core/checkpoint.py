@@ -39,6 +39,16 @@ class _Digesting:
         self.file.flush()
 
 
+def save_tensors(content: Any, file: Any) -> None:
+    """Do what ``torch.save`` does, but raise the ``OSError`` of a file that cannot be written, such as one on a full disk."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # torch tells where it was in the file
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def write_checkpoint(path: Path, content: dict[str, Any], mode: int = 0o666) -> None:
     """Write tensors and plain data as ``torch.save`` does, with a digest of the file's bytes in the comment of its zip archive.
 
@@ -49,7 +59,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], mode: int = 0o666) -> 
     """
     with replacing(path, mode) as file:
         digesting = _Digesting(file)
-        torch.save(content, digesting)  # type: ignore[arg-type]
+        save_tensors(content, digesting)
         comment = _MARK + digesting.digest.hexdigest().encode()
         file.seek(-2, os.SEEK_END)  # the length of the comment, 0 so far
         file.write(struct.pack("<H", len(comment)) + comment)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedlight.core.checkpoint import save_tensors
 from fedlight.core.codec import Key
 from fedlight.core.files import replacing
 
@@ -44,7 +45,7 @@ class RunFolder:
     def write(self, name: str, state: State) -> None:
         """Replace a file's content."""
         with replacing(self.folder / f"{name}.pt") as file:
-            torch.save(state, file)
+            save_tensors(state, file)
 
     def text(self, name: str) -> str:
         """Return a text, empty if it is not here."""

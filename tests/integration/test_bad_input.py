@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedlight.callbacks import FederatedCallback
 from fedlight.codecs.identity import IdentityCodec, IdentityDecoder, IdentityEncoder
 from fedlight.core.checkpoint import read_checkpoint, write_checkpoint
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.export import save_codec
 from fedlight.core.wire import CodeFormat
-from tests.federation import CODEC, federated, federated_data, learned, mlp, pretraining, run, trainer, write_npz
+from fedlight.modules.checkpoints import CLIENTS, CheckpointFiles
+from tests.federation import CODEC, federated, federated_data, invoke, learned, mlp, pretraining, run, run_folders, trainer, write_npz
+from tests.processes import fork
 
 ROUND = ["--trainer.max_steps", "1"]
 ALGORITHM = "--model.algorithm"
@@ -208,10 +213,50 @@ def test_a_checkpoint_at_a_url_is_refused(fedlight, tmp_path, capsys):
     assert ended.value.code == 2 and "`ckpt_path` to be a file but got https" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("limit", "room", "said"),
+    [(resource.RLIMIT_FSIZE, 40_000, "File too large"), (resource.RLIMIT_NOFILE, 0, "Too many open files")],
+    ids=["no room for larger files, as on a full disk", "no more open files"],
+)
+def test_a_limit_of_the_system_ends_in_a_sentence_and_loses_nothing(limit, room, said, tmp_path):
+    """Real limits of a real process, set when its rounds begin."""
+
+    def run() -> None:
+        many = ["--trainer.max_steps", "1000", "--checkpoint.every_n_rounds", "1"]
+        invoke("fit", tmp_path, *many, "--trainer.callbacks", f"{__name__}.Limited", *(f"--trainer.callbacks.{n}={v}" for n, v in given))
+
+    given = (("limit", limit), ("room", room))
+    process = fork(run, tmp_path / "output.txt")
+    assert process.wait() == 2, process.last_words()
+    assert f"fedlight: error: The system does not let the run go on: {said}" in process.last_words()
+    assert "Traceback" not in process.last_words()
+    (folder,) = run_folders(tmp_path)
+    files = CheckpointFiles().load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert files["global_step"] >= 3 and CLIENTS in files
+    assert len(list((folder / "checkpoints").glob("last.*"))) == 2 and not list(tmp_path.rglob("*.tmp"))
+
+
+class Limited(FederatedCallback):
+    """Limits the process after three rounds: the size of its files, or how many more of them it may have open."""
+
+    def __init__(self, limit: int, room: int) -> None:
+        self.limit, self.room = limit, room
+
+    def on_round_end(self, trainer, pl_module, round):
+        if round.context.round == 3:
+            first = os.dup(0)  # the lowest number that is free
+            os.close(first)
+            opened = first if self.limit == resource.RLIMIT_NOFILE else 0
+            resource.setrlimit(self.limit, (opened + self.room, resource.getrlimit(self.limit)[1]))
+
+
 def test_a_folder_that_cannot_be_written_ends_in_a_sentence(fedlight, tmp_path, capsys):
-    """A file in the way stands for a read-only folder, which some users may write to."""
+    """A file in the way stands for a read-only folder, which some users may write to; a folder of the system is one that nobody may."""
     (tmp_path / "taken").write_text("")
     with pytest.raises(SystemExit) as ended:
         fedlight("fit", tmp_path, *ROUND, "--checkpoint.dirpath", str(tmp_path / "taken" / "checkpoints"))
     assert ended.value.code == 2 and "The system does not let the run go on: Not a directory" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.tmp"))
+    with pytest.raises(SystemExit) as ended:
+        fedlight("fit", Path("/sys/fedlight" if Path("/sys").is_dir() else "/dev/null/fedlight"), *ROUND)
+    assert ended.value.code == 2 and "The system does not let the run go on" in capsys.readouterr().err
