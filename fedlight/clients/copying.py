@@ -14,18 +14,14 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.graph import LARGE, Step, attributes, is_data, is_global, is_large, readable, walk
+from fedlight.clients.graph import LARGE, Step, attributes, hooks, is_data, is_global, is_large, readable, walk
 from fedlight.core.errors import ConfigurationError
 
-_NEW: dict[type, Callable[[Any], Any]] = {
-    type(threading.Lock()): lambda held: threading.Lock(),
-    type(threading.RLock()): lambda held: threading.RLock(),
-    threading.Condition: lambda held: threading.Condition(),
-    threading.Event: lambda held: threading.Event(),
-}
+_LOCKS: dict[type, Callable[[], Any]] = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 """What a copy has a new one of."""
 
 
@@ -49,10 +45,15 @@ def own_copy(network: nn.Module) -> nn.Module:
             raise _refusal(
                 path, held, "which can be read only once: make it where it is read, such as in `training_step`, or make it a list"
             )
-        if type(held) in _NEW:
-            memo[id(held)] = _NEW[type(held)](held)
+        if type(held) in _LOCKS:
+            memo.setdefault(id(held), _LOCKS[type(held)]())
+        elif type(held) is threading.Condition:
+            lock: Any = held._lock  # type: ignore[attr-defined]
+            memo[id(held)] = threading.Condition(memo.setdefault(id(lock), _LOCKS[type(lock)]()))
         elif is_data(held) or (isinstance(held, io.IOBase) and not isinstance(held, (io.StringIO, io.BytesIO))):
             memo[id(held)] = held
+        elif isinstance(held, Tensor) and held.layout not in (torch.strided, torch.sparse_coo):
+            memo[id(held)] = held.detach().clone()  # torch has no deep copy of it
         elif isinstance(held, Tensor) and id(held) not in kept:
             if not held.is_leaf:  # derived from weights, by a hook that derives it again
                 memo[id(held)] = held.detach().clone()
@@ -65,6 +66,8 @@ def own_copy(network: nn.Module) -> nn.Module:
             functions[id(twin)] = held, twin
     shared = {key for key, made in memo.items() if id(made) == key}
     made: nn.Module = _deep(network, memo, found)
+    for parameter in network.parameters():
+        _copy_hooks(parameter, memo.get(id(parameter)), memo, found)
     while missing := _empty(made, functions):
         for old, new in missing:
             functions.pop(id(new))
@@ -89,6 +92,16 @@ def require_own(optimizer: Optimizer, network: nn.Module) -> None:
                     f"{list(parameter.shape)} is none of them, so that clients would share it: take it from `self`, or make it a part of "
                     "the module"
                 )
+
+
+def _copy_hooks(parameter: nn.Parameter, twin: nn.Parameter | None, memo: dict[int, Any], found: list[Step]) -> None:
+    """Give a copied parameter the hooks that torch leaves out of copies."""
+    of_gradient, after = hooks(parameter)
+    if twin is not None and twin is not parameter:
+        for hook in of_gradient.values():
+            twin.register_hook(_deep(hook, memo, found))  # type: ignore[no-untyped-call]
+        for hook in after.values():
+            twin.register_post_accumulate_grad_hook(_deep(hook, memo, found))  # type: ignore[no-untyped-call]
 
 
 def _read_once(held: object) -> bool:

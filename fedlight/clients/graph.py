@@ -69,6 +69,8 @@ def is_global(function: types.FunctionType) -> bool:
 
 def children(held: object) -> Iterator[Step]:
     """Yield what an object holds, but for what cannot change."""
+    if isinstance(held, nn.Parameter):
+        yield from ((" through its hook", hook) for table in hooks(held) for hook in table.values())
     if isinstance(held, (*ATOMS, Tensor, np.ndarray, type, types.ModuleType)) or is_data(held):
         return
     if isinstance(held, dict):
@@ -100,6 +102,11 @@ def _copied_state(held: object, own: dict[str, Any]) -> dict[str, Any]:
         return own
     made = held.__getstate__()
     return made if isinstance(made, dict) else own
+
+
+def hooks(tensor: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Return the hooks of a tensor: those of its gradient, and those that are called when it has been added up."""
+    return tensor._backward_hooks or {}, getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
 
 
 def slots(held: object) -> list[str]:
@@ -159,6 +166,7 @@ class Memento:
         values = {id(t) for t in (*network.parameters(), *network.buffers())}
         noted = [one for one in self._noted if id(one) not in tables and id(one) not in values]
         self._restores = [restore for held in noted for restore in _restores(held)]
+        self._restores += [functools.partial(_put_hooks, p, *map(dict, hooks(p))) for p in network.parameters()]
         self._seeds = [seed for held in noted if (seed := _seeding(held)) is not None]
         large = ((path, held) for path, held in found if isinstance(held, Tensor) and id(held) not in values and is_large(held))
         self._large = [(readable(path), held, held._version) for path, held in large]
@@ -245,6 +253,13 @@ def _put_items(held: dict[Any, Any], kept: dict[Any, Any], plain: bool) -> None:
         return
     held.clear()
     held.update(kept)
+
+
+def _put_hooks(held: Tensor, *kept: dict[Any, Any]) -> None:
+    for table, before in zip(hooks(held), kept, strict=True):
+        if table != before:
+            table.clear()
+            table.update(before)
 
 
 def _put_list(held: Any, kept: list[Any], plain: bool) -> None:

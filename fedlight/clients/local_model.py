@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fedlight.clients.copying import own_copy
 from fedlight.clients.graph import Memento
 from fedlight.core.buffers import ClientExtras
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import FlatModel, as_real
 from fedlight.core.orders import Ordered, Visit, epoch_lengths, epoch_orders
 from fedlight.core.pieces import absent, derivatives
@@ -91,6 +92,7 @@ class LocalModel:
             self._memento = Memento(self.module)
         self._memento.put_back()
         self.start, self.step, self.first = weights, 0, None
+        self.flat.attach()
         self.weights.copy_(weights)
         self._mixed = torch.is_autocast_enabled(weights.device.type)
         if len(self.buffers):
@@ -126,9 +128,12 @@ class LocalModel:
         if self._mixed:
             torch.clear_autocast_cache()  # it holds low-precision copies of weights that have been changed in place since
         loss = self.objective(self.module, x, y)
+        if loss.dim():
+            loss = _one_number(loss)
         if self.first is None:
             self.first = loss.detach()
         found = derivatives(loss, self._seed, self._parameters)
+        self.flat.take_over()
         self.reached = [gradient is not None for gradient in found]
         grads = tuple(torch.zeros_like(p.detach()) if g is None else g for g, p in zip(found, self._parameters, strict=True))
         return loss.detach(), grads
@@ -156,6 +161,9 @@ class LocalModel:
 
     def update(self) -> Tensor:
         """Return the client's update ``start - weights`` ``[dim]`` as a new vector."""
+        self.flat.take_over()
+        for parameter in self._parameters:
+            parameter.grad = None
         return self.start - self.weights
 
     def plan(self, x: Tensor, batch_size: int, epochs: int | None, steps: int | None) -> Visit:
@@ -203,3 +211,10 @@ class LocalModel:
         """Yield the batches of all epochs."""
         for one in self.epochs(x, y, batch_size, epochs, steps, generator):
             yield from one
+
+
+def _one_number(loss: Tensor) -> Tensor:
+    """Return a loss of one number as 0-d; raises ``ConfigurationError`` if it has several."""
+    if loss.numel() == 1:
+        return loss.reshape(())
+    raise ConfigurationError(f"Expected a loss of one number but got one of shape {list(loss.shape)}: reduce it, such as by `.mean()`")

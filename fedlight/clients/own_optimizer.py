@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory, check_local_steps, local_samples
 from fedlight.clients.copying import require_own
+from fedlight.clients.graph import Memento
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.own_schedule import LocalSchedule, LocalSchedules, configured, steppable
 from fedlight.core.errors import ConfigurationError
@@ -51,7 +52,9 @@ class ClientOptimizer(Algorithm):
 
     def check(self, model: LocalModel) -> None:
         """Refuse a network without exactly one optimizer."""
+        before = Memento(model.module)
         self.make(model.module)
+        before.put_back()
 
     def run(
         self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator, memory: Memory | None = None
@@ -69,9 +72,7 @@ class ClientOptimizer(Algorithm):
 
             def closure(xb: Tensor = xb, yb: Tensor = yb) -> Tensor:  # as Lightning does: some optimizers call it twice
                 nonlocal loss
-                loss, grads = model.gradients(xb, yb)
-                for parameter, gradient, reached in zip(model.flat.parameters, grads, model.reached, strict=True):
-                    parameter.grad = gradient if reached else None
+                loss, _ = model.gradients(xb, yb)  # which lie in the parameters
                 return loss
 
             if takes_closure:
@@ -82,7 +83,6 @@ class ClientOptimizer(Algorithm):
             schedules.step(model.ends_epoch)
             total += loss
             steps += 1
-        optimizer.zero_grad()
         return LocalResult(model.update(), total / max(steps, 1), steps)
 
     def make(self, network: nn.Module) -> tuple[Optimizer, list[LocalSchedule]]:

@@ -34,6 +34,11 @@ class LocalSchedule:
                 f"Expected `configure_optimizers` of {owner} to return a schedule of steps but got {type(scheduler).__name__}, which waits "
                 "for a metric that no client has: choose another, such as CosineAnnealingLR, or lower the rate with `server_scheduler`"
             )
+        if settings.get("interval", "epoch") not in ("epoch", "step"):
+            raise ConfigurationError(
+                f"Expected `configure_optimizers` of {owner} to return a schedule with the `interval` 'epoch' or 'step' but got "
+                f"{settings['interval']!r}: choose one of them"
+            )
         return cls(scheduler, settings.get("interval", "epoch"), int(settings.get("frequency", 1)))
 
 
@@ -101,11 +106,12 @@ def configured(returned: Any, owner: str) -> tuple[Optimizer, list[LocalSchedule
     found = list(returned) if isinstance(returned, (list, tuple)) else [returned]
     schedules += [one["lr_scheduler"] for one in found if isinstance(one, dict) and one.get("lr_scheduler") is not None]
     found = [one.get("optimizer") if isinstance(one, dict) else one for one in found]
+    found = [one for one in found if one is not None]
+    kinds = ", ".join(type(one).__name__ for one in found) or "none"
     if len(found) != 1 or not isinstance(found[0], Optimizer):
         raise ConfigurationError(
-            f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {len(found)} "
-            f"({', '.join(type(one).__name__ for one in found)}): federate each network separately, or set `algorithm`, such as FedAvg, "
-            "which uses none of them"
+            f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {kinds}: federate each network "
+            "separately, or set `algorithm`, such as FedAvg, which uses none of them"
         )
     return steppable(found[0]), [LocalSchedule.parse(one, owner) for one in schedules]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.random import numpy_generator
@@ -46,8 +46,12 @@ def statistics(module: nn.Module) -> list[Place]:
 
 
 def counters(module: nn.Module, counting: bool = False) -> list[Place]:
-    """Return the batch counters that nothing reads: of normalisation layers with a fixed momentum, or of those in training mode."""
-    return [place for layer, place in _buffers(module) if _is_idle_counter(layer, place) and (layer.training or not counting)]
+    """Return the batch counters that nothing reads, of normalisation layers with a fixed momentum; ``counting``: those that count."""
+    return [
+        place
+        for layer, place in _buffers(module)
+        if _is_idle_counter(layer, place) and (not counting or (layer.training and isinstance(layer, _BatchNorm)))
+    ]
 
 
 def extras(module: nn.Module) -> dict[str, Place]:
@@ -75,7 +79,7 @@ def constants(module: nn.Module, but: Collection[str] = ()) -> dict[str, str]:
 
 
 def _digest(tensor: Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().view(-1)
+    flat = _dense(tensor.detach()).cpu().contiguous().view(-1)
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data, digest_size=8).hexdigest()
 
@@ -125,7 +129,7 @@ class _Loaded:
         tensor = self.held
         if value is None:
             tensor = None
-        elif tensor is not None and tensor.shape == value.shape and tensor.dtype == value.dtype:
+        elif tensor is not None and tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.layout == torch.strided:
             tensor.detach().copy_(value)
         elif isinstance(tensor, nn.Parameter):
             tensor.data = value.clone()
@@ -210,6 +214,12 @@ class ClientExtras:
                         "`__init__` (as None, if its shape is not known there), or with persistent=False"
                     )
         found = {name: one.changed() for name, one in self._sent.items()}
+        for name, value in found.items():
+            if value is not None and value.layout != torch.strided:
+                raise ConfigurationError(
+                    f"Expected training to leave {name} as it is, or dense, because it is {value.layout} and sent where it changes: "
+                    "register it with persistent=False, or make it dense"
+                )
         return {name: value for name, value in found.items() if value is not None}
 
     @property
@@ -221,9 +231,10 @@ class ClientExtras:
         """Return why changed extras must not enter a mean, or None: a number is not finite that was, or is not a number."""
         for name, now in changed.items():
             start = self._sent[name].start
+            now = _wide(now)
             odd = ~torch.isfinite(now)
             if start is not None and start.shape == now.shape:
-                odd &= torch.isfinite(start.to(now.device)) | (now != now)
+                odd &= torch.isfinite(_wide(start).to(now.device)) | (now != now)
             if bool(odd.any()):
                 return f"its {name} is not finite"
         return None
@@ -239,8 +250,17 @@ def same_bits(one: Tensor, other: Tensor | None) -> bool:
     """Whether two tensors have the same type, shape and numbers; NaN equals NaN."""
     if other is None or one.shape != other.shape or one.dtype != other.dtype:
         return False
-    other = other.to(one.device)
+    one, other = _dense(one), _dense(other.to(one.device))
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a float of one byte as one that torch can test."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def combine(parts: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int, round: int) -> dict[str, Tensor]:
@@ -264,4 +284,4 @@ def _combined(name: str, parts: Sequence[tuple[int, int, Mapping[str, Tensor]]],
 def _of_length_one(value: Tensor) -> bool:
     """Whether along one of its axes all vectors of a tensor have length 1."""
     axes = [axis for axis, size in enumerate(value.shape) if size > 1]
-    return any(bool(((value.detach().abs().float().norm(dim=axis) - 1).abs() < 1e-3).all()) for axis in axes)
+    return any(bool(((_wide(value.detach()).abs().float().norm(dim=axis) - 1).abs() < 1e-3).all()) for axis in axes)

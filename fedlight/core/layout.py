@@ -149,15 +149,41 @@ class FlatModel:
             )
         self.parameters: list[Tensor] = [p for _, p in named]
         self.weights = flatten(self.parameters)
-        for parameter, view in zip(self.parameters, self.layout.split(self.weights), strict=True):
-            parameter.data = torch.view_as_complex(view) if parameter.is_complex() else view
+        self._views = [
+            torch.view_as_complex(view) if parameter.is_complex() else view
+            for parameter, view in zip(self.parameters, self.layout.split(self.weights), strict=True)
+        ]
+        self.attach()
         places = statistics(module)
         self._buffers = flatten(place.table[place.key] for place in places).to(self.weights.device)
         sizes = [place.table[place.key].numel() for place in places]
         views = zip(places, torch.split(self._buffers, sizes) if places else (), strict=True)
-        self._statistics = [(place, view.view(place.table[place.key].shape)) for place, view in views]
+        # `data`, or autograd would take a change of one layer's statistics for one of every layer's.
+        self._statistics = [(place, view.view(place.table[place.key].shape).data) for place, view in views]
         for place, view in self._statistics:
             place.table[place.key] = view
+
+    def attach(self) -> None:
+        """Make every parameter a view of ``weights``, whatever it is now."""
+        for parameter, view in zip(self.parameters, self._views, strict=True):
+            parameter.data = view
+
+    def take_over(self) -> None:
+        """Write into ``weights`` what was put in a parameter's place, as by ``parameter.data = values``.
+
+        Raises:
+            CodecMismatchError: if it has another shape or type.
+        """
+        for name, parameter, view in zip(self.layout.names, self.parameters, self._views, strict=True):
+            if parameter.dtype == view.dtype and parameter.is_set_to(view):
+                continue
+            if parameter.shape != view.shape or parameter.dtype != view.dtype:
+                raise CodecMismatchError(
+                    f"Expected {name} to stay {view.dtype} {list(view.shape)} in training but it became {parameter.dtype} "
+                    f"{list(parameter.shape)}: convert the network before, or change a copy of it"
+                )
+            view.copy_(parameter.data)
+            parameter.data = view
 
     @property
     def buffers(self) -> Tensor:

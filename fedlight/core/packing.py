@@ -14,7 +14,8 @@ from fedlight.core.errors import ConfigurationError, MessageError
 _TENSOR = 1
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)}
 DTYPES |= {str(dtype): dtype for dtype in (torch.int16, torch.int8, torch.uint8, torch.bool)}
-DTYPES |= {str(dtype): dtype for dtype in (torch.complex64, torch.complex128)}
+DTYPES |= {str(dtype): dtype for dtype in (torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64)}
+DTYPES |= {str(dtype): dtype for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)}
 
 
 def pack(value: Any) -> bytes:

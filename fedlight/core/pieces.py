@@ -17,18 +17,16 @@ from fedlight.core.layout import Layout, as_is, as_real
 def derivatives(loss: Tensor, seed: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the loss's gradient for each parameter as autograd makes it, None where the loss does not depend on it.
 
-    ``seed`` (0-d, one) is the loss's derivative by itself. Calls autograd's engine directly: the checks of ``torch.autograd.grad`` in
-    Python take a sixth of a small model's step.
+    They lie in the parameters' ``grad`` as well, as ``loss.backward()`` leaves them: hooks of parameters and checkpoints within the network
+    do what they do there. ``seed`` (0-d, one) is the loss's derivative by itself.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:
-        return [None] * len(parameters)
-    engine = torch.autograd.Variable._execution_engine
-    found = engine.run_backward((loss,), (seed,), False, False, tuple(trained), allow_unreachable=True, accumulate_grad=False)
-    if len(trained) == len(parameters):
-        return list(found)
-    made = iter(found)
-    return [next(made) if parameter.requires_grad else None for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    if any(parameter.requires_grad for parameter in parameters):
+        # The checks of `backward` in Python would take a sixth of a small model's step.
+        engine = torch.autograd.Variable._execution_engine
+        engine.run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    return [parameter.grad for parameter in parameters]
 
 
 def piece(gradient: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class LightningData(DataSource):
 
     def load(self, root: Path) -> Arrays:
         """Return the training set as samples; there is no test set in memory."""
+        if not self.offers("train"):
+            raise DataError(
+                f"{self.name}: expected a train_dataloader(), whose items clients share, got none; write one, or validate, test and "
+                "predict with your own module (`FederatedModule.module`) and a plain Trainer."
+            )
         self.set_up("fit")
         loader = self.datamodule.train_dataloader()
         if not isinstance(loader, DataLoader):
@@ -87,7 +92,7 @@ class LightningData(DataSource):
         return getattr(self.datamodule, f"{stage}_dataloader")() if self.offers(stage) else []
 
     def offers(self, stage: str) -> bool:
-        """Whether the data module has loaders of a stage (`val`, `test` or `predict`)."""
+        """Whether the data module has loaders of a stage (`train`, `val`, `test` or `predict`)."""
         base = LightningDataModule if isinstance(self.datamodule, LightningDataModule) else LightningModule
         return bool(is_overridden(f"{stage}_dataloader", self.datamodule, base))
 

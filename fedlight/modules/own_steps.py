@@ -195,6 +195,8 @@ class LocalSteps(LocalModel):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(output, Mapping) and loss is None:
             raise ConfigurationError(f"Expected `training_step` to return a loss under 'loss' but it returned {', '.join(output)}")
+        if loss is not None and not isinstance(loss, Tensor):
+            raise ConfigurationError(f"Expected `training_step` to return a loss, a dict with one, or None but it returned {loss!r:.80}")
         extra = {name: value for name, value in output.items() if name != "loss"} if isinstance(output, Mapping) else {}
         self._output = {} if loss is None else {"loss": loss.detach(), **extra}
         if loss is None:
@@ -212,10 +214,9 @@ class LocalSteps(LocalModel):
         loss, grads = super().gradients(x, y)
         if not {"on_after_backward", "on_before_optimizer_step"} & self._called:
             return loss, grads
-        for parameter, gradient, reached in zip(self.flat.parameters, grads, self.reached, strict=True):
-            parameter.grad = gradient if reached else None
         self._hook("on_after_backward")
         self._hook("on_before_optimizer_step", *self.client.used)
+        self.flat.take_over()
         self.reached = [parameter.grad is not None for parameter in self.flat.parameters]
         kept = tuple(torch.zeros_like(p.detach()) if p.grad is None else p.grad for p in self.flat.parameters)
         return loss, kept
@@ -229,7 +230,7 @@ class LocalSteps(LocalModel):
     def _moved(self, x: Tensor, y: Tensor) -> Any:
         """Return the batch on the device, through the transfer hooks of the data module or of the copy."""
         batch = x.content if isinstance(x, Collated) else [x, y]
-        if y.device.type == "cpu" and not any(self._transfers):  # where batches are made
+        if y.device.type == "cpu" and not any(self._transfers) and _of_tensors(batch):  # where batches are made
             return batch
         before, move, after = (hook or getattr(self._own, name) for hook, name in zip(self._transfers, TRANSFER, strict=True))
         return after(move(before(batch, 0), y.device, 0), 0)
@@ -278,6 +279,12 @@ def _transferring(hook: str, own: LightningModule, datamodule: LightningDataModu
     if datamodule is not None and is_overridden(hook, datamodule, LightningDataModule):
         return getattr(datamodule, hook)  # type: ignore[no-any-return]
     return getattr(own, hook) if is_overridden(hook, own, LightningModule) else None
+
+
+def _of_tensors(batch: Any) -> bool:
+    """Whether a batch is a tensor, or a list or dict of tensors: what Lightning leaves alone where it is."""
+    parts = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else (batch,)
+    return all(type(part) is Tensor for part in parts)
 
 
 def _keep(*_: Any, **__: Any) -> None:

@@ -30,7 +30,8 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.gradient_clip_val:
         raise ConfigurationError(
             f"Expected no `trainer.gradient_clip_val` but got {trainer.gradient_clip_val}: the server takes one step a round with the "
-            "aggregated update. To clip clients' local gradients set `model.algorithm.init_args.max_grad_norm`"
+            "aggregated update. To clip clients' local gradients set `max_grad_norm` of `algorithm` (FedAvg has one), or call "
+            "`self.clip_gradients` in `on_before_optimizer_step` of your own module"
         )
     if trainer.accumulate_grad_batches != 1:
         raise ConfigurationError(
@@ -45,7 +46,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ConfigurationError(
             f"Expected `trainer.precision` 32-true or bf16-mixed but got {trainer.precision}: updates are float32 differences of "
-            "weights, and local training scales no losses"
+            "weights, and local training scales no losses. Leave it out, or convert the network itself, such as by `.double()`"
         )
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise ConfigurationError(

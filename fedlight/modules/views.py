@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import nn
 from torch.optim import Optimizer
@@ -60,6 +61,11 @@ class OwnTrainer(Trainer):
         return found
 
     @property
+    def train_dataloader(self) -> Any:
+        """The user's own training loader, None before it is made."""
+        return getattr(self.run.data.source, "loader", None)
+
+    @property
     def current_epoch(self) -> int:
         """Rounds that are done, without the one that a validation belongs to: a round is the server's epoch."""
         trainer = self.run._trainer
@@ -106,6 +112,12 @@ class ClientTrainer(OwnTrainer):
         """Batches of the current epoch."""
         lengths: tuple[int, ...] = self.local.visit.lengths
         return lengths[min(int(self.finished), len(lengths) - 1)]
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The user's own training loader, but for its length, which is that of the client's epoch."""
+        loader = super().train_dataloader
+        return None if loader is None else _ClientLoader(loader, self.num_training_batches)
 
     @property
     def is_last_batch(self) -> bool:
@@ -170,10 +182,27 @@ class _Config:
         self.scheduler = scheduler
 
 
+class _ClientLoader:
+    def __init__(self, loader: Any, batches: int) -> None:
+        self._loader = loader
+        self._batches = batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_loader"], name)
+
+    def __len__(self) -> int:
+        return self._batches
+
+
 class _ClientStrategy:
     def __init__(self, strategy: Any, used: list[Optimizer]) -> None:
         self._strategy = strategy
-        self._lightning_optimizers = used
+        self._used = used
+
+    @property
+    def _lightning_optimizers(self) -> list[LightningOptimizer]:
+        """The client's optimizer as `self.optimizers()` shows it."""
+        return [LightningOptimizer(optimizer) for optimizer in self._used]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_strategy"], name)

@@ -45,7 +45,7 @@ def test_boring_model_is_trained(data):
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
     before = own.loss(own(x)).item()
     fit(fedlight.federate(own, data, num_clients=4), rounds=10)
-    assert own.loss(own(x)).item() < before / 2
+    assert own.loss(own(x)).item() < 0.6 * before
 
 
 def test_three_lines_train_a_classifier():
@@ -192,7 +192,7 @@ class Stream(BoringDataModule):
     ("own", "data", "error", "message"),
     [
         (ManualOptimBoringModel, None, ConfigurationError, "automatic optimization.*return the loss"),
-        (TwoOptimizers, None, ConfigurationError, "one optimizer for the clients but got 2.*set `algorithm`"),
+        (TwoOptimizers, None, ConfigurationError, "one optimizer for the clients but got SGD, SGD: .*set `algorithm`"),
         (OwnBackward, None, ConfigurationError, "overrides `backward`.*choose the local step"),
         (BoringModel, Stream, DataError, "random access.*`__getitem__`"),
         (lambda: nn.Linear(32, 2), None, ConfigurationError, "Expected `data` for a Linear"),
