@@ -31,8 +31,8 @@ from fedlight.callbacks.label import run_label
 from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE
 from fedlight.clients.auto import Auto, engine_name
 from fedlight.compare.plan import drop_codec
-from fedlight.core.checkpoint import check_checkpoint
-from fedlight.core.errors import ConfigurationError, own_error, require
+from fedlight.console.values import check_ckpt_path, check_threads
+from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.data import LightningData
 from fedlight.modules.engines import Threads
 from fedlight.modules.report import show_runs
@@ -173,14 +173,9 @@ class FederatedCLI(LightningCLI):
         """Refuse a missing or truncated checkpoint before loading anything."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        given = config.get("ckpt_path")
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # whatever Lightning takes for granted: a checkpoint can run no code
-        if not given or given in ("best", "last", "hpc", "registry"):  # Lightning's keywords
-            return
-        require("://" not in str(given), f"Expected `ckpt_path` to be a file but got {given}: download it yourself, from whom you trust")
-        require(Path(given).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {given}: correct the path")
-        check_checkpoint(Path(given))
+        check_ckpt_path(config.get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
         """Take no options from a checkpoint: what hyperparameters it holds are those of the user's own module."""
@@ -188,7 +183,7 @@ class FederatedCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""
         threads = self._get(self.config, "threads")
-        require(threads is None or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out to have one chosen")
+        check_threads(threads)
         if threads is not None:
             torch.set_num_threads(threads)
 

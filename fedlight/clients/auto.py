@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,9 +22,12 @@ from fedlight.core.random import untouched_generators
 
 log = logging.getLogger(__name__)
 
-BATCHES = 3  # of a client in a trial: a silo's local epoch may take minutes
-SECONDS = 0.25  # that the clients of a trial take one after another, at least
-BRIEF = 1.0  # seconds up to which a trial is repeated, because the first time has to make models and compile kernels
+CLIENT = 0.1  # seconds that a client of a trial takes at most, or three steps: a silo's local epoch may take minutes
+CLIENTS = 0.1  # seconds that the clients of a trial take together, one after another, at least
+PASSES = 6  # of a trial at most: what else the machine does makes some of them slow
+BUDGET = 0.6  # seconds of a trial after which there is no further pass, but for a second one, because the first compiles kernels
+LONG = 5.0  # seconds of a first pass after which there is no second
+FAR = 4.0  # times the best one's time: who takes longer takes no further part
 MARGIN = 0.05  # share of the time that another engine must save
 THREADS_MARGIN = 0.2  # share of the time that further threads must save: they are not for nothing, other runs may want the cores
 CROWD = 1 << 19  # parameters up to which many clients fit into a CPU's memory at once and may gain from it
@@ -94,17 +98,30 @@ class Auto(Engine):
 
         ``cohort`` is the number of clients in a round, of which a trial has no more.
         """
-        one = min(seconds_of(Sequential(), _copy(model), algorithm, tasks(1)) for _ in range(2))
-        clients = min(cohort, max(2 * cores_of_a_process(), math.ceil(SECONDS / one)))
-        own = {name: _copy(model) for name in self.candidates}
-        found = dict.fromkeys(NAMES, math.inf)
-        for name, engine in self.candidates.items():
-            found[name] = seconds_of(engine, own[name], algorithm, tasks(clients)) / clients
+        kind = _few(_steps(model, algorithm, tasks))
+        one = min(seconds_of(Sequential(), _copy(model, kind), algorithm, tasks(1)) for _ in range(2))
+        clients = min(cohort, max(2 * cores_of_a_process(), math.ceil(CLIENTS / one)))
+
+        def timer(engine: Engine) -> Callable[[], float]:
+            own = _copy(model, kind)
+            return lambda: seconds_of(engine, own, algorithm, tasks(clients))
+
+        found = race({name: timer(engine) for name, engine in self.candidates.items()})
+        return {name: found.get(name, math.inf) / clients for name in NAMES}
+
+
+def race(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Return the least of the seconds that each timer returns; they take turns, and who is far behind stays out of further passes."""
+    start = time.perf_counter()
+    found = {name: timer() for name, timer in timers.items()}
+    for number in range(1, PASSES):
+        if time.perf_counter() - start > (LONG if number == 1 else BUDGET):
+            break
         best = min(found.values())
-        for name, engine in self.candidates.items():
-            if found[name] <= 2 * best and found[name] * clients < BRIEF:
-                found[name] = min(found[name], seconds_of(engine, own[name], algorithm, tasks(clients)) / clients)
-        return found
+        for name, timer in timers.items():
+            if found[name] <= FAR * best:
+                found[name] = min(found[name], timer())
+    return found
 
 
 def engine_name(engine: Engine) -> str:
@@ -114,16 +131,16 @@ def engine_name(engine: Engine) -> str:
 
 def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, counts: Sequence[int]) -> dict[str, float]:
     """Return the seconds of a client's first steps with these numbers of torch threads, by number; puts the number back at the end."""
-    before, copy = torch.get_num_threads(), _copy(model)
-    found = {str(count): math.inf for count in counts}
+    before, copy = torch.get_num_threads(), _copy(model, _few(_steps(model, algorithm, tasks)))
+
+    def timer(count: int) -> float:
+        torch.set_num_threads(count)
+        return seconds_of(Sequential(), copy, algorithm, tasks(1))
+
     try:
-        for _ in range(3):
-            for count in counts:
-                torch.set_num_threads(count)
-                found[str(count)] = min(found[str(count)], seconds_of(Sequential(), copy, algorithm, tasks(1)))
+        return race({str(count): partial(timer, count) for count in counts})
     finally:
         torch.set_num_threads(before)
-    return found
 
 
 def seconds_of(engine: Engine, model: LocalModel, algorithm: Algorithm, tasks: Sequence[ClientTask]) -> float:
@@ -141,13 +158,22 @@ def seconds_of(engine: Engine, model: LocalModel, algorithm: Algorithm, tasks: S
         return time.perf_counter() - start
 
 
-class _Few(LocalModel):
-    """Ends local training after a few steps."""
+def _few(steps: int) -> type[LocalModel]:
+    """Return a kind of model whose local training ends after a few steps."""
 
-    def batches(self, *arguments: Any) -> Iterator[Batch]:
-        """Yield the first batches."""
-        return islice(super().batches(*arguments), BATCHES)
+    class Few(LocalModel):
+        def batches(self, *arguments: Any) -> Iterator[Batch]:
+            return islice(super().batches(*arguments), steps)
+
+    return Few
 
 
-def _copy(model: LocalModel) -> LocalModel:
-    return _Few(model.network, model.objective, model.weights.device, model.augment)
+def _steps(model: LocalModel, algorithm: Algorithm, tasks: Tasks) -> int:
+    """Return how many steps of a client to time: as many as it has time for."""
+    one = _copy(model, _few(1))
+    seconds = min(seconds_of(Sequential(), one, algorithm, tasks(1)) for _ in range(2))
+    return max(3, int(CLIENT / seconds))
+
+
+def _copy(model: LocalModel, kind: type[LocalModel]) -> LocalModel:
+    return kind(model.network, model.objective, model.weights.device, model.augment)

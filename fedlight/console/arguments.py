@@ -108,9 +108,19 @@ def read_yaml(path: Path) -> Tree:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"Expected a YAML file but {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"Expected YAML but {path} is none: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"Expected YAML but {path} is none: {_place(error)}") from error
     require(isinstance(tree, dict), f"Expected a mapping of options in {path} but got {type(tree).__name__}")
     return tree  # type: ignore[no-any-return]
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Return where the parser stopped and why.
+
+    >>> _place(yaml.MarkedYAMLError(problem="found a tab", problem_mark=yaml.Mark("", 0, 2, 0, None, None)))
+    'line 3, column 1: found a tab'
+    """
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else " ".join(str(error).split())
 
 
 def merge(base: Any, changes: Any) -> Any:

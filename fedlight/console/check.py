@@ -13,6 +13,7 @@ from typing import Any
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
 from fedlight.console.catalogue import Arguments
+from fedlight.console.configs import shipped
 from fedlight.console.foreign import exists, lightning_classes, names_in
 from fedlight.console.names import did_you_mean
 from fedlight.core.errors import ConfigurationError, require
@@ -40,6 +41,8 @@ _MORE: dict[str, Arguments] = {
     "predict": {"ckpt_path": "", "weights_only": "", "return_predictions": ""},
     "pretrain": {"output": "", "cohort_rounds": "int"},
 }
+RUNS = tuple(_MORE)
+"""The subcommands that have the options of a run."""
 _SETTINGS = {"compare": "Comparison", "audit": "Audit"}
 _LIGHTNINGS = {"callbacks": "Callback", "logger": "Logger"}  # arguments of the Trainer that name classes of Lightning's
 _NUMBERS = {"int": int, "float": float}
@@ -57,6 +60,10 @@ def check(args: Sequence[str]) -> None:
         ConfigurationError: if a subcommand, option, class, argument or value cannot be what is meant.
     """
     subcommand = args[0] if args else ""
+    if subcommand.partition("=")[0] in ("--print_shtab", "--print_completion"):
+        raise ConfigurationError(
+            "There is no shell completion: `fedlight fit --help` has the options, `fedlight fit --model.codec.help` the codecs"
+        )
     if subcommand.startswith("-"):
         return
     if subcommand not in SUBCOMMANDS:
@@ -74,7 +81,9 @@ def check(args: Sequence[str]) -> None:
         _Checker(f" in {name}").keys(scope, tree, "")
     tree = given.tree()
     _Checker("").keys(scope, tree, "")
-    if subcommand not in _SETTINGS:
+    if subcommand in _SETTINGS:
+        check_settings(subcommand, tree)
+    else:
         check_run(subcommand, tree)
 
 
@@ -178,7 +187,10 @@ class _Checker:
         ours = catalogue.classes()
         if "." not in named:
             if known is None:
-                if short in ours or short in (others := names_in(*_OTHERS)):
+                others = names_in(*_OTHERS)
+                if short in catalogue.family("Module") and short in names_in("torchvision.ops"):
+                    raise ConfigurationError(f"{path}: torchvision has a {short} too: name ours by its path, fedlight.{short}{self.where}")
+                if short in ours or short in others:
                     return ours.get(short)
                 near = did_you_mean(short, [*catalogue.family("Module"), *catalogue.family("Optimizer"), *others])
                 raise ConfigurationError(f"{path}: there is no class {named}{self.where}{near}")
@@ -227,6 +239,17 @@ def _is_number(value: Any, kind: str) -> bool:
     except (TypeError, ValueError):
         return False
     return kind == "float" or number.is_integer()
+
+
+def check_settings(subcommand: str, tree: Tree) -> None:
+    """Refuse a comparison or an audit of nothing."""
+    missing = sorted(catalogue.classes()[_SETTINGS[subcommand]].required - {*tree})
+    if missing:
+        examples = ", ".join(name for name in shipped() if name.startswith(subcommand))
+        raise ConfigurationError(
+            f"Expected {' and '.join(missing)} for `{subcommand}` but got none: write them into a file, or start from a shipped "
+            f"configuration, as in `fedlight {subcommand} --config {subcommand}_digits` (there are {examples})"
+        )
 
 
 def check_run(subcommand: str, tree: Tree) -> None:
@@ -292,10 +315,9 @@ def _check_monitors(callbacks: Any, model: Any) -> None:
         arguments = one.get("init_args") if isinstance(one, dict) else None
         monitor = arguments.get("monitor") if isinstance(arguments, dict) else None
         if isinstance(monitor, str) and monitor not in known and not monitor.startswith("lr-"):
-            raise ConfigurationError(
-                f"trainer.callbacks: there is no metric {monitor} to monitor{did_you_mean(monitor, known)}"
-                f" (of validation there are {', '.join(sorted(name for name in known if name.startswith('val/')))})"
-            )
+            near = did_you_mean(monitor, known)
+            listed = "" if near else f" (of validation there are {', '.join(sorted(name for name in known if name.startswith('val/')))})"
+            raise ConfigurationError(f"trainer.callbacks: there is no metric {monitor} to monitor{near}{listed}")
 
 
 _PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedlight.console.names import did_you_mean
+from fedlight.console.parser import OneSentence
 from fedlight.core.errors import ConfigurationError
 
 _FLAGS = ("--config", "-c")
@@ -83,7 +83,7 @@ def command(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: if a name is unknown, or a file is there already.
     """
-    parser = argparse.ArgumentParser("fedlight configs", description="List the shipped configurations, or copy some to edit them.")
+    parser = OneSentence("fedlight configs", description="List the shipped configurations, or copy some to edit them.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="configurations to copy; without any, all are listed")
     parser.add_argument("--to", default=".", metavar="FOLDER", help="folder to copy to (the current one if not given)")
     given = parser.parse_args(args)

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from fedlight.console.check import check
 from fedlight.console.choices import asked_for
 from fedlight.console.configs import with_files
+from fedlight.console.values import try_values
 
 
 def prepare(args: Sequence[str]) -> list[str]:
     """Return checked arguments with files for names of configurations, or print the list that they ask for and end.
 
     Raises:
-        ConfigurationError: if there is a mistake in them that shows without torch and Lightning.
+        ConfigurationError: if there is a mistake in them that shows without Lightning.
     """
     listed = asked_for(args)
     if listed is not None:
         print(listed)
         raise SystemExit(0)
     check(args)
+    try_values(args)
     return with_files(args)

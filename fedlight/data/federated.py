@@ -26,6 +26,11 @@ ROOT_VARIABLE = "FEDLIGHT_DATA"
 Pair = tuple[Tensor, Tensor]
 
 
+def data_root(named: str | None) -> Path:
+    """Return the folder of data files: the one named, else that of the environment variable FEDLIGHT_DATA, else ./data."""
+    return Path(named or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
+
+
 class FederatedData:
     """A data set split over clients, in memory, with everything that a federated run needs from data.
 
@@ -90,7 +95,7 @@ class FederatedData:
         self.partitioner = partitioner if partitioner is not None else Dirichlet(0.5)
         self.num_clients = num_clients
         self.sampler = sampler if sampler is not None else Uniform(10)
-        self.root = Path(root or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
+        self.root = data_root(root)
         self.hold_out = HoldOut(proxy_fraction, proxy_samples, val_fraction)
         self.proxy_source = proxy_source
         self.client_holdout = client_holdout

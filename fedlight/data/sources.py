@@ -41,6 +41,9 @@ class DataSource(ABC):
     def prepare(self, root: Path) -> None:  # noqa: B027  (most sources have nothing to fetch)
         """Download what `load` needs into ``root``; called by one process per machine before any `load`."""
 
+    def require_files(self, root: Path) -> None:  # noqa: B027  (most sources need none, or fetch them)
+        """Raise DataError if a file is missing that `prepare` will not fetch; nothing is read."""
+
     @abstractmethod
     def load(self, root: Path) -> Arrays:
         """Return the checked data set, from files under ``root``; raises DataError if it cannot be read."""
@@ -103,6 +106,10 @@ class ArrayFile(DataSource):
         """The file's name without its folder."""
         return Path(self.path).name
 
+    def require_files(self, root: Path) -> None:
+        """Raise DataError if there is no such file."""
+        require_npz(root / Path(self.path).expanduser())
+
     def load(self, root: Path) -> Arrays:
         """Read and check the file; raises DataError if it is missing, corrupt, incomplete or inconsistent."""
         path = root / Path(self.path).expanduser()
@@ -131,6 +138,11 @@ class WithClients(DataSource):
     def prepare(self, root: Path) -> None:
         """Download the wrapped source."""
         self.source.prepare(root)
+
+    def require_files(self, root: Path) -> None:
+        """Raise DataError if a file of the wrapped source or that of the ids is missing."""
+        self.source.require_files(root)
+        require_npz(root / Path(self.path).expanduser())
 
     def load(self, root: Path) -> Arrays:
         """Load both; raises DataError if the file is unusable or its number of ids differs from the number of samples."""
@@ -177,6 +189,11 @@ class Torchvision(DataSource):
         for train in (True, False):
             self._open(root, train)
 
+    def require_files(self, root: Path) -> None:
+        """Raise DataError if files are missing that may not be downloaded."""
+        if not self.download:
+            self._open(root, train=True)
+
     def load(self, root: Path) -> Arrays:
         """Read both splits; raises ConfigurationError for an unknown name or option, DataError if files are unusable."""
         parts: dict[str, Any] = {}
@@ -213,16 +230,21 @@ class Torchvision(DataSource):
         ) from reason
 
 
+def require_npz(path: Path) -> None:
+    """Raise DataError if there is no such file, naming those that there are."""
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
+        found = f"this folder has {', '.join(there)}" if there else "there is no .npz file in this folder"
+        raise DataError(f"{path}: no such file; {found}. Correct the path, or set --data.root or FEDLIGHT_DATA.")
+
+
 def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, np.ndarray]:
     """Return the named arrays of an ``.npz`` file, ``optional`` ones if present (None: all); never unpickles.
 
     Raises:
         DataError: the file is missing, corrupt, holds Python objects or lacks a required array.
     """
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
-        found = f"this folder has {', '.join(there)}" if there else "there is no .npz file in this folder"
-        raise DataError(f"{path}: no such file; {found}. Correct the path, or set --data.root or FEDLIGHT_DATA.")
+    require_npz(path)
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):

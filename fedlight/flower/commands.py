@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedlight.console.parser import OneSentence
 from fedlight.core.errors import ConfigurationError
 
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
@@ -16,7 +17,7 @@ PROGRAMS = {"superlink": ["flower-superlink"], "run": ["flwr", "run"]}
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `fedlight flower`."""
-    made = argparse.ArgumentParser("fedlight flower", description="Deploy a federated run on Flower's SuperLink and SuperNodes.")
+    made = OneSentence("fedlight flower", description="Deploy a federated run on Flower's SuperLink and SuperNodes.")
     commands = made.add_subparsers(dest="command", metavar="<command>", required=True)
     init = commands.add_parser("init", help="write the files of a deployment")
     init.add_argument("folder", type=Path)
@@ -41,11 +42,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def node(arguments: Sequence[str]) -> int:
     """Run a node until it is stopped."""
-    made = argparse.ArgumentParser("fedlight node", description="Run one client of a deployed federation until it is stopped.")
+    made = OneSentence("fedlight node", description="Run one client of a deployed federation until it is stopped.")
     made.add_argument("file", type=Path, help="the node's node.yaml")
+    file = made.parse_args(arguments).file
     from fedlight.flower.worker import run_node  # takes seconds: torch
 
-    return run_node(made.parse_args(arguments).file)
+    return run_node(file)
 
 
 def flower(arguments: Sequence[str]) -> int:

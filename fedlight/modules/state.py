@@ -17,6 +17,7 @@ from fedlight.core.checkpoint import RUN
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
+from fedlight.core.flags import refused_flag
 from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
 from fedlight.modules.global_model import trainable
 
@@ -27,22 +28,9 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ConfigurationError: naming the flag and the way out.
     """
-    if trainer.gradient_clip_val:
-        raise ConfigurationError(
-            f"Expected no `trainer.gradient_clip_val` but got {trainer.gradient_clip_val}: the server takes one step a round with the "
-            "aggregated update. To clip clients' local gradients set `max_grad_norm` of `algorithm` (FedAvg has one), or call "
-            "`self.clip_gradients` in `on_before_optimizer_step` of your own module"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise ConfigurationError(
-            f"Expected `trainer.accumulate_grad_batches` 1 but got {trainer.accumulate_grad_batches}: a round is one server step. "
-            "For larger local batches set `model.algorithm.init_args.batch_size`, for larger cohorts `data.sampler`"
-        )
-    if trainer.overfit_batches:  # type: ignore[attr-defined]
-        raise ConfigurationError(
-            f"Expected no `trainer.overfit_batches` but got {trainer.overfit_batches}: a round draws a cohort and has no batch of its own. "  # type: ignore[attr-defined]
-            "To overfit few samples give a data set of few, with one client"
-        )
+    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches")
+    if refused := refused_flag({name: getattr(trainer, name) for name in flags}):
+        raise ConfigurationError(refused)
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ConfigurationError(
             f"Expected `trainer.precision` 32-true or bf16-mixed but got {trainer.precision}: updates are float32 differences of "

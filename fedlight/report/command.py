@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedlight.console.parser import OneSentence
 from fedlight.report.page import page
 from fedlight.report.read import find_runs, read_runs
 from fedlight.subcommands import SUBCOMMANDS
@@ -17,7 +17,7 @@ def command(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: if there is no run where one is named.
     """
-    parser = argparse.ArgumentParser("fedlight report", description=SUBCOMMANDS["report"])
+    parser = OneSentence("fedlight report", description=SUBCOMMANDS["report"])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a folder with runs below, such as logs/digits")
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the file to write (report.html if not given)")
     parser.add_argument("--title", help="heading of the page")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedlight.clients import Algorithm, Auto, FedAvg, FedProx, LocalModel, Scaffold
-from fedlight.clients.auto import BATCHES, MARGIN, NAMES, choose, time_threads
+from fedlight.clients.auto import FAR, MARGIN, NAMES, PASSES, choose, race, time_threads
 from fedlight.modules import MLP
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_engine import tasks
@@ -99,11 +99,11 @@ def test_a_trial_takes_a_time_with_each_engine_and_leaves_no_trace(network: Call
     assert all(torch.equal(a, b) for a, b in zip(own, model.network.parameters(), strict=True))
 
 
-def test_clients_of_a_trial_take_a_few_steps_only() -> None:
-    counted = Counting(6, 3)
-    model = local_model(counted)
+def test_a_slow_client_takes_three_steps_of_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlight.clients.auto.CLIENT", 0.0)
+    Counting.calls, model = 0, local_model(Counting(6, 3))
     time_threads(model, FedAvg(lr=0.1, batch_size=1, epochs=50), lambda count: tasks(model)[:count], (1,))
-    assert Counting.calls == 3 * BATCHES
+    assert Counting.calls <= 2 + 3 * PASSES
 
 
 class Counting(nn.Linear):
@@ -114,6 +114,19 @@ class Counting(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         Counting.calls += 1
         return super().forward(x)
+
+
+def test_timers_take_turns_until_one_is_far_behind() -> None:
+    calls: list[str] = []
+    times = {"a": iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0]), "b": iter([2.0] * PASSES), "c": iter([2.0 * FAR, *[1.0] * PASSES])}
+
+    def timer(name: str) -> Callable[[], float]:
+        return lambda: (calls.append(name), next(times[name]))[1]
+
+    assert race({name: timer(name) for name in times}) == {"a": 1.0, "b": 2.0, "c": 1.0}
+    assert calls[:6] == ["a", "b", "c"] * 2
+    times = {"a": iter([1.0] * PASSES), "c": iter([1.1 * FAR])}
+    assert race({name: timer(name) for name in times}) == {"a": 1.0, "c": 1.1 * FAR}
 
 
 def test_threads_are_put_back_after_a_trial() -> None:

@@ -1,0 +1,27 @@
+"""Flags of a Trainer that mean something else in a federated run, and what to set instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def refused_flag(flags: Mapping[str, Any]) -> str | None:
+    """Return the sentence that refuses one of a Trainer's flags, or None: those that are not among ``flags`` are as they are by default."""
+    if flags.get("gradient_clip_val"):
+        return (
+            f"Expected no `trainer.gradient_clip_val` but got {flags['gradient_clip_val']}: the server takes one step a round with the "
+            "aggregated update. To clip clients' local gradients set `max_grad_norm` of `algorithm` (FedAvg has one), or call "
+            "`self.clip_gradients` in `on_before_optimizer_step` of your own module"
+        )
+    if flags.get("accumulate_grad_batches") not in (None, 1):
+        return (
+            f"Expected `trainer.accumulate_grad_batches` 1 but got {flags['accumulate_grad_batches']}: a round is one server step. "
+            "For larger local batches set `model.algorithm.init_args.batch_size`, for larger cohorts `data.sampler`"
+        )
+    if flags.get("overfit_batches"):
+        return (
+            f"Expected no `trainer.overfit_batches` but got {flags['overfit_batches']}: a round draws a cohort and has no batch of its "
+            "own. To overfit few samples give a data set of few, with one client"
+        )
+    return None
