@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+import yaml
+
 from fedlight.core.figures import Row, format_bytes, rows, with_total
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
@@ -39,7 +41,12 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 12px; padding: 0; list-style: none; font-size: 14px; }
 .key i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 7px; vertical-align: middle; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px; }
-@media print { body { max-width: none; padding: 0; } .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } }
+@media print {
+  :root { color-scheme: light; --ink: #1a1a1a; --paper: #ffffff; --soft: #666666; --line: #dddddd; --card: #f6f7f9; }
+  body { max-width: none; padding: 0; } .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; break-inside: avoid; } tr { break-inside: avoid; } pre { white-space: pre-wrap; break-inside: avoid; }
+  th, td { white-space: normal; } .key i, figure, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
 """
     + "\n".join(
         f".line.c{i} {{ stroke: {colour}; }} .dot.c{i}, .bar.c{i} {{ fill: {colour}; }} i.c{i} {{ background: {colour}; }}"
@@ -192,7 +199,7 @@ def _codec(runs: Sequence[RunData]) -> str:
 
 
 _MORE: tuple[Row, ...] = (
-    ("worst tenth of clients", "val_client_accuracy_worst", "{:.2%}".format),
+    ("worst tenth of clients", "val_client_accuracy_worst", lambda share: f"{100 * share:.2f} %"),
     ("clients", "clients", str),
     ("seed", "seed", str),
 )
@@ -208,11 +215,19 @@ def _table(runs: Sequence[RunData]) -> str:
     if not lines:
         return ""
     head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    return f'<h2>Figures</h2><div class="scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+    return f'<h2>Figures</h2><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>{"".join(lines)}</table></div>'
 
 
 def _repeat(runs: Sequence[RunData]) -> str:
-    lines = [f"fedlight fit --config {run.folder / 'config.yaml'}" for run in runs if (run.folder / "config.yaml").is_file()]
+    lines = [f"fedlight fit --config {run.folder / 'config.yaml'}{_chosen(run)}" for run in runs if (run.folder / "config.yaml").is_file()]
     unfinished = [run.name for run in runs if not run.summary]
     told = f"<p>Not finished, so without a summary: {escape(', '.join(unfinished))}.</p>" if unfinished else ""
     return f"<h2>Repeat them</h2>{told}<pre>{escape(chr(10).join(lines))}</pre>" if lines else told
+
+
+def _chosen(run: RunData) -> str:
+    """Return the options that name what the run chose by itself, so that it is repeated bit for bit."""
+    given = yaml.safe_load((run.folder / "config.yaml").read_text())
+    threads, engine = run.summary.get("threads"), run.summary.get("engine")
+    named = f" --threads {threads}" if threads and given.get("threads") is None else ""
+    return named + (f" --model.engine {engine}" if engine and (given.get("model") or {}).get("engine") is None else "")

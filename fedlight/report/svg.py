@@ -9,7 +9,7 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 26, 14, 44
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -77,7 +77,8 @@ def line_chart(
         y = place_y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show_y(value))}</text>')
-    for value in log_ticks(left, right) if log_x else ticks(left, right):
+    counted = all(x == int(x) for x in xs)  # between two quarters of the clients there is none
+    for value in log_ticks(left, right) if log_x else [one for one in ticks(left, right) if not counted or one == int(one)]:
         parts.append(f'<text x="{place_x(value):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{escape(show_x(value))}</text>')
     parts.append(_axes(x_label, y_label))
     for place, name, points in shown:
@@ -132,5 +133,5 @@ def _axes(x_label: str, y_label: str) -> str:
     return (
         f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{HEIGHT - _BOTTOM}" y2="{HEIGHT - _BOTTOM}"/>'
         f'<text x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle" class="label">{escape(x_label)}</text>'
-        f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle" class="label">{escape(y_label)}</text>'
+        f'<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle" class="label">{escape(y_label)}</text>'
     )
