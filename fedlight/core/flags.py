@@ -24,4 +24,10 @@ def refused_flag(flags: Mapping[str, Any]) -> str | None:
             f"Expected no `trainer.overfit_batches` but got {flags['overfit_batches']}: a round draws a cohort and has no batch of its "
             "own. To overfit few samples give a data set of few, with one client"
         )
+    share = flags.get("limit_train_batches")
+    if isinstance(share, float) and 0 < share < 1:
+        return (
+            f"Expected no `trainer.limit_train_batches` but got {share}: a federated run is one endless epoch of rounds. Set "
+            "`trainer.max_steps` for fewer rounds, `steps` of `algorithm` for fewer local batches, or give a smaller training set"
+        )
     return None

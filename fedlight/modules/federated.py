@@ -253,7 +253,7 @@ class FederatedModule(Forwarding):
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
         if self.trainer.limit_train_batches != 0:
-            tell_flags(self.trainer, self.task.validates)
+            tell_flags(self.trainer, self.task.validates, isinstance(self.network, LightningModule))
         # A second fit goes on from weights that nobody can draw, and over a network nobody draws them.
         self.downlink.reset(drawn=not self.server_state.rounds and (self.clients is None or self.clients.simulates))
         self.server_state.reset()

@@ -104,6 +104,19 @@ class Forwarding(FederatedRun):
         """The network that was given, with the global model's weights: your own LightningModule, for example."""
         return self.network
 
+    def __getattr__(self, name: str) -> Any:
+        """Say where an attribute of the network's is, which callbacks may look for here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            network = self.__dict__.get("_modules", {}).get("network")
+            if network is None or name.startswith("_") or not hasattr(network, name):
+                raise
+            kind = type(self).__name__
+            raise AttributeError(
+                f"Expected an attribute of {kind} but {name!r} is one of its {type(network).__name__}: read it from `{kind}.module`"
+            ) from error
+
     @property
     def _own(self) -> LightningModule | None:
         return self.network if isinstance(self.network, LightningModule) else None

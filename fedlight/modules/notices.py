@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
@@ -32,6 +34,9 @@ REFUSED: Mapping[type[Callback], str] = {
     ModelPruning: "masks that change within a run reach no client: prune before it or after it",
 }
 """Callbacks that change what is trained, and what to do instead."""
+
+UNCALLED = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
+"""Hooks of callbacks that Lightning calls in automatic optimization alone."""
 
 OF_ROUNDS = ("round/", "bytes/", "sim/", "privacy/")
 """How names of what every round logs begin."""
@@ -57,8 +62,11 @@ def check_network(network: nn.Module) -> None:
             )
 
 
-def silent_flags(trainer: Trainer, validates: bool) -> list[str]:
-    """Return what a run with these flags will not do although it could, a sentence each; ``validates`` says if it has a validation."""
+def silent_flags(trainer: Trainer, validates: bool, own: bool = False) -> list[str]:
+    """Return what a run with these flags will not do although it could, a sentence each.
+
+    ``validates`` says if it has a validation, ``own`` if the network is a LightningModule.
+    """
     given: Any = trainer
     told = []
     rounds = trainer.max_steps
@@ -71,13 +79,26 @@ def silent_flags(trainer: Trainer, validates: bool) -> list[str]:
             "Nothing will be validated, because a federated run is one endless epoch: set `trainer.val_check_interval` to a number of "
             "rounds and `trainer.check_val_every_n_epoch` to None"
         )
+    unseen = never or not validates or not given.limit_val_batches
+    way_out = (
+        "set `trainer.val_check_interval` to a number of rounds"
+        if never
+        else "give it something to validate (what clients log stays with them)"
+    )
     for callback in given.callbacks:
-        monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
-        if monitor is not None and not monitor.startswith(OF_ROUNDS) and never:
-            told.append(
-                f"ModelCheckpoint(monitor={monitor!r}) saves nothing, because nothing is validated: set `trainer.val_check_interval` to "
-                "a number of rounds"
-            )
+        monitor = getattr(callback, "monitor", None)
+        monitors = isinstance(callback, ModelCheckpoint) and monitor is not None and not monitor.startswith(OF_ROUNDS)
+        if monitors and (never or (own and unseen)):
+            told.append(f"ModelCheckpoint(monitor={monitor!r}) saves nothing, because nothing is validated: {way_out}")
+        if isinstance(callback, EarlyStopping) and unseen and not callback._check_on_train_epoch_end:
+            told.append(f"EarlyStopping(monitor={monitor!r}) never looks, because nothing is validated: {way_out}")
+        for hook in UNCALLED:
+            if hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook):
+                told.append(
+                    f"{type(callback).__name__}.{hook} is never called, because clients' training has no callbacks: write it as a hook of "
+                    "your own LightningModule"
+                )
+    told += _of_clients(given) if own else []
     if given.reload_dataloaders_every_n_epochs and endless:
         told.append(
             "No loader will be made again by `trainer.reload_dataloaders_every_n_epochs`, because a federated run is one endless epoch and "
@@ -92,7 +113,20 @@ def silent_flags(trainer: Trainer, validates: bool) -> list[str]:
     return told
 
 
-def tell_flags(trainer: Trainer, validates: bool) -> None:
-    """Warn once of each flag that leaves the run without figures."""
-    for sentence in silent_flags(trainer, validates):
+def _of_clients(given: Any) -> list[str]:
+    """Return which flags and callbacks a user's module would take for a client's, and are the server's."""
+    told = []
+    if given.limit_train_batches not in (0, 1.0) and not given.fast_dev_run:
+        told.append(
+            "`trainer.limit_train_batches` counts rounds, not a client's batches: for fewer of these set `steps` of `algorithm`, or give "
+            "a smaller training set"
+        )
+    if any(isinstance(callback, LearningRateMonitor) for callback in given.callbacks):
+        told.append("LearningRateMonitor logs the learning rate of the server's optimizer, not that of the clients' own")
+    return told
+
+
+def tell_flags(trainer: Trainer, validates: bool, own: bool = False) -> None:
+    """Warn once of each flag that leaves the run without figures, or means something else."""
+    for sentence in silent_flags(trainer, validates, own):
         rank_zero_warn(sentence)

@@ -28,9 +28,14 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ConfigurationError: naming the flag and the way out.
     """
-    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches")
+    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches", "limit_train_batches")
     if refused := refused_flag({name: getattr(trainer, name) for name in flags}):
         raise ConfigurationError(refused)
+    if trainer.state.fn == "fit" and not trainer.fit_loop._data_source.is_module():
+        raise ConfigurationError(
+            "Expected a FederatedDataModule, or the data that `fedlight.federate` was given, but got `train_dataloaders`, whose batches "
+            "would be taken for rounds: give `fedlight.federate` a LightningDataModule, and the Trainer the module alone"
+        )
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ConfigurationError(
             f"Expected `trainer.precision` 32-true or bf16-mixed but got {trainer.precision}: updates are float32 differences of "

@@ -127,7 +127,7 @@ def test_a_module_without_rounds_is_refused():
 
 
 def test_data_that_is_not_federated_is_refused():
-    with pytest.raises(ConfigurationError, match="Expected a FederatedDataModule but got NoneType"):
+    with pytest.raises(ConfigurationError, match="Expected a FederatedDataModule, or the data.*but got `train_dataloaders`"):
         trainer().fit(federated(), train_dataloaders=[torch.zeros(1)])
 
 

@@ -6,21 +6,25 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
+import fedlight
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.data import IID, Explicit, LightningData, build_arrays
@@ -72,6 +76,41 @@ def test_a_run_that_shows_nothing_says_so_once_and_names_the_flag(flags, expecte
 def test_callbacks_that_cannot_do_what_they_say_are_refused(callback, message):
     with pytest.raises(ConfigurationError, match=message):
         trainer(1, callbacks=[callback()]).fit(federated(), datamodule=federated_data())
+
+
+class Watching(Callback):
+    def on_after_backward(self, trainer, pl_module):
+        raise AssertionError("clients' training has no callbacks")
+
+
+class Reading(Callback):
+    def on_train_start(self, trainer, pl_module):
+        assert pl_module.module.layer is not None and not hasattr(pl_module, "nothing")
+        pl_module.layer  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"callbacks": [Watching()]}, "Watching.on_after_backward is never called.*a hook of your own LightningModule"),
+        ({"callbacks": [EarlyStopping("train_loss")]}, "EarlyStopping.monitor='train_loss'. never looks, because nothing is validated"),
+        ({"callbacks": [LearningRateMonitor()], "logger": History()}, "LearningRateMonitor logs .* the server's optimizer"),
+        ({"limit_train_batches": 2}, "`trainer.limit_train_batches` counts rounds.*set `steps` of `algorithm`"),
+    ],
+)
+def test_what_a_users_module_would_take_for_a_clients_is_told(flags, sentence):
+    with pytest.warns(UserWarning, match=sentence):
+        trainer(2, **flags).fit(fedlight.federate(BoringModel(), num_clients=2))
+
+
+def test_what_is_looked_for_in_the_wrong_place_or_given_twice_names_the_right_one():
+    with pytest.raises(AttributeError, match="'layer' is one of its BoringModel: read it from `FederatedModule.module`"):
+        trainer(1, callbacks=[Reading()]).fit(fedlight.federate(BoringModel(), num_clients=2))
+    own = BoringModel()
+    with pytest.raises(ConfigurationError, match="got `train_dataloaders`, whose batches would be taken for rounds"):
+        trainer(1).fit(fedlight.federate(own, num_clients=2), train_dataloaders=own.train_dataloader())
+    with pytest.raises(ConfigurationError, match="no `trainer.limit_train_batches` but got 0.5"):
+        trainer(1, limit_train_batches=0.5).fit(fedlight.federate(own, num_clients=2))
 
 
 def test_batches_to_overfit_are_refused_and_loaders_that_are_not_made_again_are_told(recwarn):
