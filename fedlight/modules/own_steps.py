@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -143,6 +144,7 @@ class LocalSteps(LocalModel):
         self._batch: Any = None  # the current one, as the step takes it
         self._number = 0
         self._output: dict[str, Any] = {}
+        self._told = False
 
     @property
     def _own(self) -> LightningModule:
@@ -169,7 +171,7 @@ class LocalSteps(LocalModel):
         self, x: Tensor, y: Tensor, batch_size: int, epochs: int | None, steps: int | None, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of all epochs, with the Trainer's hooks around each epoch and each batch."""
-        client = self.client.__dict__
+        client, before = self.client.__dict__, _numbers(self._own)
         for one in self.epochs(x, y, batch_size, epochs, steps, generator):
             self._hook("on_train_epoch_start")
             for number, (xb, yb) in enumerate(one):
@@ -184,7 +186,18 @@ class LocalSteps(LocalModel):
             self._hook("on_train_epoch_end")
             client["finished"] += 1
             if client["stopped"]:
-                return
+                break
+        self._tell_forgotten(before)
+
+    def _tell_forgotten(self, before: Mapping[str, float]) -> None:
+        """Say once which numbers of the module training has changed, and no round hands on to the next."""
+        now = _numbers(self._own)
+        if not self._told and (changed := [name for name, value in before.items() if now.get(name, value) != value]):
+            self._told = True
+            rank_zero_warn(
+                f"Training changes `{changed[0]}` of {type(self._own).__name__}, but every client begins every round with it as it was "
+                "when training began: make what rounds hand on a buffer (`register_buffer`), or let it follow from `self.current_epoch`"
+            )
 
     def training_loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss (0-d) of the user's step; one that returns None has a loss of 0 and no gradient."""
@@ -194,7 +207,8 @@ class LocalSteps(LocalModel):
         output = own.training_step(*(moved, self._number)[: self._taken])
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(output, Mapping) and loss is None:
-            raise ConfigurationError(f"Expected `training_step` to return a loss under 'loss' but it returned {', '.join(output)}")
+            found = "None there: return None alone to leave a batch out" if "loss" in output else ", ".join(output)
+            raise ConfigurationError(f"Expected `training_step` to return a loss under 'loss' but it returned {found}")
         if loss is not None and not isinstance(loss, Tensor):
             raise ConfigurationError(f"Expected `training_step` to return a loss, a dict with one, or None but it returned {loss!r:.80}")
         extra = {name: value for name, value in output.items() if name != "loss"} if isinstance(output, Mapping) else {}
@@ -279,6 +293,11 @@ def _transferring(hook: str, own: LightningModule, datamodule: LightningDataModu
     if datamodule is not None and is_overridden(hook, datamodule, LightningDataModule):
         return getattr(datamodule, hook)  # type: ignore[no-any-return]
     return getattr(own, hook) if is_overridden(hook, own, LightningModule) else None
+
+
+def _numbers(own: LightningModule) -> dict[str, float]:
+    """Return the attributes of a module that are numbers."""
+    return {name: value for name, value in vars(own).items() if type(value) in (int, float) and not name.startswith("_")}
 
 
 def _of_tensors(batch: Any) -> bool:

@@ -202,6 +202,11 @@ class Several(Habit):
         return nn.functional.cross_entropy(self.head(torch.tanh(self.body(batch[0]))), batch[1], reduction="none")
 
 
+class NoneUnderLoss(Habit):
+    def training_step(self, batch, batch_idx):
+        return {"loss": None}
+
+
 class NoTensor(Habit):
     def training_step(self, batch, batch_idx):
         return float(self.loss(*batch))
@@ -237,6 +242,7 @@ class WithoutTraining(Habit):
     ("kind", "error", "message"),
     [
         (Several, ConfigurationError, r"a loss of one number but got one of shape \[4\]: reduce it"),
+        (NoneUnderLoss, ConfigurationError, "a loss under 'loss' but it returned None there: return None alone"),
         (NoTensor, ConfigurationError, "to return a loss, a dict with one, or None but it returned 1"),
         (Narrowed, CodecMismatchError, r"body.weight to stay torch.float32 \[8, 6\] in training but it became torch.float32 \[4, 6\]"),
         (WrongInterval, ConfigurationError, "a schedule with the `interval` 'epoch' or 'step' but got 'batch'"),
@@ -248,3 +254,18 @@ class WithoutTraining(Habit):
 def test_what_no_step_can_be_made_of_is_refused(kind, error, message):
     with pytest.raises(error, match=message):
         federated(kind())
+
+
+def test_a_number_that_no_round_hands_on_is_told_once():
+    class Annealed(Habit):
+        def __init__(self) -> None:
+            super().__init__()
+            self.share, self.kept = 1.0, 2
+
+        def training_step(self, batch, batch_idx):
+            self.share *= 0.5
+            return self.share * self.kept * super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match="Training changes `share` of Annealed.*`register_buffer`") as told:
+        federated(Annealed())
+    assert sum("Training changes" in str(warning.message) for warning in told) == 1
