@@ -48,6 +48,15 @@ A step is a round. A run is named after what differs: `digits/transform-35x/0`.
 
 **What a simulation sees** and a real server would not begins with `sim/`. It never feeds back into training. Secure aggregation leaves it
 out unless asked.
+
+The demonstration, `fedlight fit --config digits --baseline true`, in custom scalars, in images, and one of its cards:
+
+![Custom scalars: accuracy, bytes so far and accuracy over kilobytes, with and without a codec](../assets/screens/custom_scalars_light.png)
+![Images: the accuracy of each client and the energy kept by layer](../assets/screens/images_light.png)
+![Text: the card of a run, with result, bytes and setting](../assets/screens/text_light.png)
+
+Pictures: `python tests/benchmarks/screenshots.py logs/digits docs/assets/screens --only custom_scalars,images,text,report --themes light`
+(needs Chromium).
 """
 
 

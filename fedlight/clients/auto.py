@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,6 +25,7 @@ CLIENT = 0.1  # seconds that a client of a trial takes at most, or three steps: 
 CLIENTS = 0.1  # seconds that the clients of a trial take together, one after another, at least
 PASSES = 6  # of a trial at most: what else the machine does makes some of them slow
 BUDGET = 0.6  # seconds of a trial after which there is no further pass, but for a second one, because the first compiles kernels
+THREAD_PASSES = 4  # of a trial of threads, the first of which does not count
 LONG = 5.0  # seconds of a first pass after which there is no second
 FAR = 4.0  # times the best one's time: who takes longer takes no further part
 MARGIN = 0.05  # share of the time that another engine must save
@@ -129,16 +129,25 @@ def engine_name(engine: Engine) -> str:
     return engine.chosen or "Sequential" if isinstance(engine, Auto) else type(engine).__name__
 
 
-def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, counts: Sequence[int]) -> dict[str, float]:
-    """Return the seconds of a client's first steps with these numbers of torch threads, by number; puts the number back at the end."""
+def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, more: int) -> tuple[float, float]:
+    """Return the seconds of a client's first steps with one torch thread, at best, and with ``more``, at worst.
+
+    The worst counts because threads that wait for each other stand still whenever another program takes a core. torch's number is put back.
+    """
     before, copy = torch.get_num_threads(), _copy(model, _few(_steps(model, algorithm, tasks)))
 
     def timer(count: int) -> float:
         torch.set_num_threads(count)
         return seconds_of(Sequential(), copy, algorithm, tasks(1))
 
+    start, best, worst = time.perf_counter(), math.inf, 0.0
     try:
-        return race({str(count): partial(timer, count) for count in counts})
+        for number in range(THREAD_PASSES):
+            best, last = min(best, timer(1)), timer(more)
+            worst = max(worst, last) if number else 0.0  # the first pass starts the threads
+            if last > best and (number or time.perf_counter() - start > BUDGET):
+                return best, max(worst, last)
+        return best, worst
     finally:
         torch.set_num_threads(before)
 

@@ -83,7 +83,7 @@ class Threads(Callback):
 
 
 def choose_threads(run: FederatedRun) -> int | None:
-    """Return the fastest number of CPU threads for the run's clients, alike in all processes; None where torch's own choice stays.
+    """Return the number of CPU threads for the run's clients, alike in all processes; None where torch's own choice stays.
 
     It stays for a user's own LightningModule, whose steps cannot be tried, and on a GPU.
     """
@@ -91,9 +91,10 @@ def choose_threads(run: FederatedRun) -> int | None:
     if most == 1 or run.trainer.strategy.root_device.type != "cpu" or isinstance(run.network, LightningModule):
         return None
     model = run.local_model(run.data.augmentation)
-    seconds = time_threads(model, run.algorithm, partial(trial_tasks, run, model), (1, most))
-    chosen = int(from_first(torch.tensor(int(choose(seconds, THREADS_MARGIN))), torch.device("cpu")))
-    told = ", ".join(f"with {count} {1000 * one:.3g} ms" for count, one in seconds.items())
+    with run.trainer.precision_plugin.forward_context():
+        one, several = time_threads(model, run.algorithm, partial(trial_tasks, run, model), most)
+    chosen = int(from_first(torch.tensor(1 if several > (1 - THREADS_MARGIN) * one else most), torch.device("cpu")))
+    told = f"with one {1000 * one:.3g} ms, with {most} up to {1000 * several:.3g} ms"
     rank_zero_info(f"Threads {chosen}: a client's first steps take {told}. Name it with --threads")
     return chosen
 

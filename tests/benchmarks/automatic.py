@@ -40,15 +40,18 @@ LINEAR = ["--model.network", "fedlight.MLP", "--model.network.in_features", "307
 SHIPPED = ["--model.engine", "null", "--threads", "null"]
 WORKLOADS: dict[str, tuple[str, int, list[str]]] = {
     "b1": ("B1 linear(3072, 10)", 25, [*CIFAR, *LINEAR, "--model.network.num_classes", "10"]),
-    "b2": ("B2 BenchmarkCNN", 4, [*CIFAR, "--model.network", "fedlight.modules.BenchmarkCNN"]),
+    "b2": ("B2 BenchmarkCNN", 3, [*CIFAR, "--model.network", "fedlight.modules.BenchmarkCNN"]),
     "digits": ("digits", 40, ["--config", "digits", *SHIPPED]),
-    "mnist": ("MNIST, LeNet-5", 15, ["--config", "mnist_transform", *SHIPPED]),
+    "mnist": ("MNIST, LeNet-5", 10, ["--config", "mnist_transform", *SHIPPED]),
 }
 """Title, rounds of each setting, and options."""
 
 
 class Turns(Callback):
-    """Trains every round with the next of the settings and times it, then lets the run choose again, ``trials`` times."""
+    """Trains every round with the next of the settings and times it, then lets the run choose again, ``trials`` times.
+
+    A setting whose first round takes more than four times the best one's takes no further part.
+    """
 
     def __init__(self, rounds: int, trials: int, threads: Sequence[int]) -> None:
         self.rounds = rounds
@@ -58,25 +61,30 @@ class Turns(Callback):
         self.chosen: Counter[tuple[str, int]] = Counter()
         self.cost: list[float] = []
         self.order: list[tuple[str, int]] = []
+        self.first: dict[tuple[str, int], float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See which engines there are."""
         self.order = [(name, count) for count in self.threads for name in pl_module.engine.candidates if name != "Threaded" or count == 1]
-        self.seconds = {setting: [] for setting in self.order}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Take the next setting."""
-        name, count = self.order[batch_idx % len(self.order)]
-        if batch_idx >= len(self.order) * (self.rounds + 1):
-            trainer.should_stop = True
-        pl_module.engine.chosen = name
+        kept = [*self.seconds] or self.order
+        self.now = self.order[batch_idx] if batch_idx < len(self.order) else kept[batch_idx % len(kept)]
+        pl_module.engine.chosen, count = self.now
         torch.set_num_threads(count)
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the time of a round; the first of each setting warms up."""
-        if batch_idx >= len(self.order):
-            self.seconds[self.order[batch_idx % len(self.order)]].append(time.perf_counter() - self.start)
+        """Note the time of a round; the first of each setting warms up, and says whether there are more of it."""
+        taken = time.perf_counter() - self.start
+        if batch_idx < len(self.order):
+            self.first[self.now] = taken
+            if batch_idx + 1 == len(self.order):
+                self.seconds = {setting: [] for setting, one in self.first.items() if one <= 4 * min(self.first.values())}
+            return
+        self.seconds[self.now].append(taken)
+        trainer.should_stop = all(len(found) >= self.rounds for found in self.seconds.values())
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Choose again, as at the start of a run."""
@@ -115,9 +123,12 @@ def measure(name: str, rounds: int, trials: int, processes: int) -> str:
 
 def table(title: str, processes: int, turns: Turns) -> str:
     """Return the lines of a workload: a round's median seconds by each setting, and how the choices compare with the best."""
-    medians = {setting: statistics.median(found) for setting, found in turns.seconds.items()}
+    medians = {setting: statistics.median(turns.seconds.get(setting) or [one]) for setting, one in turns.first.items()}
     best = min(medians, key=lambda setting: medians[setting])
-    lines = [f"**{title}**, {processes} process{'es' if processes > 1 else ''}, {len(turns.seconds[best])} rounds of each", ""]
+    lines = [
+        f"**{title}**, {processes} process{'es' if processes > 1 else ''}, {turns.rounds} rounds of each (one, where that was far behind)",
+        "",
+    ]
     lines += ["| engine | threads | milliseconds a round | speed, of the best | chosen |", "|---|---|---|---|---|"]
     for (name, count), median in medians.items():
         times = turns.chosen[name, count]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedlight.clients import Algorithm, Auto, FedAvg, FedProx, LocalModel, Scaffold
-from fedlight.clients.auto import FAR, MARGIN, NAMES, PASSES, choose, race, time_threads
+from fedlight.clients.auto import FAR, MARGIN, NAMES, PASSES, THREAD_PASSES, choose, race, time_threads
 from fedlight.modules import MLP
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_engine import tasks
@@ -102,8 +102,8 @@ def test_a_trial_takes_a_time_with_each_engine_and_leaves_no_trace(network: Call
 def test_a_slow_client_takes_three_steps_of_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedlight.clients.auto.CLIENT", 0.0)
     Counting.calls, model = 0, local_model(Counting(6, 3))
-    time_threads(model, FedAvg(lr=0.1, batch_size=1, epochs=50), lambda count: tasks(model)[:count], (1,))
-    assert Counting.calls <= 2 + 3 * PASSES
+    time_threads(model, FedAvg(lr=0.1, batch_size=1, epochs=50), lambda count: tasks(model)[:count], 2)
+    assert 0 < Counting.calls <= 2 + 2 * 3 * THREAD_PASSES
 
 
 class Counting(nn.Linear):
@@ -129,9 +129,19 @@ def test_timers_take_turns_until_one_is_far_behind() -> None:
     assert race({name: timer(name) for name in times}) == {"a": 1.0, "c": 1.1 * FAR}
 
 
+def test_more_threads_count_by_their_slowest_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for each other stand still whenever somebody else takes a core."""
+    times = {1: iter([3.0, 2.0, 4.0, 2.5]), 2: iter([9.0, 1.0, 1.8, 1.2])}
+    monkeypatch.setattr("fedlight.clients.auto._steps", lambda *arguments: 3)
+    monkeypatch.setattr("fedlight.clients.auto.seconds_of", lambda *arguments: next(times[torch.get_num_threads()]))
+    assert time_threads(local_model(), MANY, lambda count: [], 2) == (2.0, 1.8)
+    assert torch.get_num_threads() == 1
+
+
 def test_threads_are_put_back_after_a_trial() -> None:
     model = local_model()
-    assert list(time_threads(model, MANY, lambda count: tasks(model)[:count], (1, 2))) == ["1", "2"]
+    one, two = time_threads(model, MANY, lambda count: tasks(model)[:count], 2)
+    assert 0 < one < math.inf and 0 < two < math.inf
     assert torch.get_num_threads() == 1
 
 
