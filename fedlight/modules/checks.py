@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def check_parts(network: nn.Module, loss: nn.Module | None, server_scheduler: ob
             f"Expected a `server_scheduler` of rounds but got {kind.__name__}, which waits for a metric: choose another, such as "
             "CosineAnnealingLR"
         )
+
+
+def check_trained(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise ``ConfigurationError`` if what is trained has changed since the server's optimizer was made, which codecs go by as well."""
+    stepped = {id(parameter) for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in network.named_parameters():
+        if optimizers and parameter.numel() and parameter.requires_grad != (id(parameter) in stepped):
+            what = "begun" if parameter.requires_grad else "ceased"
+            raise ConfigurationError(
+                f"Expected the same parameters to be trained from the start but {name} has {what} to be, as by `on_fit_start` or "
+                f"`on_train_start` of {type(network).__name__}: do it in `__init__`, `setup` or `configure_model`"
+            )
 
 
 def check_batches(module: FederatedRun, model: LocalModel) -> None:

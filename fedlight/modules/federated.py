@@ -38,6 +38,7 @@ from fedlight.modules.checks import (
     begin_ledger,
     check_algorithm,
     check_parts,
+    check_trained,
     chosen_codec,
     start_privacy,
     upload_codec,
@@ -279,6 +280,7 @@ class FederatedModule(Forwarding):
 
     def _connect(self) -> None:
         """Make both sides of the rounds of the network as it is now."""
+        check_trained(self.network, self.trainer.optimizers)
         sides = Sides(self)
         self.server, self._connection = sides.server, sides.clients
 

@@ -269,3 +269,19 @@ def test_a_number_that_no_round_hands_on_is_told_once():
     with pytest.warns(UserWarning, match="Training changes `share` of Annealed.*`register_buffer`") as told:
         federated(Annealed())
     assert sum("Training changes" in str(warning.message) for warning in told) == 1
+
+
+def freezes(self):
+    self.body.requires_grad_(False)
+
+
+def adds(self):
+    self.more = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start"])
+@pytest.mark.parametrize(("change", "message"), [(freezes, "body.weight has ceased to be"), (adds, "more.weight has begun to be")])
+def test_what_is_trained_is_known_before_a_fit_starts(hook, change, message):
+    with pytest.raises(ConfigurationError, match=f"{message}.*do it in `__init__`, `setup` or `configure_model`"):
+        federated(type("Late", (Habit,), {hook: change})())
+    federated(type("Early", (Habit,), {"configure_model": lambda self: hasattr(self, "more") or change(self)})())
