@@ -51,7 +51,7 @@ REFUSED: Mapping[str, str] = {
     "backward": "choose the local step with `algorithm`",
     "optimizer_step": "choose the local step with `algorithm`, or its rate with a schedule",
     "optimizer_zero_grad": "choose the local step with `algorithm`",
-    "configure_gradient_clipping": "choose the local step with `algorithm` (such as FedAvg with `max_grad_norm`)",
+    "configure_gradient_clipping": "call `self.clip_gradients` in `on_before_optimizer_step`, or choose FedAvg with `max_grad_norm`",
     "lr_scheduler_step": "return one of torch's schedules, which every round takes up where the last one ended",
     "configure_sharded_model": "make the layers in `configure_model`",
     "automatic_optimization": "return the loss from `training_step`",

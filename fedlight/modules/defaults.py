@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -13,12 +14,18 @@ _VALIDATIONS = 10  # in a run, where nobody says how many
 _EVERY_N_STEPS = 50  # Lightning's default
 
 
+_OF_BATCHES = ("Using ModelCheckpoint with manual optimization", "Total length of `list` across ranks is zero")
+# Warnings of Lightning's that advise what makes no sense for rounds: a checkpoint between them, loaders where there is nothing to evaluate.
+
+
 def suit_rounds(trainer: Trainer) -> None:
     """Put what a Trainer was not told otherwise on rounds: log every round, validate ten times a run, show rounds in the bar.
 
     A round is no batch: it takes seconds, and the endless epoch has no end to validate at. What was set is left: an interval of
     validation, another `log_every_n_steps` than Lightning's 50, a bar of one's own.
     """
+    for sentence in _OF_BATCHES:
+        warnings.filterwarnings("ignore", message=sentence)
     settings: Any = trainer
     if settings.log_every_n_steps == _EVERY_N_STEPS:
         settings.log_every_n_steps = 1

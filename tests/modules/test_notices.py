@@ -103,6 +103,15 @@ def test_what_a_users_module_would_take_for_a_clients_is_told(flags, sentence):
         trainer(2, **flags).fit(fedlight.federate(BoringModel(), num_clients=2))
 
 
+def test_no_advice_that_is_meant_for_batches(recwarn, tmp_path):
+    class WithoutEvaluation(BoringModel):
+        val_dataloader = LightningModule.val_dataloader
+
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    trainer(2, callbacks=[saver], enable_checkpointing=True, **ALL).fit(fedlight.federate(WithoutEvaluation(), num_clients=2))
+    assert not told(recwarn, "manual optimization") and not told(recwarn, "Total length")
+
+
 def test_what_is_looked_for_in_the_wrong_place_or_given_twice_names_the_right_one():
     with pytest.raises(AttributeError, match="'layer' is one of its BoringModel: read it from `FederatedModule.module`"):
         trainer(1, callbacks=[Reading()]).fit(fedlight.federate(BoringModel(), num_clients=2))
