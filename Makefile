@@ -1,6 +1,8 @@
 # Everything runs in $(VENV), which is made on first use and brought up to date whenever pyproject.toml changes.
 PYTHON ?= python3
 VENV ?= .venv
+# CONSTRAINTS=constraints.txt installs the versions that the tests were last run with, else the newest ones.
+CONSTRAINTS ?=
 BIN := $(VENV)/bin
 TEST_ENV := $(VENV)/.installed-test
 DEV_ENV := $(VENV)/.installed-dev
@@ -48,6 +50,6 @@ clean: ## remove caches and build outputs; the environment, data and logs stay
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(TEST_ENV) $(DEV_ENV) $(DOCS_ENV): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+$(TEST_ENV) $(DEV_ENV) $(DOCS_ENV): $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@

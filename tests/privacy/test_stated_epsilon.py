@@ -46,7 +46,8 @@ class Late(Clients):
         if not requests or requests[0].stage != UNMASKING:
             yield from self.simulated.exchange(requests)
             return
-        adversary, replies = copy.deepcopy(self.aggregator.last.server), list(self.simulated.exchange(requests))
+        adversary, replies = copy.copy(self.aggregator.last.server), list(self.simulated.exchange(requests))
+        adversary._unmasking, adversary.liars = {}, set()
         for reply in replies:
             adversary.collect_unmasking(reply.client, bytes(reply.payload))
         self.opened.append(adversary.total()[0])
