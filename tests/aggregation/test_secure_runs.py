@@ -13,7 +13,9 @@ import torch
 from fedlight.aggregation import AggregationSetting, SecureAggregator
 from fedlight.aggregation.base import TRAIN, Held
 from fedlight.aggregation.secure import Session, SumFormat
+from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
+from fedlight.aggregation.secure_aggregator import ADVERTISE_KEYS, UNMASKING
 from fedlight.callbacks import CodecRefresh, FederatedCallback
 from fedlight.clients import FedAvg
 from fedlight.codecs import (
@@ -36,8 +38,9 @@ from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
 from fedlight.modules import MLP
 from fedlight.rounds import CatchUp, Clients, StageDropOut
-from tests.federation import History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
+from tests.federation import Fixed, History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
+BAD = 3
 CLIENTS = 8  # of tests.federation.federated_data, everybody in every round
 
 
@@ -555,3 +558,57 @@ def test_every_session_is_bound_to_how_clients_train():
         {"weighting": "samples", "aggregator": Sessions(max_weight=1000)},
     ]
     assert len({sessions_of(**changes)[0][0].training for changes in settings}) == len(settings)
+
+
+class Forges(Clients):
+    """A wire on which one client's keys, or the shares that it reveals, are not what an honest client sends."""
+
+    def __init__(self, forge: str) -> None:
+        self.forge, self.keys = forge, {}
+
+    def attach(self, run):
+        self.simulated = run.simulated()
+        self.aggregator = run.aggregator
+        return self
+
+    @property
+    def session(self):
+        return self.aggregator.made[-1][0]
+
+    def exchange(self, requests):
+        for reply in self.simulated.exchange(requests):
+            if reply.payload and reply.stage == ADVERTISE_KEYS and self.forge != "a wrong share":
+                self._keys(reply)
+            elif reply.payload and reply.stage == UNMASKING and reply.client == BAD and self.forge == "a wrong share":
+                shares = wire.read_unmasking(self.session, bytes(reply.payload), BAD)
+                shares[0] = bytes([shares[0][0] ^ 1]) + shares[0][1:]
+                reply.payload = wire.write_unmasking(self.session, BAD, shares)
+            yield reply
+
+    def _keys(self, reply):
+        session = self.session
+        keys = self.keys[reply.client] = wire.read_keys(session, bytes(reply.payload), reply.client)
+        if reply.client == BAD:
+            forged = replace(keys, mask=bytes(32) if self.forge == "a key of low order" else self.keys[0].mask)
+            signature = self.aggregator.identities.of(BAD).sign(forged.signed(session, BAD))
+            reply.payload = wire.write_keys(session, BAD, replace(forged, signature=signature))
+
+    def settle(self, key, counted):
+        self.simulated.settle(key, counted)
+
+
+@pytest.mark.parametrize("forge", ["a key of low order", "a copied key", "a wrong share"])
+def test_one_bad_client_costs_nobody_else_the_round(forge, caplog):
+    """Whose keys cannot be used is left out; whose shares are wrong is named, and the others' shares open the sum."""
+    spy, history = Spy(), History()
+    module = federated(codec=learned(), aggregator=Sessions(), clients=Forges(forge))
+    cohort = [*range(CLIENTS)]
+    trainer(1, logger=history, callbacks=[spy, pretraining()]).fit(module, datamodule=federated_data(sampler=Fixed(cohort)))
+    assert history.rounds("round/attempts") == {0: 1.0} and history.rounds("round/dropped") == {0: 1.0}
+    counted = cohort if forge == "a wrong share" else [client for client in cohort if client != BAD]
+    honest = Spy()
+    others = federated(codec=learned(), aggregator=SecureAggregator(CLIENTS))
+    trainer(1, callbacks=[honest, pretraining()]).fit(others, datamodule=federated_data(sampler=Fixed(counted)))
+    assert torch.equal(spy.totals[0], honest.totals[0]) and torch.equal(weights_of(module), weights_of(others))
+    said = {"a key of low order": "low order", "a copied key": "in use already", "a wrong share": "the share that it revealed"}[forge]
+    assert f"client {BAD} was dropped" in caplog.text and said in caplog.text
