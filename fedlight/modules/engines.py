@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.algorithms import Memory
-from fedlight.clients.auto import NAMES, THREADS_MARGIN, Auto, choose, time_threads
+from fedlight.clients.auto import CROWD, NAMES, THREADS_MARGIN, Auto, choose, time_threads
 from fedlight.clients.engine import ClientTask
 from fedlight.clients.local_model import LocalModel
 from fedlight.core.cores import cores_of_a_process
@@ -85,11 +85,14 @@ class Threads(Callback):
 def choose_threads(run: FederatedRun) -> int | None:
     """Return the number of CPU threads for the run's clients, alike in all processes; None where torch's own choice stays.
 
-    It stays for a user's own LightningModule, whose steps cannot be tried, and on a GPU.
+    It stays on a GPU, and for a large LightningModule, whose steps cannot be tried; a small one takes one thread: more make it hardly
+    faster, and many times slower where another program wants a core.
     """
     most = min(torch.get_num_threads(), cores_of_a_process())
-    if most == 1 or run.trainer.strategy.root_device.type != "cpu" or isinstance(run.network, LightningModule):
+    if most == 1 or run.trainer.strategy.root_device.type != "cpu":
         return None
+    if isinstance(run.network, LightningModule):
+        return 1 if run.layout.dim <= CROWD else None
     model = run.local_model(run.data.augmentation)
     with run.trainer.precision_plugin.forward_context():
         one, several = time_threads(model, run.algorithm, partial(trial_tasks, run, model), most)

@@ -16,6 +16,7 @@ from fedlight.clients import Auto, FedAvg, Scaffold, Sequential, Threaded, Vecto
 from fedlight.codecs import PowerSGDCodec, TopKCodec
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.data import Dirichlet
+from fedlight.modules.engines import choose_threads
 from tests.federation import FEATURES, federated, federated_data, learned, mlp, run, trainer, weights_of
 from tests.processes import in_two_processes
 
@@ -223,3 +224,19 @@ def test_two_processes_choose_alike(tmp_path: Any) -> None:
 
     first, second = in_two_processes(work, tmp_path)
     assert first == second and first
+
+
+@pytest.mark.parametrize(("width", "threads"), [(8, 1), (200_000, None)], ids=["small", "large"])
+def test_a_small_lightning_module_takes_one_thread(width: int, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps cannot be tried, and more threads stand still whenever another program wants a core."""
+
+    class Own(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, width)
+
+    module = federated(Own())
+    module.trainer = trainer(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("fedlight.modules.engines.cores_of_a_process", lambda: 2)
+    assert choose_threads(module) == threads
