@@ -293,7 +293,10 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"fedlight.{name}")
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from fedlight.console.names import did_you_mean
+
+        near = "" if name.startswith("__") else did_you_mean(name, (*__all__, *_SUBPACKAGES))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
     if name in _MODULES:
         home = import_module(f"fedlight.{_MODULES[name]}")
     else:

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunBoard, RunSummary
 from fedlight.callbacks.label import run_label
-from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE
+from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE, summarize
 from fedlight.clients.auto import Auto, engine_name
 from fedlight.compare.plan import drop_codec
 from fedlight.console.values import check_ckpt_path, check_threads
@@ -250,7 +250,8 @@ class FederatedCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         summaries = [callback.summary for callback in callbacks if isinstance(callback, RunSummary)]
-        return (summaries[0] if summaries else {}), self.trainer.log_dir
+        writes = summaries or self.trainer.checkpoint_callbacks
+        return (summaries[0] if summaries else summarize(self.trainer, self.model)), self.trainer.log_dir if writes else None
 
     def _become_baseline(self) -> None:
         """Rebuild model, data and Trainer from the same configuration without the codec."""

@@ -61,7 +61,7 @@ def _command(args: list[str]) -> None:
     if args[0] == "doctor":
         from fedlight.console.doctor import command as doctor
 
-        return doctor()
+        return doctor(args[1:])
     if args[0] in ("node", "flower"):
         from fedlight.flower.commands import main as deploy  # without Lightning
 

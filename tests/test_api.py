@@ -91,6 +91,8 @@ def test_every_public_name_is_shown_and_resolves():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'fedlight' has no attribute 'FedAverage'"):
         fedlight.FedAverage  # noqa: B018
+    with pytest.raises(AttributeError, match="did you mean TransformCodec"):
+        fedlight.TransfromCodec  # noqa: B018
 
 
 def test_what_people_use_of_the_subpackages_is_at_the_top():

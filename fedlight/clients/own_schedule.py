@@ -107,7 +107,12 @@ def configured(returned: Any, owner: str) -> tuple[Optimizer, list[LocalSchedule
     schedules += [one["lr_scheduler"] for one in found if isinstance(one, dict) and one.get("lr_scheduler") is not None]
     found = [one.get("optimizer") if isinstance(one, dict) else one for one in found]
     found = [one for one in found if one is not None]
-    kinds = ", ".join(type(one).__name__ for one in found) or "none"
+    if not found:
+        raise ConfigurationError(
+            f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but it returns none: return one, or set "
+            "`algorithm`, such as FedAvg, which has its own"
+        )
+    kinds = ", ".join(type(one).__name__ for one in found)
     if len(found) != 1 or not isinstance(found[0], Optimizer):
         raise ConfigurationError(
             f"Expected `configure_optimizers` of {owner} to return one optimizer for the clients but got {kinds}: federate each network "

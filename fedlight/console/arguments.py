@@ -23,14 +23,14 @@ class Given:
     """What was given to a subcommand.
 
     Attributes:
-        files: configurations, each a name and its settings, in order.
+        files: configurations, each a path and its settings, in order.
         settings: (dotted name, value) of the options, in order.
         missing: names of options without a value.
         loose: what belongs to no option.
         asks_for_help: whether there is an option that prints something and ends.
     """
 
-    files: list[tuple[str, Tree]] = field(default_factory=list)
+    files: list[tuple[Path, Tree]] = field(default_factory=list)
     settings: list[tuple[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
@@ -87,14 +87,14 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _file(value: str) -> list[tuple[str, Tree]]:
+def _file(value: str) -> list[tuple[Path, Tree]]:
     if not value:
         return []
     if value.lstrip().startswith("{") or "\n" in value:
         tree = _parsed(value)
-        return [("the configuration given", tree)] if isinstance(tree, dict) else []
+        return [(Path("the configuration given"), tree)] if isinstance(tree, dict) else []
     path = find(value)
-    return [(path.name, read_yaml(path))]
+    return [(path, read_yaml(path))]
 
 
 def read_yaml(path: Path) -> Tree:

@@ -13,7 +13,7 @@ from typing import Any
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
 from fedlight.console.catalogue import Arguments
-from fedlight.console.configs import shipped
+from fedlight.console.configs import require_command, shipped
 from fedlight.console.foreign import exists, lightning_classes, names_in
 from fedlight.console.names import did_you_mean
 from fedlight.core.errors import ConfigurationError, require
@@ -77,8 +77,9 @@ def check(args: Sequence[str]) -> None:
     for name in given.missing:
         if "bool" not in (annotation_of(subcommand, name) or "bool"):
             raise ConfigurationError(f"Expected a value after --{name} but got none")
-    for name, tree in given.files:
-        _Checker(f" in {name}").keys(scope, tree, "")
+    for path, tree in given.files:
+        require_command(path, subcommand, _SETTINGS)
+        _Checker(f" in {path.name}").keys(scope, tree, "")
     tree = given.tree()
     _Checker("").keys(scope, tree, "")
     if subcommand in _SETTINGS:

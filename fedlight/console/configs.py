@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from fedlight.console.names import did_you_mean
@@ -77,6 +78,18 @@ def summary(path: Path) -> str:
     return " ".join(line.removeprefix("# ") for line in lines).partition(". ")[0].removesuffix(".")
 
 
+def command_of(path: Path) -> str:
+    """Return the subcommand that a shipped configuration is for, as the comment it begins with has it."""
+    return next(iter(re.findall(rf"^#   fedlight (\w+) --config configs/{path.name}", path.read_text(), re.MULTILINE)), "fit")
+
+
+def require_command(path: Path, subcommand: str, other: Collection[str]) -> None:
+    """Raise ``ConfigurationError`` for a shipped configuration of another kind of command: one of ``other`` has options of its own."""
+    meant = command_of(path) if path.absolute() in shipped().values() else subcommand
+    if meant != subcommand and {meant, subcommand} & set(other):
+        raise ConfigurationError(f"{path.stem} is for `fedlight {meant} --config {path.stem}`, not for `fedlight {subcommand}`")
+
+
 def command(args: Sequence[str]) -> None:
     """Run `fedlight configs`: list the shipped configurations, or copy those named.
 
@@ -90,8 +103,10 @@ def command(args: Sequence[str]) -> None:
     if not given.names:
         known = shipped()
         width = max(map(len, known), default=0)
-        print("\n".join(f"{name:{width}}  {summary(path)}" for name, path in known.items()))
-        print("\nRun one with `fedlight fit --config NAME`, copy one to edit it with `fedlight configs NAME`.")
+        for what in dict.fromkeys(("fit", "compare", "audit", *map(command_of, known.values()))):
+            print(f"For `fedlight {what} --config NAME`:")
+            print("\n".join(f"  {name:{width}}  {summary(path)}" for name, path in known.items() if command_of(path) == what) + "\n")
+        print("Copy one to edit it with `fedlight configs NAME`.")
         return
     files = [find(name) for name in given.names]
     target = Path(given.to).expanduser()

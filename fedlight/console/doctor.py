@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from fedlight.console.configs import folder, shipped
+from fedlight.console.parser import OneSentence
+from fedlight.subcommands import SUBCOMMANDS
 
+_OF_DEVELOPERS = ("dev", "test")  # extras
 _DATA = {
     "MNIST": "MNIST/raw",
     "CIFAR-10": "cifar-10-batches-py",
@@ -57,7 +60,7 @@ def report() -> Iterator[tuple[str, str]]:
     wanted = requirements()
     wrong = shortfall(wanted[""])
     yield "requirements", "; ".join(wrong) + ": pip install --upgrade fedlight" if wrong else "all there"
-    for extra in sorted(set(wanted) - {""}):
+    for extra in sorted(set(wanted) - {"", *_OF_DEVELOPERS}):
         wrong = shortfall([one for one in wanted[extra] if one.name != "fedlight"])
         yield f"extra {extra}", "; ".join(wrong) + f": pip install 'fedlight[{extra}]'" if wrong else "all there"
     yield from _machine()
@@ -103,8 +106,13 @@ def _writable(place: Path) -> str:
     return f"{place.absolute()}" + ("" if os.access(parent, os.W_OK) else ", which cannot be written: change the current folder")
 
 
-def command() -> None:
-    """Print the report."""
+def command(args: Sequence[str]) -> None:
+    """Print the report.
+
+    Raises:
+        ConfigurationError: if there are arguments: it takes none.
+    """
+    OneSentence("fedlight doctor", description=SUBCOMMANDS["doctor"]).parse_args(args)
     lines = list(report())
     width = max(len(what) for what, _ in lines)
     for what, how in lines:

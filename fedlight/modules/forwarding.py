@@ -142,7 +142,9 @@ class Forwarding(FederatedRun):
         """Return the callbacks that the user's module brings, and one that tells the data module of exceptions."""
         found: Any = self._own.configure_callbacks() if self._own is not None else []
         callbacks: list[Callback] = list(found) if isinstance(found, (list, tuple)) else [found]
-        return [*callbacks, *([_OnException(self._user_data)] if isinstance(self._user_data, LightningDataModule) else [])]
+        data, given = self._user_data, self.trainer.callbacks  # type: ignore[attr-defined]
+        told = any(isinstance(callback, _OnException) and callback.data is data for callback in given)  # since an earlier stage
+        return [*callbacks, *([_OnException(data)] if isinstance(data, LightningDataModule) and not told else [])]
 
     def on_fit_end(self) -> None:
         """Call the user's own hook."""

@@ -74,7 +74,12 @@ def silent_flags(trainer: Trainer, validates: bool, own: bool = False) -> list[s
     by_time = getattr(given, "_val_check_time_interval", None) is not None
     never = (isinstance(interval, float) and endless) or (isinstance(interval, int) and 0 < rounds < interval)
     never = never and not by_time
-    if validates and never and given.limit_val_batches:
+    if validates and never and given.limit_val_batches and isinstance(interval, int):
+        told.append(
+            f"`trainer.max_steps` ({rounds}) is below `trainer.val_check_interval` ({interval}): nothing will be validated; set "
+            "`trainer.val_check_interval` to fewer rounds"
+        )
+    elif validates and never and given.limit_val_batches:
         told.append(
             "Nothing will be validated, because a federated run is one endless epoch: set `trainer.val_check_interval` to a number of "
             "rounds and `trainer.check_val_every_n_epoch` to None"

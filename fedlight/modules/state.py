@@ -52,7 +52,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.state.fn == "fit" and trainer.max_steps < 0 and not _stops_otherwise(trainer):
         raise ConfigurationError(
             "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
-            "Set e.g. `--trainer.max_steps 100` and leave `trainer.max_epochs` alone"
+            "Set e.g. `--trainer.max_steps 100`, or `Trainer(max_steps=100)`, and leave `trainer.max_epochs` alone"
         )
 
 

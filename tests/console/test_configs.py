@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedlight.compare.plan import read_base
+from fedlight.console.check import check
 from fedlight.console.configs import command, find, folder, shipped, with_files
 from fedlight.core.errors import ConfigurationError
 
@@ -60,6 +61,23 @@ def test_all_are_listed_with_a_sentence(capsys):
     for name in shipped():
         line = next(line for line in lines if line.split()[:1] == [name])
         assert len(line.split()) > 4
+
+
+def test_they_are_listed_by_command(capsys):
+    command([])
+    for part in capsys.readouterr().out.split("For `fedlight ")[1:]:
+        what, _, names = part.partition(" --config NAME`:\n")
+        listed = [line.split()[0] for line in names.partition("\n\n")[0].splitlines()]
+        assert listed and all((name.partition("_")[0] == what) == (what != "fit") for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "name", "meant"),
+    [("fit", "compare_digits", "compare"), ("compare", "digits", "fit"), ("audit", "compare_digits", "compare")],
+)
+def test_one_of_another_command_is_told_its_own(subcommand, name, meant):
+    with pytest.raises(ConfigurationError, match=f"^{name} is for `fedlight {meant} --config {name}`"):
+        check([subcommand, "--config", name])
 
 
 def test_copies_are_made_and_nothing_is_overwritten(tmp_path, capsys):

@@ -30,10 +30,17 @@ def test_the_report_says_how_to_add_a_missing_extra(monkeypatch, capsys):
 
     known = metadata.version
     monkeypatch.setattr(doctor.metadata, "version", version)
-    doctor.command()
+    doctor.command([])
     lines = {" ".join(line.split()[:2]): line for line in capsys.readouterr().out.splitlines()}
+    assert "extra privacy" in lines and not {"extra dev", "extra test"} & {*lines}
     assert lines["extra plot"].endswith("matplotlib is missing: pip install 'fedlight[plot]'")
     assert known("fedlight") in next(line for what, line in lines.items() if what.startswith("fedlight "))
+
+
+def test_help_is_no_report(capsys):
+    with pytest.raises(SystemExit):
+        doctor.command(["--help"])
+    assert "usage: fedlight doctor" in (shown := capsys.readouterr().out) and "torch threads" not in shown
 
 
 @pytest.mark.parametrize(("named", "expected"), [(True, "has MNIST; "), (False, "./data; FEDLIGHT_DATA is not set) does not exist")])

@@ -55,7 +55,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "accumulate_grad_batches": (["--trainer.accumulate_grad_batches", "2"], "`trainer.accumulate_grad_batches` 1 but got 2.*batch_size"),
     "half precision": (["--trainer.precision", "16-true"], "`trainer.precision` 32-true.*got 16-true"),
     "double precision": (["--trainer.precision", "64-true"], "`trainer.precision` 32-true.*got 64-true"),
-    "no number of rounds": (["--trainer.max_steps", "-1"], "`trainer.max_steps` .*it is not set.*--trainer.max_steps 100"),
+    "no number of rounds": (["--trainer.max_steps", "-1"], "it is not set.*--trainer.max_steps 100`, or `Trainer\\(max_steps=100"),
     "epochs for rounds": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"], "`trainer.max_steps`"),
     "batch size 0": ([ALGORITHM, "FedAvg", f"{ALGORITHM}.steps", "1", f"{ALGORITHM}.batch_size", "0"], "`batch_size` >= 1 but got 0"),
     "epochs and steps": (

@@ -170,6 +170,12 @@ def test_no_logger(fedlight, tmp_path, capsys):
     assert not list(tmp_path.rglob("events.*")) and not list(tmp_path.rglob("metrics.csv"))
 
 
+def test_neither_logger_nor_checkpoints_ends_with_figures_and_names_no_folder(fedlight, tmp_path, capsys):
+    fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false")
+    shown = capsys.readouterr().out
+    assert "test accuracy" in shown and "this run:" not in shown
+
+
 def test_no_checkpoints(fedlight, tmp_path):
     fedlight("fit", tmp_path, "--trainer.max_steps", "2", "--trainer.enable_checkpointing", "false")
     assert not list(tmp_path.rglob("*.ckpt"))

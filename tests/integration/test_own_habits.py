@@ -248,7 +248,7 @@ class WithoutTraining(Habit):
         (WrongInterval, ConfigurationError, "a schedule with the `interval` 'epoch' or 'step' but got 'batch'"),
         (ChangingSparse, ConfigurationError, "to leave links as it is, or dense, because it is torch.sparse_coo.*persistent=False"),
         (WithoutTraining, DataError, "WithoutTraining: expected a train_dataloader.*with your own module"),
-        (NoOptimizer, ConfigurationError, "one optimizer for the clients but got none.*set `algorithm`"),
+        (NoOptimizer, ConfigurationError, "one optimizer for the clients but it returns none.*set `algorithm`"),
     ],
 )
 def test_what_no_step_can_be_made_of_is_refused(kind, error, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -46,6 +48,17 @@ def test_boring_model_is_trained(data):
     before = own.loss(own(x)).item()
     fit(fedlight.federate(own, data, num_clients=4), rounds=10)
     assert own.loss(own(x)).item() < 0.6 * before
+
+
+def test_a_test_after_a_fit_overrides_no_callback(caplog):
+    trainer = fit(fedlight.federate(LitClassifier(), Points(), num_clients=6), rounds=1)
+    lightnings = logging.getLogger("lightning.pytorch")
+    lightnings.addHandler(caplog.handler)
+    try:
+        trainer.test(trainer.lightning_module, verbose=False)
+    finally:
+        lightnings.removeHandler(caplog.handler)
+    assert "will override" not in caplog.text
 
 
 def test_three_lines_train_a_classifier():

@@ -58,7 +58,11 @@ def told(recwarn, sentence: str) -> int:
 def test_a_run_that_shows_nothing_says_so_once_and_names_the_flag(flags, expected, recwarn, tmp_path):
     runner = trainer(2, default_root_dir=tmp_path, **flags)
     runner.fit(federated(), datamodule=federated_data())
-    sentences = ("Nothing will be validated", "saves nothing, because nothing is validated", "No round will be logged")
+    sentences = (
+        "max_steps` (2) is below `trainer.val_check_interval` (3): nothing",
+        "saves nothing, because nothing is validated",
+        "No round will be logged",
+    )
     assert [told(recwarn, sentence) for sentence in sentences] == expected
     assert told(recwarn, "set `trainer.val_check_interval`") == sum(expected[:2])
 
