@@ -44,7 +44,8 @@ A step is a round. A run is named after what differs: `digits/transform-35x/0`.
 - **HParams**: settings, and the five results that matter.
 
 `metrics.csv` in a run's folder has the same figures by the names in the second column, one row a logged round. Callbacks such as
-`EarlyStopping` monitor these names.
+`EarlyStopping` monitor these names. A run from Python with Lightning's own logger writes to `lightning_logs/version_<number>`, with
+these names as tags; with [`RunBoard`](../tutorials/own_module.md#keep-the-run) it has the tags, text and images of this page.
 
 **What a simulation sees** and a real server would not begins with `sim/`. It never feeds back into training. Secure aggregation leaves it
 out unless asked.
