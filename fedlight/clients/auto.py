@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -81,7 +82,8 @@ class Auto(Engine):
         for engine in possible:
             name = type(engine).__name__
             try:
-                with untouched_generators([device] if device.type == "cuda" else []):
+                with untouched_generators([device] if device.type == "cuda" else []), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     engine.check(make_model, algorithm, data, personal, device)
             except Exception as error:  # a network may fail in any way where it is run in a way that it was not made for
                 log.debug("%s cannot train this run: %s", name, error)
@@ -155,7 +157,8 @@ def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, more: in
 def seconds_of(engine: Engine, model: LocalModel, algorithm: Algorithm, tasks: Sequence[ClientTask]) -> float:
     """Return the seconds in which an engine trains clients whose results nobody takes; infinity if it has no memory or fails."""
     device = model.weights.device
-    with untouched_generators([device] if device.type == "cuda" else []):
+    with untouched_generators([device] if device.type == "cuda" else []), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an engine that is not chosen; the run says those of its own
         start = time.perf_counter()
         try:
             for _ in engine.train(model, algorithm, tasks, 0):
