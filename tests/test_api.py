@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import get_type_hints
 
 import jsonargparse
+import numpy as np
 import pytest
+import torch
 
 import fedlight
+from fedlight.modules.checks import MODULE_KINDS
 from fedlight.modules.federate import ModuleSettings
 from tests.federation import environment
-from tests.own import LitClassifier
+from tests.own import LitClassifier, Points
 
 PACKAGES = ("aggregation", "callbacks", "clients", "codecs", "data", "metrics", "modules", "privacy", "rounds", "servers")
 
@@ -118,6 +121,44 @@ def test_federate_takes_the_arguments_of_the_module_and_their_types():
     expected = get_type_hints(fedlight.FederatedModule.__init__)
     assert get_type_hints(ModuleSettings) == {name: expected[name] for name in ModuleSettings.__annotations__}
     assert all(arguments[name].default is not inspect.Parameter.empty for name in ModuleSettings.__annotations__)
+
+
+def test_every_argument_has_a_kind():
+    assert [*MODULE_KINDS] == [*inspect.signature(fedlight.FederatedModule).parameters]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"network": LitClassifier}, r"`network` to be a Module but got the class LitClassifier: call it, LitClassifier\(\.\.\.\)"),
+        ({"data": Points}, r"`data` to be a LightningDataModule or .* got the class Points: call it, Points\("),
+        ({"codec": fedlight.TransformCodec}, r"`codec` to be a Codec but got the class TransformCodec: call it, TransformCodec\("),
+        ({"codec": "TransformCodec"}, r"`codec` to be a Codec but got 'TransformCodec': give fedlight\.TransformCodec\("),
+        ({"algorithm": 3}, "`algorithm` to be an Algorithm but got 3"),
+        ({"engine": fedlight.IID()}, "`engine` to be an Engine but got an object of IID"),
+        ({"clients": 20}, "`clients` to be a Clients but got 20; did you mean num_clients?"),
+        ({"loss": torch.nn.functional.mse_loss}, "`loss` to be a Module but got an object of function"),
+        ({"num_clients": "20"}, "`num_clients` to be a whole number but got '20'$"),
+        ({"seed": None}, "`seed` to be a whole number but got None"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(given, message):
+    with pytest.raises(fedlight.ConfigurationError, match=message):
+        fedlight.federate(**{"network": LitClassifier(), "data": Points(), **given})
+
+
+def test_numbers_of_numpy_and_classes_of_optimizers_are_of_their_kind():
+    fedlight.federate(LitClassifier(), Points(), num_clients=np.int64(4), server_optimizer=torch.optim.SGD)
+
+
+def test_a_misspelt_argument_is_told_the_nearest():
+    with pytest.raises(TypeError, match=r"^There is no argument num_client of federate; did you mean num_clients\?$"):
+        fedlight.federate(LitClassifier(), Points(), num_client=20)
+
+
+def test_a_data_module_given_as_a_class_is_named():
+    with pytest.raises(fedlight.ConfigurationError, match="`datamodule` .* got the class Points: call it"):
+        fedlight.LightningData(Points)
 
 
 def test_jsonargparse_reads_the_typed_arguments_of_federate():

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from fedlight.core.errors import DataError, refuse_other_lightning
+from fedlight.core.errors import DataError, refuse_other_lightning, require_kinds
 from fedlight.data.arrays import Arrays
 from fedlight.data.labels import read_labels, shown_labels
 from fedlight.data.order import order_of
@@ -42,6 +42,7 @@ class LightningData(DataSource):
 
     def __init__(self, datamodule: LightningDataModule | LightningModule, labels: Callable[[Any], Any] | None = None) -> None:
         refuse_other_lightning("datamodule", datamodule)
+        require_kinds(locals(), {"datamodule": LightningDataModule | LightningModule, "labels": Callable | None})  # type: ignore[dict-item]
         self.datamodule = datamodule
         self.labels = labels
         self.loader: DataLoader[Any] | None = None  # the training loader, once it is loaded

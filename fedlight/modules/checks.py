@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MetricCollection
 
-from fedlight.aggregation import AggregationSetting
+from fedlight.aggregation import AggregationSetting, Aggregator
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import LocalModel
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
-from fedlight.core.errors import ConfigurationError, refuse_other_lightning
+from fedlight.core.errors import ConfigurationError, Kinds, refuse_other_lightning
 from fedlight.core.export import load_codec
 from fedlight.core.layout import float_buffers
 from fedlight.core.progress import progress
@@ -32,8 +35,34 @@ from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
 from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
 from fedlight.privacy.ledger import JOURNAL
+from fedlight.rounds import Availability, Clients, Downlink
 
 log = logging.getLogger(__name__)
+
+MODULE_KINDS: Kinds = {
+    "network": nn.Module,
+    "codec": Codec | None,
+    "codec_path": str | Path | None,
+    "algorithm": Algorithm | None,
+    "engine": Engine | None,
+    "loss": nn.Module | None,
+    "server_optimizer": Callable,  # type: ignore[dict-item]
+    "server_scheduler": Callable | None,  # type: ignore[dict-item]
+    "privacy": PrivacyMechanism | None,
+    "downlink": Downlink | None,
+    "aggregator": Aggregator | None,
+    "clients": Clients | None,
+    "weighting": str,
+    "availability": Availability | None,
+    "batch_norm": str,
+    "metrics": Mapping | MetricCollection | None,
+    "min_clients": Integral,
+    "max_attempts": Integral,
+    "client_memory_mb": Real,
+    "sim_every": Integral,
+    "seed": Integral,
+}
+"""What the arguments of a FederatedModule have to be."""
 
 
 def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanism | None) -> Codec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal, TypedDict, Unpack
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -12,8 +13,9 @@ from torchmetrics import Metric, MetricCollection
 
 from fedlight.aggregation import Aggregator
 from fedlight.clients import Algorithm, Engine
+from fedlight.console.names import did_you_mean
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, Kinds, refuse_other_lightning, require_kinds
 from fedlight.data import IID, ClientSampler, FederatedDataModule, LightningData, Partitioner, Uniform
 from fedlight.modules.federated import FederatedModule
 from fedlight.privacy import PrivacyMechanism
@@ -45,6 +47,18 @@ class ModuleSettings(TypedDict, total=False):
     seed: int
 
 
+_KINDS: Kinds = {
+    "network": nn.Module,
+    "data": LightningDataModule | LightningModule | None,
+    "num_clients": Integral,
+    "cohort_size": Integral,
+    "partitioner": Partitioner | None,
+    "sampler": ClientSampler | None,
+    "proxy_samples": Integral | None,
+    "labels": Callable | None,  # type: ignore[dict-item]
+}
+
+
 def federate(
     network: nn.Module,
     data: LightningDataModule | None = None,
@@ -70,8 +84,14 @@ def federate(
         **settings: Other arguments of FederatedModule, such as `codec`, `algorithm`, `loss` and `seed`.
 
     Raises:
-        ConfigurationError: if there is no data, or an argument is out of range, or one that a FederatedDataModule has itself.
+        ConfigurationError: if there is no data, or an argument is of another kind, out of range, or one that a FederatedDataModule has
+            itself.
+        TypeError: if there is no argument of such a name.
     """
+    refuse_other_lightning("data", data)
+    require_kinds(locals(), _KINDS)
+    for name in settings.keys() - ModuleSettings.__annotations__.keys():
+        raise TypeError(f"There is no argument {name} of federate{did_you_mean(name, (*_KINDS, *ModuleSettings.__annotations__))}")
     module = FederatedModule(network, **settings)
     if isinstance(data, FederatedDataModule):
         asked = (num_clients, cohort_size) != (20, 10) or any(part is not None for part in (partitioner, sampler, proxy_samples, labels))

@@ -27,13 +27,14 @@ from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
 from fedlight.core.checkpoint import RUN
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_kinds
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.modules.checkpoints import CLIENTS, keep_clients_apart
 from fedlight.modules.checks import (
+    MODULE_KINDS,
     aggregation_setting,
     begin_ledger,
     check_algorithm,
@@ -108,7 +109,8 @@ class FederatedModule(Forwarding):
         seed: Seed of everything that clients draw.
 
     Raises:
-        ConfigurationError: if an argument is out of range, or (before training) does not go with the data, the codec or the Trainer.
+        ConfigurationError: if an argument is of another kind or out of range, or (before training) does not go with the data, the codec
+            or the Trainer.
         RoundFailedError: if no attempt at a round had enough usable clients.
     """
 
@@ -136,6 +138,7 @@ class FederatedModule(Forwarding):
         sim_every: int = 10,
         seed: int = 0,
     ) -> None:
+        require_kinds(locals(), MODULE_KINDS)
         super().__init__()
         if min_clients < 1 or max_attempts < 1 or sim_every < 0:
             raise ConfigurationError(
