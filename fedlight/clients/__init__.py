@@ -7,7 +7,7 @@ from fedlight.clients.engine import ClientTask, Engine, Sequential, Vectorized
 from fedlight.clients.feddyn import FedDyn
 from fedlight.clients.fednova import FedNova
 from fedlight.clients.local_model import LocalModel, Objective
-from fedlight.clients.own_optimizer import ClientOptimizer, default_algorithm
+from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.clients.proxy import record_bank
 from fedlight.clients.qfedavg import QFedAvg
 from fedlight.clients.scaffold import Scaffold
@@ -39,6 +39,5 @@ __all__ = [
     "Sequential",
     "Threaded",
     "Vectorized",
-    "default_algorithm",
     "record_bank",
 ]

@@ -12,8 +12,9 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from fedlight.aggregation import Aggregator, PlainAggregator
-from fedlight.clients import Algorithm, default_algorithm
+from fedlight.clients import Algorithm
 from fedlight.clients.local_model import LocalModel
+from fedlight.clients.own_optimizer import default_algorithm
 from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError, derives_from
