@@ -74,7 +74,9 @@ class RunBoard(TensorBoardLogger):
             return
         for events in sorted(earlier.glob("**/events.out.tfevents.*")):
             if events.parent.name in (earlier.name, BY_KILOBYTES):
-                target = Path(self.log_dir) / events.relative_to(earlier)
+                # TensorBoard reads files in the order of their names, which begin with the time: a zero comes before this run's own.
+                name = events.name.replace("tfevents.", "tfevents.0", 1)
+                target = Path(self.log_dir) / events.relative_to(earlier).with_name(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(events, target)
                 self._resumes = True

@@ -108,6 +108,7 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> str:
 def loss_settings(loss: nn.Module) -> str:
     """Return a loss as text, with the numbers and names among its attributes, which its own text may leave out."""
     plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
+    plain.pop("training", None)  # a checkpoint of a validated round is saved in evaluation mode
     return f"{describe_network(loss)}{describe(plain)}"
 
 

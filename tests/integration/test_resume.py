@@ -194,3 +194,21 @@ def test_a_finished_run_is_extended_by_raising_max_steps(tmp_path):
     fit(straight, 6)
     assert again.global_step == 6
     assert torch.equal(weights_of(extended), weights_of(straight))
+
+
+def test_a_finished_run_that_was_validated_last_goes_on_for_longer(tmp_path):
+    """Its checkpoint is saved when network and loss are in evaluation mode, which is no setting."""
+    options = (
+        "--trainer.val_check_interval",
+        "2",
+        "--data.val_fraction",
+        "0.1",
+        "--checkpoint.every_n_rounds",
+        "2",
+        "--model.codec",
+        CODEC,
+    )
+    invoke("fit", tmp_path, *options, "--trainer.max_steps", "2")
+    (first,) = run_folders(tmp_path)
+    invoke("fit", tmp_path, *options, "--trainer.max_steps", "3", "--ckpt_path", str(first / "checkpoints" / "last.ckpt"))
+    assert [json.loads((folder / "summary.json").read_text())["rounds"] for folder in run_folders(tmp_path)] == [2, 3]

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from fedlight.clients import ClientOptimizer
 from fedlight.clients.algorithms import Algorithm
 from fedlight.core.fingerprint import describe
-from fedlight.modules.state import network_settings
+from fedlight.modules.state import loss_settings, network_settings
 from tests.own import LitClassifier
 
 
@@ -68,3 +68,8 @@ def test_functions_within_lists_and_mappings_go_by_their_names(part):
 def test_a_networks_hyperparameters_are_settings():
     assert network_settings(LitClassifier(lr=0.1)) != network_settings(LitClassifier(lr=0.2))
     assert network_settings(LitClassifier(lr=0.1)) == network_settings(LitClassifier(lr=0.1))
+
+
+def test_a_loss_is_the_same_in_training_and_in_evaluation():
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    assert loss_settings(loss.train()) == loss_settings(loss.eval()) != loss_settings(torch.nn.CrossEntropyLoss())
