@@ -143,7 +143,10 @@ class NodeConfig:
                 f"Expected the configuration of this node but there is no file {path}: `fedlight flower init` writes one"
             )
         try:
-            given = dict(yaml.safe_load(path.read_text())["node"])
+            text = path.read_text()
+            if "LightningData" in text:
+                import fedlight.data.own  # noqa: F401 (Lightning: its short name is known once it is loaded)
+            given = dict(yaml.safe_load(text)["node"])
             for name in ("state", "identity", "directory"):
                 if given.get(name) is not None:
                     given[name] = str(path.parent / Path(given[name]).expanduser())

@@ -68,7 +68,7 @@ def init(folder: Path, nodes: Sequence[str], lab: bool) -> int:
 
     if not lab:
         write_app(folder / "app", nodes, "logs", Path("directory"))
-        print(f"{folder}/app: the app of the server. What else a deployment needs: docs/reference/deployment.md")
+        print(f"{folder}/app: the app of the server. What else a deployment needs: docs/tutorials/deploy.md, 'On four machines'")
         return 0
     write_lab(folder, nodes)
     print(NEXT.format(root=folder.absolute(), nodes=" ".join(nodes)))
@@ -81,7 +81,7 @@ Everything for one machine is in {root}. In four terminals:
   cd {root} && fedlight flower superlink --ssl-ca-certfile ca.crt --ssl-certfile superlink.crt --ssl-keyfile superlink.key \\
       --enable-supernode-auth --database state.db
   export FLWR_HOME={root}/flower && cd {root} && for n in {nodes}; do flwr supernode register keys/$n.node.pub lab --name $n; done
-  cd {root} && for n in {nodes}; do fedlight node $n.yaml & done; wait
+  cd {root} && ( for n in {nodes}; do fedlight node $n.yaml & done; wait )
   export FLWR_HOME={root}/flower && fedlight flower run {root}/app lab --stream
 
 TensorBoard: tensorboard --logdir {root}/logs"""

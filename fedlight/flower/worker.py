@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,6 +219,16 @@ class _StopError(BaseException):
         self.number = number
 
 
+def require_free(port: int) -> None:
+    """Raise ``ConfigurationError`` if another program listens on this port of 127.0.0.1."""
+    with socket.socket() as made:
+        made.settimeout(1)
+        if made.connect_ex(("127.0.0.1", port)) == 0:
+            raise ConfigurationError(
+                f"Expected a free port but {port} of 127.0.0.1 is in use, maybe by another node: set `flower.port` in node.yaml to another"
+            )
+
+
 def run_node(path: Path) -> int:
     """Run a node until it is stopped, and return the exit status: 0 after Ctrl-C, 143 after SIGTERM.
 
@@ -231,6 +242,7 @@ def run_node(path: Path) -> int:
     logging.getLogger("flwr").propagate = False  # it prints for itself
     path = path.expanduser().absolute()
     node, link = client.node_of(str(path)), Link.read(path)
+    require_free(link.port)
     node.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret, file = secrets.token_bytes(32), node.config.state / "worker.secret"
     file.unlink(missing_ok=True)
@@ -247,7 +259,7 @@ def run_node(path: Path) -> int:
     try:
         supervisor.look()
         worker = Worker(path, link, secret)
-        log.info("%s is ready for %s", node.config.name, link.superlink)
+        log.info("%s connects to %s", node.config.name, link.superlink)
         while True:
             supervisor.look()
             worker.look()

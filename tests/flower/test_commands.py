@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from fedlight.data import Everyone, FederatedDataModule
 from fedlight.deploy import NodeConfig
 from fedlight.flower.commands import main
 from fedlight.flower.files import write_lab
-from fedlight.flower.worker import Link, Supervisor
+from fedlight.flower.worker import Link, Supervisor, require_free
 from tests.federation import environment, heavy_imports
 
 NAMES = ["north", "south"]
@@ -117,3 +118,23 @@ def test_a_program_of_flower_gets_its_own_options(name, program, monkeypatch):
     monkeypatch.setattr("fedlight.flower.commands.offline", lambda command: become.append(command) or 0)
     assert main(["flower", name, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]) == 0
     assert become == [[*program, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]]
+
+
+def test_a_port_that_another_program_has_is_told_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"{port} of 127.0.0.1 is in use.*set `flower.port`"):
+            require_free(port)
+    require_free(port)
+
+
+@pytest.mark.slow
+def test_a_data_module_is_known_by_its_short_name_in_node_yaml(tmp_path: Path) -> None:
+    """In an interpreter that has not imported Lightning before."""
+    module = {"class_path": "lightning.pytorch.demos.boring_classes.BoringDataModule"}
+    source = {"class_path": "LightningData", "init_args": {"datamodule": module}}
+    node = {"name": "north", "state": "state", "data": {"class_path": "fedlight.deploy.OwnData", "init_args": {"source": source}}}
+    (tmp_path / "node.yaml").write_text(yaml.safe_dump({"node": node}))
+    code = "from pathlib import Path; from fedlight.deploy import NodeConfig; print(len(NodeConfig.read(Path('node.yaml')).data.load()[0]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "64", done.stderr[-2000:]
