@@ -38,6 +38,9 @@ POLL = 0.1
 AGAIN = 5.0
 """Seconds between two starts of a SuperNode."""
 
+LASTED = 60.0
+"""Seconds after which a SuperNode that still runs has joined: on a busy machine one that is refused takes half of them to say so."""
+
 REFUSED = 90.0
 """Seconds for which a SuperNode that exits at once is started again: a SuperLink refuses a crashed node's key for about a minute."""
 
@@ -103,7 +106,7 @@ class Supervisor:
         """
         now = time.monotonic()
         if self._process is not None and self._process.poll() is None:
-            if now - self._started > 20:
+            if now - self._started > LASTED:
                 self._refused = None
             return
         if now < self._next:
@@ -117,7 +120,7 @@ class Supervisor:
     def _ended(self, now: float) -> None:
         assert self._process is not None
         last = self.reason()
-        if now - self._started > 20:
+        if now - self._started > LASTED:
             self._refused = None
         self._refused = now if self._refused is None else self._refused
         hopeless = "CERTIFICATE_VERIFY_FAILED" in last
