@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from fedlight.core.errors import DataError, refuse_other_lightning, require_kinds
+from fedlight.core.errors import DataError
+from fedlight.core.kinds import refuse_other_lightning, require_kinds
 from fedlight.data.arrays import Arrays
 from fedlight.data.labels import read_labels, shown_labels
 from fedlight.data.order import order_of

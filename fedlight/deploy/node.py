@@ -19,7 +19,8 @@ from torch import Tensor
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
-from fedlight.core.errors import ConfigurationError, MessageError, derives_from, refuse_other_lightning
+from fedlight.core.errors import ConfigurationError, MessageError
+from fedlight.core.kinds import derives_from, refuse_other_lightning
 from fedlight.data.arrays import Arrays
 from fedlight.data.federated import FederatedData
 from fedlight.data.sampling import Everyone

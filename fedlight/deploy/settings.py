@@ -17,8 +17,9 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.own_optimizer import default_algorithm
 from fedlight.core.buffers import constants
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError, derives_from
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_from_config
+from fedlight.core.kinds import derives_from
 from fedlight.core.layout import Layout
 from fedlight.data.augment import Augmentation
 from fedlight.privacy import AccountingSetting, PrivacyMechanism

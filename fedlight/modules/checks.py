@@ -26,8 +26,9 @@ from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
-from fedlight.core.errors import ConfigurationError, Kinds, refuse_other_lightning
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
+from fedlight.core.kinds import Kinds, refuse_other_lightning
 from fedlight.core.layout import float_buffers
 from fedlight.core.progress import progress
 from fedlight.core.random import untouched_generators

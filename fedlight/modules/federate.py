@@ -15,7 +15,8 @@ from fedlight.aggregation import Aggregator
 from fedlight.clients import Algorithm, Engine
 from fedlight.console.names import did_you_mean
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError, Kinds, refuse_other_lightning, require_kinds
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.kinds import Kinds, refuse_other_lightning, require_kinds
 from fedlight.data import IID, ClientSampler, FederatedDataModule, LightningData, Partitioner, Uniform
 from fedlight.modules.federated import FederatedModule
 from fedlight.privacy import PrivacyMechanism

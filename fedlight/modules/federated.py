@@ -27,8 +27,9 @@ from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
 from fedlight.core.checkpoint import RUN
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError, require_kinds
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
+from fedlight.core.kinds import require_kinds
 from fedlight.core.layout import Layout
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
@@ -138,7 +139,7 @@ class FederatedModule(Forwarding):
         sim_every: int = 10,
         seed: int = 0,
     ) -> None:
-        require_kinds(locals(), MODULE_KINDS)
+        require_kinds(locals(), MODULE_KINDS, {"clients": "num_clients"})
         super().__init__()
         if min_clients < 1 or max_attempts < 1 or sim_every < 0:
             raise ConfigurationError(
