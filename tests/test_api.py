@@ -31,7 +31,7 @@ FOR_AUTHORS = {
     *("AccountingSetting", "AggregationSetting", "Arrays", "ClientTask", "Ledger", "LocalModel", "LocalResult", "Memory", "Objective"),
     *("Call", "ClientHost", "ClientUpdate", "Collector", "Download", "GlobalModel", "Held", "Reply", "ReplyFormat", "Request"),
     *("Sealer", "Server", "ServerState", "Simulated", "TRAIN", "Watch", "run_round"),
-    *("Partition", "Protection", "RunningSum", "accuracy_by_size", "build_arrays", "check_partition", "cosine", "explained"),
+    *("Partition", "RunningSum", "accuracy_by_size", "build_arrays", "check_partition", "cosine", "explained"),
     *("format_bytes", "record_bank", "relative_error", "spread", "standardize"),
 }
 

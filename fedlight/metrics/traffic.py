@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from operator import index
-
-from fedlight.core.errors import require
+from dataclasses import dataclass
 
 
 @dataclass
 class TrafficCounter:
     """Bytes sent since the run began, as Python integers: a float would lose bytes beyond 2^53.
-
-    What is counted must not be negative: each method raises ``ConfigurationError`` if it is.
 
     Args:
         uplink: bytes from clients, including handshakes.
@@ -24,9 +18,7 @@ class TrafficCounter:
         handshake_down: those in ``downlink``.
 
     >>> traffic = TrafficCounter()
-    >>> traffic.add_message(116)
-    >>> traffic.add_download(4_000)
-    >>> traffic.add_codec(1_000)
+    >>> traffic.add(up=116, messages=1, down=4_000, codec=1_000)
     >>> traffic.uplink, traffic.downlink, traffic.codec, round(traffic.ratio(1_000), 1)
     (116, 5000, 1000, 34.5)
     """
@@ -38,27 +30,14 @@ class TrafficCounter:
     handshake_up: int = 0
     handshake_down: int = 0
 
-    def add_message(self, n_bytes: int, messages: int = 1) -> None:
-        """Count one client's message of ``n_bytes``, or several messages of ``n_bytes`` in total."""
-        self.uplink += _count(n_bytes)
-        self.messages += _count(messages)
-
-    def add_download(self, n_bytes: int) -> None:
-        """Count ``n_bytes`` sent to a client that are not an encoder: the model, the masks, the codec's broadcast."""
-        self.downlink += _count(n_bytes)
-
-    def add_codec(self, n_bytes: int) -> None:
-        """Count an encoder of ``n_bytes`` sent to a client, as ``codec`` and as part of ``downlink``."""
-        self.add_download(n_bytes)
-        self.codec += _count(n_bytes)
-
-    def add_handshake(self, up: int, down: int) -> None:
-        """Count what secure aggregation sends in addition to masked codes, in both directions."""
-        up, down = _count(up), _count(down)
-        self.uplink += up
-        self.downlink += down
-        self.handshake_up += up
-        self.handshake_down += down
+    def add(self, up: int = 0, messages: int = 0, down: int = 0, codec: int = 0, handshake_up: int = 0, handshake_down: int = 0) -> None:
+        """Count bytes of codes ``up`` in so many messages, and bytes ``down``; those of encoders and of handshakes apart."""
+        self.uplink += up + handshake_up
+        self.messages += messages
+        self.downlink += down + codec + handshake_down
+        self.codec += codec
+        self.handshake_up += handshake_up
+        self.handshake_down += handshake_down
 
     @property
     def mean_message(self) -> float:
@@ -68,24 +47,3 @@ class TrafficCounter:
     def ratio(self, dim: int) -> float:
         """Return how many times smaller the mean message is than a float32 update ``[dim]``, 0 before the first message."""
         return 4 * dim / self.mean_message if self.messages else 0.0
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the counters by name."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore the counters from ``state_dict``.
-
-        Raises:
-            ConfigurationError: if a counter is missing, unknown or negative.
-        """
-        names = [counter.name for counter in fields(self)]
-        require(set(state) == set(names), f"Expected the counters {names} but got {sorted(state)}")
-        for name, value in {name: _count(state[name]) for name in names}.items():
-            setattr(self, name, value)
-
-
-def _count(n_bytes: int) -> int:
-    value = index(n_bytes)
-    require(value >= 0, f"Expected a number of bytes >= 0 but got {value}")
-    return value

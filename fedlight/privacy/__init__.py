@@ -5,6 +5,5 @@ from fedlight.privacy.distributed import DistributedDP
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.local import LocalDP
 from fedlight.privacy.mechanism import AccountingSetting, PrivacyMechanism
-from fedlight.privacy.protection import Protection
 
-__all__ = ["AccountingSetting", "AdaptiveClipping", "CentralDP", "DistributedDP", "Ledger", "LocalDP", "PrivacyMechanism", "Protection"]
+__all__ = ["AccountingSetting", "AdaptiveClipping", "CentralDP", "DistributedDP", "Ledger", "LocalDP", "PrivacyMechanism"]

@@ -6,7 +6,7 @@ the level of users: it covers all data of a client.
 
 Laws (``tests/privacy/test_contract.py``):
 
-1. Without noise, the output of ``Protection`` has norm at most ``clip``, in the units of the noise; a client whose
+1. Without noise, the output of ``protect`` has norm at most ``clip``, in the units of the noise; a client whose
    training failed sends a code of zeros.
 2. The noise of a round has the standard deviation in the ledger.
 3. Without ``simulation_seed`` all noise comes from the operating system's generator.
@@ -20,14 +20,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from fedlight.core.codec import Context, Encoder, Private
 from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
+from fedlight.privacy.clipping import clip_integers, clip_norm
 from fedlight.privacy.ledger import Ledger
 from fedlight.privacy.noise import NoiseSource, SeededNoise, SystemNoise, import_extra
-from fedlight.privacy.protection import Protection
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,20 @@ class PrivacyMechanism(ABC):
         """Return the broadcast: what clients must know before a round beyond the configuration."""
         return {}
 
-    def protection(self, encoder: Encoder, context: Context, private: Private, client: int, silent: bool = False) -> Protection:
-        """Return the transformation that a client applies to its code before packing; ``silent`` if it has no usable update."""
-        return Protection(self, encoder, context, private.generator, client, silent)
+    def protect(self, code: Tensor, encoder: Encoder, context: Context, private: Private, client: int) -> tuple[Tensor, bool]:
+        """Return a client's code ``[code_dim]``, clipped and with its share of the noise, and whether it was within the norm.
+
+        Integer codes become int64, float codes the format's type.
+        """
+        format, unit = encoder.format_at(context.step), encoder.common_step(context)
+        assert unit is not None, "refused before training"
+        bound, limit = float(context.broadcast.get("clip", self.clip)) / unit, 0
+        inside = bool(torch.isfinite(code).all()) and float(code.double().norm()) <= bound
+        if code.is_floating_point():
+            clipped = clip_norm(code.detach(), bound, getattr(format, "dtype", code.dtype))
+        else:
+            clipped, limit = clip_integers(code, bound, private.generator), (1 << (format.bits - 1)) - 1
+        return self.add_share(clipped, bound, limit, self.source(context, client)).to(code.device), inside
 
     def add_share(self, code: Tensor, bound: float, limit: int, source: NoiseSource) -> Tensor:
         """Return the clipped code with the client's own noise, if it adds any; ``bound`` and ``limit`` in the code's units."""

@@ -8,20 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError, require, require_least
 from fedlight.core.random import numpy_generator
 
 STAGES = ("advertise_keys", "share_keys", "train", "consistency_check", "unmasking")
 """The stages of secure aggregation at which a client can fall silent."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An attempt at a round, the name of every random draw for it."""
-
-    seed: int
-    round: int
-    attempt: int
 
 
 class Availability(ABC):
@@ -36,12 +28,12 @@ class Availability(ABC):
         return False
 
     @abstractmethod
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the invited ``clients`` ``[cohort]`` that answer, int64, in order; ``work`` ``[cohort]`` is their number of samples."""
 
-    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, context: Context, stages: Sequence[str]) -> dict[int, str]:
         """Return, of each client that falls silent, the first of the aggregation's ``stages`` that it does not answer."""
-        present = set(self.present(clients, work, attempt).tolist())
+        present = set(self.present(clients, work, context).tolist())
         return {client: stages[0] for client in clients.tolist() if client not in present}
 
 
@@ -50,7 +42,7 @@ class Full(Availability):
 
     independent = True
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return all clients."""
         return clients
 
@@ -68,9 +60,9 @@ class DropOut(Availability):
         require(0 <= probability < 1, f"Expected `probability` in [0, 1) but got {probability}")
         self.probability = probability
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the clients that did not drop out."""
-        draws = [_stream(attempt, client, "drop-out").random() for client in clients.tolist()]
+        draws = [_stream(context, client, "drop-out").random() for client in clients.tolist()]
         return clients[np.array(draws) >= self.probability] if draws else clients
 
 
@@ -92,10 +84,10 @@ class Times:
         self.start = start
         require_least(self, spread=0, noise=0, start=0)
 
-    def seconds(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def seconds(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the time of each client, float64 ``[cohort]``."""
-        own = [numpy_generator(attempt.seed, client, "speed").normal() for client in clients.tolist()]
-        now = [_stream(attempt, client, "time").normal() for client in clients.tolist()]
+        own = [numpy_generator(context.seed, client, "speed").normal() for client in clients.tolist()]
+        now = [_stream(context, client, "time").normal() for client in clients.tolist()]
         slowness = np.exp(self.spread * np.array(own) + self.noise * np.array(now))
         return self.start + self.seconds_per_sample * work * slowness
 
@@ -115,9 +107,9 @@ class Deadline(Availability):
         self.seconds = seconds
         self.times = times or Times()
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the clients that answer in time."""
-        return clients[self.times.seconds(clients, work, attempt) <= self.seconds]
+        return clients[self.times.seconds(clients, work, context) <= self.seconds]
 
 
 class FirstToAnswer(Availability):
@@ -133,9 +125,9 @@ class FirstToAnswer(Availability):
         self.count = count
         self.times = times or Times()
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the fastest clients."""
-        first = np.argsort(self.times.seconds(clients, work, attempt), kind="stable")[: self.count]
+        first = np.argsort(self.times.seconds(clients, work, context), kind="stable")[: self.count]
         return clients[np.sort(first)]
 
 
@@ -192,14 +184,14 @@ class StageDropOut(Availability):
                 silent.setdefault(client, STAGES[stage])
         return silent
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the clients that send a code."""
-        silent = self.silent_from(clients, work, attempt, ("train",))
+        silent = self.silent_from(clients, work, context, ("train",))
         return np.array([client for client in clients.tolist() if client not in silent], dtype=np.int64)
 
-    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, context: Context, stages: Sequence[str]) -> dict[int, str]:
         """Return the stages as drawn; a stage that the aggregation does not have counts as the next one that it has."""
-        drawn = self.draw(attempt.round, attempt.attempt, clients.tolist(), attempt.seed)
+        drawn = self.draw(context.round, context.attempt, clients.tolist(), context.seed)
         found = {client: next((s for s in STAGES[STAGES.index(stage) :] if s in stages), None) for client, stage in drawn.items()}
         return {client: stage for client, stage in found.items() if stage is not None}
 
@@ -219,22 +211,22 @@ class Several(Availability):
         """Whether it holds for all parts."""
         return all(part.independent for part in self.parts)
 
-    def present(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt) -> np.ndarray:
+    def present(self, clients: np.ndarray, work: np.ndarray, context: Context) -> np.ndarray:
         """Return the clients that answer under all parts."""
         for part in self.parts:
-            left = part.present(clients, work, attempt)
+            left = part.present(clients, work, context)
             clients, work = left, work[np.isin(clients, left)]
         return clients
 
-    def silent_from(self, clients: np.ndarray, work: np.ndarray, attempt: Attempt, stages: Sequence[str]) -> dict[int, str]:
+    def silent_from(self, clients: np.ndarray, work: np.ndarray, context: Context, stages: Sequence[str]) -> dict[int, str]:
         """Return the earliest stage that any part names; who does not answer at all meets no further part."""
         silent: dict[int, str] = {}
         for part in self.parts:
             here = np.array([silent.get(client) != stages[0] for client in clients.tolist()], dtype=bool)
-            for client, stage in part.silent_from(clients[here], work[here], attempt, stages).items():
+            for client, stage in part.silent_from(clients[here], work[here], context, stages).items():
                 silent[client] = min(stage, silent.get(client, stage), key=list(stages).index)
         return silent
 
 
-def _stream(attempt: Attempt, client: int, purpose: str) -> np.random.Generator:
-    return numpy_generator(attempt.seed, attempt.round, attempt.attempt, client, purpose)
+def _stream(context: Context, client: int, purpose: str) -> np.random.Generator:
+    return numpy_generator(context.seed, context.round, context.attempt, client, purpose)

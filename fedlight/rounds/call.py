@@ -331,11 +331,15 @@ class Call:
                     reduce_total(seen.true, codec.encoder.dim, kind, device, kind)
                     seen.true.weight = self.codes.weight
         self.dropped_count += dropped
-        traffic, common, self._first_bytes = server.state.traffic, self._first_bytes, _PassBytes()
-        traffic.add_message(own.up, own.sent if first else 0)
-        traffic.add_download(common.down + own.down)
-        traffic.add_codec(common.codec + own.codec)
-        traffic.add_handshake(own.handshake_up, common.handshake_down + own.handshake_down)
+        common, self._first_bytes = self._first_bytes, _PassBytes()
+        server.state.traffic.add(
+            up=own.up,
+            messages=own.sent if first else 0,
+            down=common.down + own.down,
+            codec=common.codec + own.codec,
+            handshake_up=own.handshake_up,
+            handshake_down=common.handshake_down + own.handshake_down,
+        )
         self.uplink += own.up + own.handshake_up
 
     def _fail(self, error: MessageError) -> None:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedlight.aggregation.base import TRAIN, Aggregator
-from fedlight.core.codec import Codec, Key, State
+from fedlight.core.codec import Codec, Key
 from fedlight.core.errors import MessageError
 from fedlight.privacy import PrivacyMechanism
-from fedlight.rounds.availability import Attempt, Availability, Full
+from fedlight.rounds.availability import Availability, Full
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Reply, ReplyFormat, Request, Simulation
 from fedlight.rounds.reduce import gather
@@ -136,19 +136,16 @@ class Simulated(Clients):
 
     def settle(self, key: Key, counted: Collection[int]) -> None:
         """Have the host keep or forget what clients changed; every process keeps all of it, whoever ran them."""
-        self.host.settle(counted, self._gather if self.world > 1 else lambda states: states)
-
-    def _gather(self, states: dict[int, State]) -> dict[int, State]:
-        return dict(gather(list(states.items()))) if self.host.stateful else {}
+        shared = self.world > 1 and self.host.stateful
+        self.host.settle(counted, (lambda states: dict(gather(list(states.items())))) if shared else lambda states: states)
 
     def _invite(self, requests: Sequence[Request]) -> None:
         """Draw who answers, and which of the cohort this process runs."""
         context = requests[0].context
         cohort = np.array([request.client for request in requests], dtype=np.int64)
         work = np.array([self.work(client) for client in cohort.tolist()], dtype=np.int64)
-        attempt = Attempt(context.seed, context.round, context.attempt)
         self._key = context.key
-        self._silent = self.availability.silent_from(cohort, work, attempt, self.stages)
+        self._silent = self.availability.silent_from(cohort, work, context, self.stages)
         there = np.array([self._silent.get(client) != self.stages[0] for client in cohort.tolist()], dtype=bool)
         mine = balanced_shares(cohort[there], work[there], self.world)[self.rank]
         absent = cohort[~there][self.rank :: self.world]

@@ -317,9 +317,9 @@ class ClientHost:
         plain = update.update if update.usable else torch.zeros_like(update.update, dtype=torch.float32)
         code, inside = self.encode(encoder, plain, context, private), None
         if self.privacy is not None:
-            protection = self.privacy.protection(encoder, context, private, client, silent=not update.usable)
-            code = protection(code)
-            inside = protection.inside if self.privacy.sends_bits else None
+            code = code if update.usable else torch.zeros_like(code)
+            code, within = self.privacy.protect(code, encoder, context, private, client)
+            inside = within if self.privacy.sends_bits else None
         return self.sealer.seal(client, code, update.weight, request.payload, held), inside, code
 
 

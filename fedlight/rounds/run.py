@@ -23,7 +23,7 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
     for attempt in range(server.max_attempts):
         if not server.affordable:
             return None
-        call = server.call(number, attempt)
+        call = Call(server, number, attempt)
         while not call.over:
             with closing(clients.exchange(call.requests)) as replies:  # closed on any error: nobody goes on training
                 for reply in replies:

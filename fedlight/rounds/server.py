@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class ServerState:
             "rounds": self.rounds,
             "decoder": self.decoder,
             "algorithm": self.algorithm,
-            "traffic": self.traffic.state_dict(),
+            "traffic": asdict(self.traffic),
             "settled": dict(self.settled),
             "extras": sorted(self.extras),
         }
@@ -92,7 +92,7 @@ class ServerState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.rounds, self.decoder, self.algorithm = state["rounds"], dict(state["decoder"]), dict(state["algorithm"])
-        self.traffic.load_state_dict(state["traffic"])
+        self.traffic = TrafficCounter(**state["traffic"])
         self.settled = {client: (key[0], key[1]) for client, key in state["settled"].items()}
         self.extras = set(state["extras"])
 
@@ -177,10 +177,6 @@ class Server:
         """Return the current model, with what else training has changed in it."""
         model = self.model.read()
         return replace(model, extras=self.model.extras(sorted(self.state.extras))) if self.state.extras else model
-
-    def call(self, number: int, attempt: int) -> Call:
-        """Begin an attempt at a round."""
-        return Call(self, number, attempt)
 
     def finish(self, call: Call) -> bool:
         """Take the server's step, if the attempt has an aggregate that can be trusted; return whether it was taken."""

@@ -57,8 +57,9 @@ def send(privacy: PrivacyMechanism, codec: Codec, update: torch.Tensor, client: 
     """Return what the server reads of one client, in the units of the update."""
     context = Context(round=number, broadcast=codec.decoder.broadcast({}) | privacy.broadcast())
     private = Private(torch.Generator().manual_seed(client))
-    protection = privacy.protection(codec.encoder, context, private, client, silent)
-    message = codec.encoder.message(protection(codec.encoder.encode(update, context, private)), context)
+    code = codec.encoder.encode(update, context, private)
+    code, _ = privacy.protect(torch.zeros_like(code) if silent else code, codec.encoder, context, private, client)
+    message = codec.encoder.message(code, context)
     unit = codec.encoder.common_step(context)
     assert unit is not None
     return codec.decoder.read_message(message, context).double() * unit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError
-from fedlight.rounds.availability import STAGES, Attempt, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
+from fedlight.rounds.availability import STAGES, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
 
 CLIENTS, WORK = np.arange(200), np.full(200, 100)
 MODELS = {
@@ -20,7 +21,7 @@ MODELS = {
     "so many, at stages": lambda: StageDropOut(clients=60),
     "several, with stages": lambda: Several([DropOut(0.3), StageDropOut(train=0.3)]),
 }
-NOW = Attempt(1, 2, 0)
+NOW = Context(1, 2, 0)
 
 
 @pytest.fixture(params=MODELS)
@@ -37,7 +38,7 @@ def test_those_that_answer_are_invited_and_in_order(availability):
 def test_the_draw_is_named_by_seed_round_and_attempt(availability):
     first = availability.present(CLIENTS, WORK, NOW).tolist()
     assert availability.present(CLIENTS, WORK, NOW).tolist() == first
-    for other in (Attempt(1, 3, 0), Attempt(1, 2, 1), Attempt(2, 2, 0)):
+    for other in (Context(1, 3, 0), Context(1, 2, 1), Context(2, 2, 0)):
         assert (availability.present(CLIENTS, WORK, other).tolist() == first) == isinstance(availability, Full)
 
 
@@ -57,7 +58,7 @@ def test_whoever_is_not_present_falls_silent_before_its_code_and_nobody_else_doe
 
 
 def test_the_share_that_drops_out_is_the_probability():
-    sizes = [len(DropOut(0.3).present(CLIENTS, WORK, Attempt(1, number, 0))) for number in range(20)]
+    sizes = [len(DropOut(0.3).present(CLIENTS, WORK, Context(1, number, 0))) for number in range(20)]
     assert abs(np.mean(sizes) / 200 - 0.7) < 5 * np.sqrt(0.21 / 4000)
 
 
@@ -69,7 +70,7 @@ def test_the_first_to_answer_are_the_fastest():
 
 
 def test_speed_belongs_to_the_client_and_more_work_takes_longer():
-    a, b = (Times(noise=0).seconds(CLIENTS, WORK, Attempt(1, number, 0)) for number in (0, 5))
+    a, b = (Times(noise=0).seconds(CLIENTS, WORK, Context(1, number, 0)) for number in (0, 5))
     assert np.array_equal(a, b) and len(set(a.tolist())) == 200
     assert (Times().seconds(CLIENTS, 2 * WORK, NOW) > Times().seconds(CLIENTS, WORK, NOW)).all()
 

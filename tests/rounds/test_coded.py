@@ -19,7 +19,7 @@ from fedlight.core.entropy import TOP
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
-from fedlight.rounds import CatchUp, CodedModel, FullModel
+from fedlight.rounds import Call, CatchUp, CodedModel, FullModel
 from fedlight.rounds.coded import HEADER, Change, change_of, levels_of, read_change, unit_exponent, write_change
 from tests.codecs.test_contract import CODECS
 from tests.federation import federated, federated_data, run, trainer, weights_of
@@ -213,7 +213,7 @@ def test_nothing_accumulates() -> None:
     server, step = made.server, torch.linspace(-1, 1, len(made.weights))
     start, downlink = made.weights, made.server.downlink
     for number in range(30):
-        call = server.call(number, 0)
+        call = Call(server, number, 0)
         server.model.step(step, None)
         downlink.finished(call.current, call.context, call.codes, 1.0, server.model)
     assert downlink.chapters[-1].exponent == 0, "rounded to whole numbers: what is left of a step has less than 3/7 of its energy"

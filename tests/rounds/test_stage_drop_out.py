@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fedlight.aggregation import PlainAggregator, SecureAggregator
+from fedlight.core.codec import Context
 from fedlight.core.errors import ConfigurationError
 from fedlight.rounds import DropOut, Several, StageDropOut
-from fedlight.rounds.availability import STAGES, Attempt
+from fedlight.rounds.availability import STAGES
 
 
 def test_so_many_clients_fall_silent_in_every_cohort_at_stages_of_all_kinds():
@@ -53,7 +54,7 @@ def test_numbers_out_of_range_are_refused(changes):
 # -- as an availability ----------------------------------------------------------------------------------------------------
 
 
-COHORT, NOW = np.arange(300), Attempt(0, 3, 1)
+COHORT, NOW = np.arange(300), Context(0, 3, 1)
 WORK = np.ones(300, dtype=np.int64)
 EVERY_STAGE = StageDropOut(**dict.fromkeys(STAGES, 0.1))
 
@@ -67,7 +68,7 @@ def test_with_all_stages_clients_fall_silent_as_drawn_from_the_runs_seed_or_one_
     drawn = own.draw(NOW.round, NOW.attempt, COHORT.tolist())
     assert set(drawn.values()) == set(STAGES)
     for seed in (0, 1, 5):
-        now = Attempt(seed, NOW.round, NOW.attempt)
+        now = Context(seed, NOW.round, NOW.attempt)
         assert own.silent_from(COHORT, WORK, now, STAGES) == drawn
         assert (EVERY_STAGE.silent_from(COHORT, WORK, now, STAGES) == drawn) == (seed == 5)
 
