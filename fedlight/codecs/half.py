@@ -40,9 +40,6 @@ class HalfCodec(Codec):
     The error of an entry is at most 2^-11 of it, or 3e-8 if that is larger. Entries beyond +-65504 are clamped.
     """
 
-    def __init__(self) -> None:
-        pass
-
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the encoder."""
         return HalfEncoder(layout, CodeFormat(layout.dim, dtype=torch.float16))

@@ -37,9 +37,6 @@ class IdentityCodec(Codec):
     linear = True
     unbiased = True
 
-    def __init__(self) -> None:
-        pass
-
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the encoder."""
         return IdentityEncoder(layout, CodeFormat(layout.dim))

@@ -154,7 +154,10 @@ class TransformCodec(TwoSidedOptions):
         if self.correct_energy:
             correct_energy(self, self.decoder.stage(0), bank, self.relative)
         self.update_digest()
-        return {"coefficients": float(len(selection.order)), "factor_bytes": float(self.encoder.byte_size())}
+        return {
+            "coefficients": float(len(selection.order)),
+            "factor_bytes": float(sum(t.nbytes for t in self.encoder.state_dict().values())),
+        }
 
     def _sizes(self, matrices: Matrices, moments: TwoSidedMoments, kept: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Return energies ``[rounds]`` of an entry of mean codes and of clients' around them, in squared steps."""

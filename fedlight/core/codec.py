@@ -36,10 +36,9 @@ from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import HEADER, Format, Message, read_message, write_message
 
 State = dict[str, Any]
+Plan = dict[str, Any]
 Key = tuple[int, int]
 """An attempt: round and attempt number."""
-
-Plan = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,9 @@ class Context:
 
 @dataclass(frozen=True)
 class ServerContext(Context):
-    """What the server knows besides when it decodes a sum.
+    """What the server knows besides: how many codes were summed (the effective number, if weights differ), and ``noise``.
 
-    ``clients`` is how many codes were summed (the effective number, if weights differ); ``noise`` is the variance of the noise that
-    privacy put on every entry of their mean, in the code's own units.
+    That is the variance of the noise that privacy put on every entry of their mean, in the code's own units.
     """
 
     clients: float = 0
@@ -119,10 +117,6 @@ class CodecPart(nn.Module):
         """Return the format of a pass's codes: the same in every pass, unless the codec says otherwise."""
         return self.format
 
-    def byte_size(self) -> int:
-        """Bytes of the half's tensors: what a download of it weighs."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
-
 
 class Encoder(CodecPart, ABC):
     """The client's half."""
@@ -168,11 +162,7 @@ class Decoder(CodecPart, ABC):
         """
 
     def coordinates(self, update: Tensor) -> Tensor:
-        """Return the float code ``[..., code_dim]`` that decodes, without announcements, to what comes nearest to updates ``[..., dim]``.
-
-        Raises:
-            ConfigurationError: if the decoder is no linear map.
-        """
+        """Return the float code ``[..., code_dim]`` that a ``linear_map`` decodes to what comes nearest to updates ``[..., dim]``."""
         raise ConfigurationError(f"Expected a decoder that is a linear map, which {type(self).__name__} is not")
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
@@ -180,10 +170,7 @@ class Decoder(CodecPart, ABC):
         return math.inf
 
     def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
-        """Return what the server knows of a mean update ``[dim]`` that was decoded to ``aggregate``: for fitting the next codec to.
-
-        The aggregate itself, unless codes tell of what they leave out.
-        """
+        """Return what the server knows of a mean update ``[dim]``, to fit the next codec to: more, where codes tell what they leave out."""
         return aggregate
 
     def open(self, code: Tensor) -> Tensor:
@@ -198,37 +185,33 @@ class Decoder(CodecPart, ABC):
         return self.format_at(step).length
 
     def broadcast(self, state: State) -> State:
-        """Return the part of the server's state that every client is sent before a pass (its bytes are downlink)."""
+        """Return the part of the server's state that every client is sent before a pass."""
         return {}
 
     def record_lengths(self, mean_bytes: float, state: State) -> None:
-        """Take note of how long a round's messages were on average, header included; ``state`` is the server's own, changed in place.
-
-        Called after every pass, before ``decode``: where messages have a length of their own, the server steers it by what it announces.
-        """
+        """Take note, before ``decode``, of the mean length of a pass's messages: a server that steers it does so by what it announces."""
 
     def read_message(self, message: Message, context: Context, device: torch.device | str = "cpu") -> Tensor:
         """Return what the server adds up for one client's message, on ``device`` (the decoder's): not to be changed in place.
 
-        Raises:
-            MessageError: if the message is malformed or was meant for another round or codec.
+        Raises ``MessageError`` if the message is malformed or was meant for another round or codec.
         """
         format = self.format_at(context.step)
         code = format.unpack(read_message(message, format, context.round, self.fingerprint))
         return self.open(code.to(device))
 
-    def decode_sum(self, messages: Iterable[Message], weights: Iterable[int], context: Context, state: State) -> Tensor:
-        """Return the aggregated update ``[dim]`` of a cohort's messages. Needs no Lightning.
+    def decode_sum(
+        self, messages: Iterable[Message], weights: Iterable[int], context: Context, state: State, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return the aggregated update ``[dim]`` of a cohort's messages, on the decoder's ``device``. Needs no Lightning.
 
-        Raises:
-            ConfigurationError: if there is no message, or a weight is not positive.
-            MessageError: if a message is malformed or was meant for another round or codec.
+        Raises ``MessageError`` as ``read_message`` does, ``ConfigurationError`` for no message, or a weight below 1.
         """
         total, lengths = RunningSum(), 0
         for message, weight in zip(messages, weights, strict=True):
             if weight < 1:
                 raise ConfigurationError(f"Expected `weights` >= 1 but got {weight}")
-            total.add(self.read_message(message, context), weight)
+            total.add(self.read_message(message, context, device), weight)
             lengths += len(message)
         if not total.count:
             raise ConfigurationError("Expected at least one message but got none")
@@ -298,11 +281,7 @@ class Codec(ABC):
         return self.bound and (self.version > 0 or not self.needs_fit)
 
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
-        """Make both halves for updates of this layout.
-
-        Raises:
-            ConfigurationError: if the configuration cannot fit the layout, such as a code longer than the update.
-        """
+        """Make both halves for updates of this layout; raises ``ConfigurationError`` if a code would be longer than the update."""
         self.plan = self.make_plan(layout, None) if plan is None else plan
         self.encoder = self.make_encoder(layout, self.plan)
         self.decoder = self.make_decoder(layout, self.plan)
@@ -332,7 +311,7 @@ class Codec(ABC):
         return {}
 
     def references(self) -> dict[str, Codec]:
-        """Return codecs of the same code length that this one should be compared with after fitting, by name."""
+        """Return codecs of the same code length, by name, to compare this one with after fitting."""
         return {}
 
     def update_digest(self) -> None:
@@ -341,14 +320,22 @@ class Codec(ABC):
 
     def config(self) -> dict[str, Any]:
         """Return class path and constructor arguments, nested codecs included: enough to make the recipe again."""
-        names = [*inspect.signature(type(self)).parameters] if type(self).__init__ is not object.__init__ else []
-        values = {name: getattr(self, name) for name in names}
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {n: _plain(v) for n, v in values.items()}}
+        kind, arguments = type(self), self._arguments(lambda codec: codec.config())
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
     def unbound(self) -> Self:
         """Return a new codec of the same configuration, nested codecs included, that is bound to nothing."""
-        names = [*inspect.signature(type(self)).parameters] if type(self).__init__ is not object.__init__ else []
-        return type(self)(**{name: _unbound(getattr(self, name)) for name in names})
+        return type(self)(**self._arguments(lambda codec: codec.unbound()))
+
+    def _arguments(self, of: Callable[[Codec], Any]) -> dict[str, Any]:
+        """Return the constructor's arguments by name, with what ``of`` makes of nested codecs in their place."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [plain(item) for item in value]
+            return of(value) if isinstance(value, Codec) else value
+
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     def describe(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain data: configuration, layout, plan and version."""
@@ -406,14 +393,6 @@ def require_additive(codec: Codec, why: str) -> None:
         )
 
 
-def _unbound(value: Any) -> Any:
-    if isinstance(value, Codec):
-        return value.unbound()
-    if isinstance(value, (list, tuple)):
-        return [_unbound(item) for item in value]
-    return value
-
-
 def require_fixed_width(codec: Codec, why: str) -> None:
     """Raise ``ConfigurationError`` unless the codec's messages have one length, which ``why`` needs (such as "secure aggregation")."""
     if not codec.fixed_width:
@@ -421,11 +400,3 @@ def require_fixed_width(codec: Codec, why: str) -> None:
             f"Expected a codec whose messages have one length, which {why} needs, but those of {type(codec).__name__} are entropy-coded: "
             "choose TransformCodec, or QuantizeCodec in the place of EntropyCodec"
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Codec):
-        return value.config()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

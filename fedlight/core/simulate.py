@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fedlight.core.codec import Codec, Context, Private, ServerContext, State
+from fedlight.core.codec import Codec, Context, Private, State
 from fedlight.core.random import torch_generator
-from fedlight.core.running_sum import RunningSum
 from fedlight.core.wire import Message
 
 
@@ -36,21 +34,19 @@ def simulate_round(
     weights = [1] * len(updates) if weights is None else weights
     state: State = {} if server_state is None else server_state
     private_states: Sequence[State] = [{} for _ in updates] if client_states is None else client_states
+
+    def messages(context: Context) -> Iterator[Message]:
+        for client, (update, own) in enumerate(zip(updates, private_states, strict=True)):
+            generator = torch_generator(context.seed, context.round, context.attempt, client, "encode", context.step)
+            # In memory of its own, as a client's update lies: the rounding of some kernels depends on alignment.
+            message = codec.encoder.encode_message(update.clone(), context, Private(generator, own))
+            if on_message is not None:
+                on_message(context.step, client, message)
+            yield message
+
     reply: dict[str, Any] = {}
     for step in range(codec.passes):
         context = replace(context, step=step, broadcast={**codec.decoder.broadcast(state), **reply})
-        total, lengths = RunningSum(), 0
-        for client, (update, weight, own) in enumerate(zip(updates, weights, private_states, strict=True)):
-            generator = torch_generator(context.seed, context.round, context.attempt, client, "encode", step)
-            # In memory of its own, as a client's update lies: the rounding of some kernels depends on alignment.
-            message = codec.encoder.encode_message(update.clone(), context, Private(generator, own))
-            lengths += len(message)
-            if on_message is not None:
-                on_message(step, client, message)
-            with torch.no_grad():
-                total.add(codec.decoder.read_message(message, context, update.device), weight)
-        codec.decoder.record_lengths(lengths / len(updates), state)
-        with torch.no_grad():
-            result = codec.decoder.decode(total.mean(), ServerContext.of(context, total.effective_count), state)
-        reply = {"reply": result}
+        reply = {"reply": codec.decoder.decode_sum(messages(context), weights, context, state, updates.device)}
+    result: Tensor = reply["reply"]
     return result

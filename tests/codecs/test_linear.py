@@ -112,7 +112,7 @@ def test_fresh_directions_belong_to_the_round_whoever_draws_them_and_when(layout
 
 def test_fresh_directions_cost_no_download_and_both_halves_agree(layout: Layout) -> None:
     codec = LinearCodec(1, "random", "flat", 19, fresh=True).bind(layout)  # 133 = 7 * 19
-    assert codec.encoder.byte_size() == codec.decoder.byte_size() == 0
+    assert not codec.encoder.state_dict() and not codec.decoder.state_dict()
     update = torch.linspace(-1, 1, layout.dim)
     for round in (5, 3):  # at ratio 1 the basis is square: what one half encodes the other decodes exactly
         torch.testing.assert_close(simulate_round(codec, update[None], context=Context(round=round)), update, atol=1e-5, rtol=1e-5)
