@@ -16,10 +16,11 @@ from fedlight.core.random import numpy_generator
 from fedlight.data.arrays import Arrays, standardize
 from fedlight.data.augment import Augmentation
 from fedlight.data.holdout import HoldOut
-from fedlight.data.partition import Dirichlet, Partition, Partitioner
+from fedlight.data.partition import Dirichlet
+from fedlight.data.partitioner import Partitioner
 from fedlight.data.sampling import ClientSampler, Uniform
 from fedlight.data.sources import DataSource, Digits
-from fedlight.data.splits import client_by_client, split_holdout, stratified_choice
+from fedlight.data.splits import Partition, client_by_client, split_holdout, stratified_choice
 
 ROOT_VARIABLE = "FEDLIGHT_DATA"
 
@@ -165,10 +166,6 @@ class FederatedData:
         """Return the sorted client ids of a round's attempt, int64 ``[cohort]``: the same on every process."""
         return self.sampler.sample(self.num_population, self.seed, round, attempt)
 
-    def client_indices(self, client: int) -> np.ndarray:
-        """Return the positions in ``x`` and ``y`` of a client's training samples (without its hold-out), int64 ``[samples]``."""
-        return self.train_partition[client]
-
     def client_size(self, client: int) -> int:
         """Return the number of a client's training samples."""
         return len(self.train_partition[client])
@@ -183,17 +180,8 @@ class FederatedData:
         """Return a digest (16 hex digits) of data and splits: it differs if clients, proxy or test data would differ."""
         digest = hashlib.blake2b(digest_size=8)
         proxy = self.proxy_source.name if self.proxy_source is not None else ""
-        settings = (
-            self.source.name,
-            proxy,
-            self.hold_out,
-            self.client_holdout,
-            self.normalize,
-            self.seed,
-            self.num_classes,
-            self.input_shape,
-        )
-        digest.update(repr(settings).encode())
+        settings = (self.source.name, proxy, self.hold_out, self.client_holdout, self.normalize, self.seed)
+        digest.update(repr((*settings, self.num_classes, self.input_shape)).encode())
         for part in (self.partition, self.holdout):
             digest.update(part.order.tobytes())
             digest.update(part.offsets.tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,36 @@ from fedlight.data.sources import read_npz
 from fedlight.data.splits import Partition, check_partition
 
 
-class Natural(Partitioner):
+class _Given(Partitioner):
+    """Clients that the data has already, and that keep their samples."""
+
+    by_label = False
+
+    @abstractmethod
+    def found(self, client_ids: np.ndarray | None) -> int:
+        """Return how many there are."""
+
+    def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
+        """Return their number; ``num_clients`` must be None, 0 or that number."""
+        found = self.found(client_ids)
+        fits = num_clients in (None, 0, found)
+        require(fits, f"num_clients: the data has {found} clients of its own, got {num_clients}; set num_clients to null.")
+        return found
+
+    def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Refuse small clients."""
+        sizes = np.bincount(assignment[assignment >= 0], minlength=num_clients)
+        small = np.flatnonzero(sizes < self.min_samples)
+        if len(small):
+            raise ConfigurationError(
+                f"min_samples: expected at least {self.min_samples} samples per client after hold-outs, got {len(small)} smaller "
+                f"clients (client {small[0]} has {sizes[small[0]]}); hold out less, lower min_samples, or leave them out (Natural: "
+                "drop_small=true)."
+            )
+        return assignment
+
+
+class Natural(_Given):
     """The data's own clients, from the source's client ids; clients are numbered in sorted order of ids.
 
     Args:
@@ -22,27 +52,19 @@ class Natural(Partitioner):
         drop_small: Leave smaller clients out instead; their samples are not used.
     """
 
-    by_label = False
-
     def __init__(self, min_samples: int = 1, drop_small: bool = False) -> None:
         super().__init__(min_samples)
         self.drop_small = drop_small
 
-    def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
-        """Return the number of clients; ``num_clients`` must be None, 0 or that number."""
+    def found(self, client_ids: np.ndarray | None) -> int:
+        """Return the number of ids; raises ConfigurationError if all are dropped."""
         found = len(self._dense(client_ids)[1])
         require(found, f"min_samples: no client has {self.min_samples} samples, so drop_small leaves none; lower min_samples.")
-        if num_clients not in (None, 0, found):
-            raise ConfigurationError(f"num_clients: the data has {found} clients of its own, got {num_clients}; set num_clients to null.")
         return found
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, client_ids: np.ndarray | None) -> np.ndarray:
         """Return the position of every sample's id among the sorted ids, -1 if its client is dropped."""
         return self._dense(client_ids)[0]
-
-    def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Refuse small clients: given clients keep their samples."""
-        return refuse_small(assignment, num_clients, self.min_samples)
 
     def _dense(self, client_ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if client_ids is None:
@@ -52,7 +74,7 @@ class Natural(Partitioner):
         return np.where(keep, np.cumsum(keep) - 1, -1)[dense].astype(np.int64), ids[keep]
 
 
-class Explicit(Partitioner):
+class Explicit(_Given):
     """Clients given as lists of sample indices into the source's training set; unlisted samples are in no client.
 
     Held-out samples (proxy, validation) are removed from their lists. A file is ``.json`` (a list of lists, or an object
@@ -63,18 +85,14 @@ class Explicit(Partitioner):
         min_samples: Least number of samples per client; a smaller client is an error.
     """
 
-    by_label = False
-
     def __init__(self, clients: str | list[list[int]], min_samples: int = 1) -> None:
         super().__init__(min_samples)
         self.clients = clients
         self._read: Partition | None = None
 
-    def count_clients(self, samples: int, num_clients: int | None, client_ids: np.ndarray | None) -> int:
-        """Return the number of lists; ``num_clients`` must be None, 0 or that number."""
-        found = len(self._partition())
-        require(num_clients in (None, 0, found), f"num_clients: clients lists {found} clients, got {num_clients}; set num_clients to null.")
-        return found
+    def found(self, client_ids: np.ndarray | None) -> int:
+        """Return the number of lists."""
+        return len(self._partition())
 
     def client_ids(self, samples: int, natural: np.ndarray | None) -> np.ndarray:
         """Return the list of each of ``samples``, -1 for none; raises DataError on duplicates and wrong indices."""
@@ -88,26 +106,10 @@ class Explicit(Partitioner):
         """Return ``client_ids`` from the method `client_ids`, or those of the whole set if None."""
         return self.client_ids(len(labels), None) if client_ids is None else client_ids
 
-    def enforce(self, assignment: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Refuse small clients: given clients keep their samples."""
-        return refuse_small(assignment, num_clients, self.min_samples)
-
     def _partition(self) -> Partition:
         if self._read is None:
             self._read = read_lists(Path(self.clients)) if isinstance(self.clients, str) else from_lists(self.clients, "clients")
         return self._read
-
-
-def refuse_small(assignment: np.ndarray, num_clients: int, min_samples: int) -> np.ndarray:
-    """Return ``assignment`` (int64 ``[samples]``, -1 for none) if every client has ``min_samples``, else raise ConfigurationError."""
-    sizes = np.bincount(assignment[assignment >= 0], minlength=num_clients)
-    small = np.flatnonzero(sizes < min_samples)
-    if len(small):
-        raise ConfigurationError(
-            f"min_samples: expected at least {min_samples} samples per client after hold-outs, got {len(small)} smaller clients (client "
-            f"{small[0]} has {sizes[small[0]]}); hold out less, lower min_samples, or leave them out (Natural: drop_small=true)."
-        )
-    return assignment
 
 
 def read_lists(path: Path) -> Partition:

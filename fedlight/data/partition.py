@@ -7,11 +7,8 @@ import math
 import numpy as np
 
 from fedlight.core.errors import ConfigurationError, require
-from fedlight.data.natural import Explicit, Natural
 from fedlight.data.partitioner import Partitioner
-from fedlight.data.splits import Partition, check_partition, cut, shuffle_within
-
-__all__ = ["IID", "Dirichlet", "Explicit", "Natural", "Partition", "Partitioner", "QuantitySkew", "Shards", "check_partition"]
+from fedlight.data.splits import cut, shuffle_within
 
 _DRAWS = 10  # draws of Dirichlet before moving samples
 

@@ -18,10 +18,8 @@ import torch
 
 from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.random import numpy_generator
-from fedlight.data.arrays import Arrays, build_arrays, standardize
+from fedlight.data.arrays import Arrays, build_arrays
 from fedlight.data.splits import stratified_choice
-
-__all__ = ["ArrayFile", "Arrays", "DataSource", "Digits", "Torchvision", "WithClients", "build_arrays", "read_npz", "standardize"]
 
 
 class DataSource(ABC):

@@ -143,7 +143,7 @@ class Bench:
 
     def train(self, client: int) -> Tensor:
         """Return the update that a client sends."""
-        rows = torch.from_numpy(self.data.client_indices(client % self.data.num_population))[: self.setting.samples]
+        rows = torch.from_numpy(self.data.train_partition[client % self.data.num_population])[: self.setting.samples]
         self.model.load(self.start, self.model.buffers)
         return self.setting.algorithm.run(self.model, self.data.x[rows], self.data.y[rows], 0, torch_generator("benchmark", client)).update
 

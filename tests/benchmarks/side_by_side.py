@@ -142,7 +142,7 @@ def make_job(work: Workload, data: FederatedDataModule) -> Job:
     seed_everything(0, workers=True, verbose=False)
     network = work.network()
     plain = nn.Sequential(*(layer for layer in network.modules() if not list(layer.children())))
-    rows = torch.tensor([data.client_indices(client).tolist() for client in range(data.num_population)])
+    rows = torch.tensor([data.train_partition[client].tolist() for client in range(data.num_population)])
     assert torch.equal(network.eval()(data.x[:2]), plain.eval()(data.x[:2])), f"expected {work.title} to be a sequence of layers"
     cohorts = torch.tensor([data.cohort(number).tolist() for number in range(work.warm + work.rounds)])
     return Job(plain.train(), data.x[rows], data.y[rows], cohorts, LR, BATCH)

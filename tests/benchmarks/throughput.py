@@ -141,7 +141,7 @@ def plan_rounds(data: FederatedDataModule, rounds: int) -> list[list[ClientTurn]
 
     def task(number: int, client: int) -> ClientTurn:
         order = torch.randperm(SAMPLES, generator=torch_generator(0, number, 0, client, "batches"))
-        rows = torch.from_numpy(data.client_indices(client))[order]
+        rows = torch.from_numpy(data.train_partition[client])[order]
         return ClientTurn(rows, derive_seed(0, number, 0, client, "dropout"))
 
     return [[task(number, int(client)) for client in data.cohort(number)] for number in range(rounds)]

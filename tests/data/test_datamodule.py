@@ -88,7 +88,7 @@ def test_a_clients_data_is_a_part_of_memory_not_a_copy_whatever_is_held_out(numb
     for client in range(data.num_population):
         x, y = data.client_data(client)
         assert x.untyped_storage().data_ptr() == data.x.untyped_storage().data_ptr()
-        assert torch.equal(x, data.x[data.client_indices(client)]) and torch.equal(y, data.y[data.client_indices(client)])
+        assert torch.equal(x, data.x[data.train_partition[client]]) and torch.equal(y, data.y[data.train_partition[client]])
     with pytest.raises(IndexError, match="client"):
         data.client_data(data.num_population)
 

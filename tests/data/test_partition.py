@@ -170,7 +170,7 @@ def test_explicit_clients(kind, tmp_path):
     partitioner = Explicit(LISTS if kind == "list" else explicit_file(kind, tmp_path))
     partition = partitioner.partition(np.zeros(6, int), None, rng())
     assert [p.tolist() for p in partition] == [[0, 3], [1, 2, 5]]
-    with pytest.raises(ConfigurationError, match="lists 2 clients, got 3"):
+    with pytest.raises(ConfigurationError, match="2 clients of its own, got 3"):
         partitioner.partition(np.zeros(6, int), 3, rng())
 
 

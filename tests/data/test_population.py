@@ -56,7 +56,7 @@ def test_clients_are_views_on_one_array():
     data = population(Dirichlet(0.5))
     data.setup()
     for client in data.cohort(0).tolist():
-        rows = data.client_indices(client)
+        rows = data.train_partition[client]
         assert rows.base is data.train_partition.order
         x, y = data.client_data(client)
         assert x.untyped_storage().data_ptr() == data.x.untyped_storage().data_ptr()
@@ -71,7 +71,7 @@ def test_explicit_lists_become_one_array():
     lists = np.arange(SAMPLES).reshape(CLIENTS, 2).tolist()
     data = FederatedDataModule(Many(), Explicit(lists), None, Uniform(4), proxy_fraction=0.0)
     assert objects_made(data.setup) < 5_000
-    assert data.client_indices(7).base is data.train_partition.order
+    assert data.train_partition[7].base is data.train_partition.order
 
 
 def test_a_run_makes_objects_for_its_cohorts_only():

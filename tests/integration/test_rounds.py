@@ -123,7 +123,7 @@ def poisoned(*clients: int, value: float = float("nan")):
     data = federated_data()
     data.setup()
     for client in clients:
-        data.x[torch.from_numpy(data.client_indices(client))] = value
+        data.x[torch.from_numpy(data.train_partition[client])] = value
     return data
 
 

@@ -125,7 +125,7 @@ def test_a_second_fit_takes_the_same_engine() -> None:
 def test_a_client_that_is_not_finite_is_dropped_alone(engine: Any, caplog: pytest.LogCaptureFixture) -> None:
     data = federated_data()
     data.setup()
-    data.x[data.client_indices(3)[0]] = float("nan")
+    data.x[data.train_partition[3][0]] = float("nan")
     module = federated(engine=engine)
     spy = run(module, rounds=1, data=data)
     assert spy.clients[0] == [0, 1, 2, 4, 5, 6, 7]
