@@ -36,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write both files, synced, or after an error neither."""
-        path = _local(path)
+        path = local_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in checkpoint.items() if name != CLIENTS}
         if CLIENTS not in checkpoint:
@@ -53,7 +53,7 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return what a checkpoint holds, and what is in its file of clients if that is there."""
-        path = _local(path)
+        path = local_path(path)
         content = read_checkpoint(path, objects=weights_only is False)
         run = content.get(RUN)
         name = run.get(CLIENTS_FILE) if isinstance(run, dict) else None
@@ -63,7 +63,7 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete both files."""
-        path = _local(path)
+        path = local_path(path)
         path.unlink(missing_ok=True)
         _forget_clients(path)
 
@@ -127,6 +127,7 @@ def _forget_clients(path: Path, spare: Path | None = None) -> None:
                 other.unlink()
 
 
-def _local(path: Any) -> Path:
+def local_path(path: Any) -> Path:
+    """Return a checkpoint's path; Lightning would load a URL, and run code that it holds."""
     require("://" not in str(path), f"Expected checkpoints to be files of this machine but got {path}: give a folder, or a file in one")
     return Path(path)

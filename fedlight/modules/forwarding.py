@@ -10,8 +10,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedRun, section
+from fedlight.core.checkpoint import read_checkpoint
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.data import FederatedDataModule
+from fedlight.modules.checkpoints import local_path
 from fedlight.modules.task import Task
 from fedlight.modules.views import OwnTrainer, attach
 
@@ -212,15 +214,30 @@ class Forwarding(FederatedRun):
             data.load_state_dict(checkpoint[type(data).__qualname__])
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a module with a checkpoint's weights, made of `network` and the other arguments, which a checkpoint does not hold."""
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return a module with a checkpoint's weights, made of `network` and the other arguments, which a checkpoint does not hold.
+
+        Raises:
+            ConfigurationError: if the checkpoint is damaged, no file of this machine or holds objects, or `network` is missing.
+        """
         require(
             "network" in kwargs,
             "Expected `network`, which a checkpoint holds the weights of but not the class, but got none: "
             f"{cls.__name__}.load_from_checkpoint(path, network=MyModule()).module, or MyModule.load_from_checkpoint(path) for a "
             "LightningModule of your own",
         )
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        path = local_path(checkpoint_path)
+        objects = weights_only is False
+        read_checkpoint(path, objects)  # Lightning, which reads it again, compares no digest
+        return super().load_from_checkpoint(path, map_location, hparams_file, strict, weights_only=not objects, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the rounds behind, which every fit makes, as Lightning's modules do their Trainer."""

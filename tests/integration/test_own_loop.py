@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -560,6 +562,23 @@ def test_a_runs_checkpoint_is_one_of_the_users_module(tmp_path):
     trainer = Trainer(**QUIET, max_steps=4, max_epochs=-1, limit_val_batches=0)
     trainer.fit(fedlight.federate(resumed, Line(), num_clients=2), ckpt_path=saver.best_model_path)
     assert trainer.global_step == 4 and 7 in resumed.diary
+    flip_a_weight(Path(saver.best_model_path), own.net.weight)
+    with pytest.raises(ConfigurationError, match="damaged or none"):
+        FederatedModule.load_from_checkpoint(saver.best_model_path, network=Saved())
+    damaged = Saved.load_from_checkpoint(saver.best_model_path)  # Lightning compares nothing, but zip archives have checksums
+    assert not torch.equal(damaged.net.weight, own.net.weight)
+    assert zipfile.ZipFile(saver.best_model_path).testzip() is not None
+
+
+def flip_a_weight(path: Path, weight: torch.Tensor) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(weight.detach().numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_federated_module_is_loaded_from_no_url_whose_checkpoint_could_run_code():
+    with pytest.raises(ConfigurationError, match="Expected checkpoints to be files of this machine but got http"):
+        FederatedModule.load_from_checkpoint("http://localhost:9/last.ckpt", network=Saved())
 
 
 def test_averages_of_the_global_model_are_saved_and_resumed(tmp_path):
