@@ -89,6 +89,10 @@ class Nodes(Clients):
             )
         aggregator.enroll(Directory(Path(self.keys), self.nodes), self._digest.hex())
 
+    def name(self, client: int) -> str:
+        """Return the client's own name, by which its owner knows it."""
+        return self.nodes[client] if client < len(self.nodes) else super().name(client)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the name of the run: clients find by it what they kept."""
         return {"run": self.run}

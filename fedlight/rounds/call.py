@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +23,6 @@ from fedlight.rounds.stop import SIGNALS
 
 if TYPE_CHECKING:
     from fedlight.rounds.server import Server
-
-log = logging.getLogger(__name__)
 
 
 class Observed:
@@ -280,7 +277,9 @@ class Call:
                 self.dropped += self._collector.faults.items()
             except MessageError as error:
                 self._fail(error)
-        self._report()
+        # In order: who was found first depends on who waits for whom.
+        self.dropped[self._reported :] = sorted(self.dropped[self._reported :])
+        self._bytes.dropped, self._reported = len(self.dropped) - self._reported, len(self.dropped)
         self._merge()
         self.over = self.failed is not None or self.codes.count < server.least_clients
         if self.over:
@@ -299,15 +298,6 @@ class Call:
         self.over = self.context.step + 1 == server.codec.passes
         if not self.over:
             self._begin_pass(self.context.step + 1, sorted(self.answered))
-
-    def _report(self) -> None:
-        """Log who was dropped in this pass, in order: who was found first depends on who waits for whom."""
-        self.dropped[self._reported :] = sorted(self.dropped[self._reported :])
-        if self.server.names_clients:
-            for client, reason in self.dropped[self._reported :]:
-                log.warning("Round %d: client %d was dropped: %s", self.context.round, client, reason)
-        self._bytes.dropped = len(self.dropped) - self._reported
-        self._reported = len(self.dropped)
 
     def _merge(self) -> None:
         """Add up what the processes have of this pass."""
@@ -344,7 +334,6 @@ class Call:
 
     def _fail(self, error: MessageError) -> None:
         self.failed, self.requests = str(error), []
-        log.warning("Round %d: attempt %d ended without a sum. %s", self.context.round, self.context.attempt, error)
 
 
 class _PassBytes:

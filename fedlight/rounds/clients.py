@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -72,6 +73,14 @@ class Clients(ABC):
     def present(self, least: int) -> list[int] | None:
         """Return the clients that can be asked now, None for all; waits, for as long as makes sense, for at least so many."""
         return None
+
+    def name(self, client: int) -> str:
+        """Return what logs and errors call a client."""
+        return f"client {client}"
+
+    def named(self, sentence: str) -> str:
+        """Return a sentence that names clients by number with what they are called."""
+        return re.sub(r"\bclient (\d{1,9})\b", lambda found: self.name(int(found[1])), sentence)
 
     def figures(self) -> dict[str, float]:
         """Return what the connection has to say of itself, such as the bytes that it carried, by name."""

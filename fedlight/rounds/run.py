@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -10,6 +11,8 @@ from fedlight.rounds.call import Call
 from fedlight.rounds.clients import Clients
 from fedlight.rounds.host import AT_FIRST, BESIDE, NOT_IN_BUFFERS
 from fedlight.rounds.server import Server
+
+log = logging.getLogger(__name__)
 
 
 def run_round(server: Server, clients: Clients, number: int) -> Call | None:
@@ -29,12 +32,11 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
                 for reply in replies:
                     call.receive(reply)
             call.advance()
+        reasons += _told(call, clients)
         done = server.finish(call)
         clients.settle(call.context.key, call.counted if done else ())
         if done:
             return call
-        reasons += [f"client {client}: {reason}" for client, reason in call.dropped]
-        reasons += [call.failed] if call.failed else []
         reasons += [f"the decoded aggregate was refused, {call.refused}"] if call.refused else []
         unsummed, refused = unsummed + bool(call.failed), bool(call.refused)
     if not server.affordable:
@@ -44,6 +46,18 @@ def run_round(server: Server, clients: Clients, number: int) -> Call | None:
         f"Round {number} had no usable aggregate of at least {server.least_clients} clients in {server.max_attempts} attempts "
         f"({'; '.join(shown[:5]) or 'the cohorts were too small'}): {way_out(reasons, refused, unsummed == server.max_attempts)}"
     )
+
+
+def _told(call: Call, clients: Clients) -> list[str]:
+    """Log who was dropped in an attempt, and why it failed if it did; return the same."""
+    number, attempt, names_clients = call.context.round, call.context.attempt, call.server.names_clients
+    dropped = [(clients.name(client), clients.named(reason)) for client, reason in call.dropped]
+    for name, reason in dropped if names_clients else ():
+        log.warning("Round %d: %s was dropped: %s", number, name, reason)
+    failed = [clients.named(call.failed)] if call.failed else []
+    for reason in failed:
+        log.warning("Round %d: attempt %d ended without a sum. %s", number, attempt, reason)
+    return [f"{name}: {reason}" for name, reason in dropped] + failed
 
 
 def way_out(reasons: Sequence[str], refused: bool, unsummed: bool) -> str:

@@ -13,6 +13,7 @@ from fedlight.codecs import IdentityCodec, LinearCodec, PowerSGDCodec, QSGDCodec
 from fedlight.core.codec import Codec
 from fedlight.core.errors import RoundFailedError
 from fedlight.deploy import InProcess
+from fedlight.deploy.protocol import Letter
 from fedlight.modules.checks import private_codec
 from fedlight.rounds import CatchUp, Downlink, FullModel
 from tests.deploy.deployment import LOCAL, NODES, Deployment, answers, class_path, deployment, mechanism
@@ -120,3 +121,18 @@ def test_noise_that_a_seed_tells_is_refused(tmp_path: Path) -> None:
     codec = LinearCodec(2, "random", block_size=16)
     with pytest.raises(RoundFailedError, match="it cannot build what the run names"):
         deployment(codec, {"privacy": given}, nodes=InProcess(answers(tmp_path), NODES)).run(1)
+
+
+def test_logs_and_errors_call_a_node_by_its_own_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where a reason names another one by number, as secure aggregation does."""
+
+    def garbage(client: int, letter: Letter) -> bytes:
+        return b"\xff" if client == 2 else honest(client, letter)
+
+    honest = answers(tmp_path)
+    deployment(nodes=InProcess(garbage, NODES)).run(1)
+    assert f"{NODES[2]} was dropped" in caplog.text and "client 2" not in caplog.text
+    with pytest.raises(RoundFailedError, match=f"{NODES[1]}: Expected an answer"):
+        deployment(nodes=InProcess(lambda *_: b"\xff", NODES)).run(1)
+    sentence = InProcess(garbage, NODES).named("the seed that client 1 committed to, and client 99's shares")
+    assert sentence == f"the seed that {NODES[1]} committed to, and client 99's shares"
