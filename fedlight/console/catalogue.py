@@ -12,7 +12,11 @@ from pathlib import Path
 Arguments = dict[str, str]
 """Names of arguments, each with its annotation as it is written ("" without one)."""
 
-_FAMILIES = ("aggregation", "audit", "callbacks", "clients", "codecs", "compare", "core", "data", "modules", "privacy", "rounds", "servers")
+_FAMILIES = (
+    *("deploy", "flower", "aggregation", "audit", "callbacks", "clients", "codecs", "compare", "core", "data", "modules", "privacy"),
+    *("rounds", "servers"),
+)
+"""Folders of classes; of two with one name the later is meant."""
 
 
 @dataclass(frozen=True)

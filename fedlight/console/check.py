@@ -107,10 +107,12 @@ class _Checker:
 
     Args:
         where: where the settings come from, for messages.
+        whole: whether they are all that there are, and nothing is added to them from elsewhere.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, whole: bool = False) -> None:
         self.where = where
+        self.whole = whole
 
     def keys(self, scope: Arguments, tree: Tree, path: str) -> None:
         """Check the settings of one level, of which ``scope`` are the possible ones."""
@@ -139,6 +141,9 @@ class _Checker:
             return
         bases = [one for one in re.findall(r"\b[A-Z]\w+", annotation) if one in catalogue.classes()]
         if bases:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, (int, float)) and not isinstance(one, bool) and not re.search(r"\b(int|float)\b", annotation):
+                    raise ConfigurationError(f"Expected {path} to name a class but got {value}{self.where}")
             self._of_family(bases[0], value, path)
         elif "Module" in annotation or "Callable" in annotation or "Metric" in annotation:
             self._each(value, path, path.rpartition(".")[2], None, None)
@@ -146,10 +151,10 @@ class _Checker:
             self._plain(annotation, value, path)
 
     def _of_family(self, base: str, value: Any, path: str) -> None:
-        known = catalogue.family(base)
-        if not known or set(known) == {base}:  # a group of options, not a choice of classes
-            inside = catalogue.arguments(base)
-            if isinstance(value, dict) and inside is not None and "class_path" not in value:
+        one_class = not catalogue.classes()[base].abstract if self.whole else set(catalogue.family(base)) <= {base}
+        if one_class and not (isinstance(value, dict) and "class_path" in value):
+            inside = catalogue.arguments(base)  # a group of options, not a choice of classes
+            if isinstance(value, dict) and inside is not None:
                 self.keys(inside, value, f"{path}.")
             return
         kind = base.lower() if base in ("Codec", "Algorithm", "Engine", "Aggregator", "Partitioner") else path.rpartition(".")[2]
@@ -161,6 +166,8 @@ class _Checker:
             for one in value:
                 self._each(one, path, kind, known, others)
             return
+        if self.whole and isinstance(value, dict):
+            self._form(value, path)
         named = value.get("class_path") if isinstance(value, dict) else value
         if not isinstance(named, str) or _is_text(named) or named.lower() in (others or ()):
             return
@@ -173,10 +180,21 @@ class _Checker:
             if key.rstrip("+") not in inside:
                 raise ConfigurationError(f"{path}: {found.name} has no argument {key}{self.where}{did_you_mean(key, inside)}")
         missing = sorted(found.required - {*given})
-        if missing and known is not None and not self.where:
-            raise ConfigurationError(f"{path}: {found.name} needs {' and '.join(missing)}: set {path}.{missing[0]}")
+        if missing and known is not None and (self.whole or not self.where):
+            raise ConfigurationError(f"{path}: {found.name} needs {' and '.join(missing)}: set {path}.{missing[0]}{self.where}")
         for key, item in given.items():
             self.value(inside[key.rstrip("+")], item, f"{path}.{key}")
+
+    def _form(self, value: Tree, path: str) -> None:
+        """Check that a mapping names a class, and its arguments, under the two keys for that."""
+        keys = ("class_path", "init_args", "dict_kwargs")
+        for key in value:
+            near = did_you_mean(str(key), keys)
+            require(key in keys, f"There is no option {path}.{key}{self.where}{near} (a class has class_path and init_args)")
+        named, given = value.get("class_path"), value.get("init_args")
+        require(isinstance(named, str), f"Expected {path}.class_path to be the name of a class but got {named}{self.where}")
+        kinds = (dict, type(None))
+        require(isinstance(given, kinds), f"Expected {path}.init_args to be arguments by name but got {given}{self.where}")
 
     def _class(self, named: str, path: str, kind: str, known: dict[str, catalogue.Class] | None) -> catalogue.Class | None:
         """Return the class that is named, None if it is not one that we know, such as the user's own.
@@ -215,11 +233,21 @@ class _Checker:
         if len(kinds) != 1:
             return
         (kind,) = kinds
+        if kind == "str" and isinstance(value, (dict, list)):
+            raise ConfigurationError(f"Expected {path} to be text but got {value}{self.where}")
         if kind in _NUMBERS and not _is_number(value, kind):
             words = "a whole number" if kind == "int" else "a number"
             raise ConfigurationError(f"Expected {path} to be {words} but got {value}{self.where}")
         if kind == "bool" and not (isinstance(value, bool) or str(value).lower() in ("true", "false", "yes", "no")):
             raise ConfigurationError(f"Expected {path} to be true or false but got {value}{self.where}")
+
+
+def check_section(name: str, kind: str, tree: Tree, path: Path) -> None:
+    """Refuse a section of a file, the arguments of fedlight's class ``kind``, with a mistake that shows before anything is imported."""
+    inside = catalogue.arguments(kind) or {}
+    _Checker(f" in {path}", whole=True).keys(inside, tree, f"{name}.")
+    missing = sorted(catalogue.classes()[kind].required - {*tree})
+    require(not missing, f"Expected {' and '.join(f'{name}.{one}' for one in missing)} in {path} but got none: add it")
 
 
 def _arguments(found: catalogue.Class) -> Arguments | None:

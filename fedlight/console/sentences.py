@@ -21,7 +21,7 @@ _FRAME = (
     "a dict without",
     "Unable to load config '",
 )
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list", "Sequence": "a list"}
 
 
 def one_sentence_of(text: str, known: Iterable[str] = ()) -> str:
@@ -70,6 +70,8 @@ def _told(cause: str, key: str, kind: str, known: Iterable[str]) -> str:
     if found := re.search(r"Expected a <class '(?:[\w.]*\.)?(\w+)'>\. Got value: (.*)", cause):
         wanted, value = found.groups()
         return f"Expected {key} to be {_KINDS.get(wanted, wanted)} but got {value}"
+    if found := re.match(r"Expected a <class '(\w+)'>$", cause):
+        return f"Expected {key} to be {_KINDS.get(found.group(1), found.group(1))}"
     if found := re.search(r"Expected a typing\.Literal\[(.*?)\](?:\. Got value: (.*))?$", cause):
         choices, value = found.group(1).replace("'", ""), found.group(2)
         return f"Expected {key} to be one of {choices}" + (f" but got {value}{did_you_mean(value, choices.split(', '))}" if value else "")

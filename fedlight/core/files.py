@@ -30,6 +30,12 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that its owner alone can read; raises ``FileExistsError`` if it is there."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
 def append_synced(path: Path, line: str) -> None:
     """Append a line to a file and return when it is on the disk."""
     with path.open("ab") as file:

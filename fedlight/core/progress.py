@@ -33,8 +33,12 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._last = time.monotonic()
+        self.heard()
         print(text, file=sys.stderr, flush=True)
+
+    def heard(self) -> None:
+        """Take note of a line that somebody else printed."""
+        self._last = time.monotonic()
 
     def silent_for(self) -> float:
         """Return the seconds since the last line."""
@@ -58,6 +62,15 @@ def heartbeat(lines: Lines, text: Callable[[], str]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+@contextmanager
+def waiting(what: str, seconds: float = SECONDS) -> Iterator[Lines]:
+    """Say what is being waited for, at once and whenever nothing was said for long: in lines, where others write to the terminal too."""
+    start, lines = time.monotonic(), Lines(seconds)
+    lines.say(f"{what} ...")
+    with heartbeat(lines, lambda: f"{what}: {_clock(time.monotonic() - start)} so far"):
+        yield lines
 
 
 @contextmanager

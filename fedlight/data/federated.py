@@ -28,8 +28,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 def data_root(named: str | None) -> Path:
-    """Return the folder of data files: the one named, else that of the environment variable FEDLIGHT_DATA, else ./data."""
-    return Path(named or os.environ.get(ROOT_VARIABLE) or "data").expanduser()
+    """Return the folder of data files: the one named, else that of the environment variable FEDLIGHT_DATA (absolute), else ./data."""
+    variable = os.environ.get(ROOT_VARIABLE)
+    return Path(variable).expanduser().absolute() if variable and not named else Path(named or "data").expanduser()
 
 
 class FederatedData:

@@ -233,7 +233,9 @@ def require_npz(path: Path) -> None:
     if not path.is_file():
         there = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
         found = f"this folder has {', '.join(there)}" if there else "there is no .npz file in this folder"
-        raise DataError(f"{path}: no such file; {found}. Correct the path, or set --data.root or FEDLIGHT_DATA.")
+        raise DataError(
+            f"{path}: no such file; {found}. Correct the path, or its folder: --data.root, FEDLIGHT_DATA, or `root` in a node.yaml."
+        )
 
 
 def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, np.ndarray]:

@@ -1,12 +1,17 @@
-"""Identity keys of clients in files, in OpenSSH's form."""
+"""A client's two keys in files, in OpenSSH's form: one for secure aggregation, one by which the network knows the node."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_ssh_private_key
+
+from fedlight.core.errors import ConfigurationError
+from fedlight.core.files import write_private
+from fedlight.deploy.files import require_file
 
 
 def make_identity(path: Path) -> None:
@@ -19,7 +24,29 @@ def make_identity(path: Path) -> None:
     path.with_name(f"{path.name}.pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a new file that its owner alone can read; raises ``FileExistsError`` if it is there."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
+_KINDS: dict[str, tuple[type, str, str]] = {
+    "node.identity": (Ed25519PrivateKey, "an Ed25519 key", "ed25519"),
+    "flower.key": (EllipticCurvePrivateKey, "an EC key", "ecdsa -b 384"),
+}
+"""What each of the keys of a `node.yaml` that name a private key has to be, and how it is made."""
+
+
+def require_key(path: Path, key: str, file: Path) -> None:
+    """Raise ``ConfigurationError`` unless the file that a key of a `node.yaml` names holds a private key of the right kind."""
+    require_file(path, key, file)
+    kind, words, option = _KINDS[key]
+    (other,) = _KINDS.keys() - {key}
+    content = file.read_bytes()
+    try:
+        found: object = load_ssh_private_key(content, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        public = content.startswith((b"ssh-", b"ecdsa-"))
+        got = "it is a public key, whose private half lies beside it" if public else f"it cannot be read ({error})"
+    else:
+        if isinstance(found, kind):
+            return
+        got = f"it is {_KINDS[other][1]}, as {other} has to be" if isinstance(found, _KINDS[other][0]) else "it is of another kind"
+    raise ConfigurationError(
+        f"Expected {key} in {path} to be a file with {words}, private, in OpenSSH's form and without a passphrase, but of {file} {got}: "
+        f'ssh-keygen -t {option} -N "" -f FILE makes one'
+    )

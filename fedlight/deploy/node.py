@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
-from fedlight.core.errors import ConfigurationError, MessageError
+from fedlight.core.errors import ConfigurationError, MessageError, require
 from fedlight.core.kinds import derives_from, refuse_other_lightning
 from fedlight.data.arrays import Arrays
 from fedlight.data.federated import FederatedData
 from fedlight.data.sampling import Everyone
 from fedlight.data.sources import DataSource
 from fedlight.deploy.disk import RunFolder
+from fedlight.deploy.files import read_section
+from fedlight.deploy.keys import require_key
 from fedlight.deploy.protocol import Envelope, Letter, OtherVersionError, Status, answer, settings_digest
-from fedlight.deploy.settings import NotAllowedError, Parts, build, read_settings
+from fedlight.deploy.settings import NotAllowedError, Parts, read_settings
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Download, Request
 
@@ -43,19 +44,22 @@ class ClientData(ABC):
     def load(self) -> Pair:
         """Return inputs ``[samples, ...]`` and targets ``[samples]``."""
 
+    def start_from(self, folder: Path) -> None:  # noqa: B027 (some have no paths)
+        """Let relative paths in the arguments start from a folder, that of `node.yaml`."""
+
 
 class OwnData(ClientData):
     """All training samples of a data source on this machine.
 
     Args:
         source: Where the samples come from.
-        root: Folder of data files.
+        root: Folder of data files, from which paths in ``source`` start. In a `node.yaml` a relative one starts from its folder.
         mean: What is taken from every channel of an image (nothing if not given): the same at every client and at the server.
         deviation: What every channel is divided by then.
     """
 
     def __init__(
-        self, source: DataSource, root: str = "data", mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
+        self, source: DataSource, root: str = ".", mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
     ) -> None:
         self.source = source
         self.root = Path(root).expanduser()
@@ -72,6 +76,10 @@ class OwnData(ClientData):
         if self.deviation is not None:
             x = x / torch.tensor(self.deviation).view(1, -1, 1, 1)
         return x, data.y_train
+
+    def start_from(self, folder: Path) -> None:
+        """Let a relative ``root`` start from a folder."""
+        self.root = folder / self.root
 
 
 class Share(ClientData):
@@ -93,6 +101,10 @@ class Share(ClientData):
         self.data.prepare_data()
         self.data.setup()
         return self.data.client_data(self.client)
+
+    def start_from(self, folder: Path) -> None:
+        """Let a relative `root` of the data start from a folder."""
+        self.data.root = folder / self.data.root
 
 
 class NodeConfig:
@@ -137,23 +149,22 @@ class NodeConfig:
         """Return what the section `node` of a file says; relative paths in it start from the file's folder.
 
         Raises:
-            ConfigurationError: if there is no such file, or something in it is wrong.
+            ConfigurationError: if there is no such file, or something in it is wrong: a key, a class, a file that it names.
         """
-        if not path.is_file():
-            raise ConfigurationError(
-                f"Expected the configuration of this node but there is no file {path}: `fedlight flower init` writes one"
-            )
-        try:
-            text = path.read_text()
-            if "LightningData" in text:
-                import fedlight.data.own  # noqa: F401 (Lightning: its short name is known once it is loaded)
-            given = dict(yaml.safe_load(text)["node"])
-            for name in ("state", "identity", "directory"):
-                if given.get(name) is not None:
-                    given[name] = str(path.parent / Path(given[name]).expanduser())
-            return build(cls, given)
-        except Exception as error:  # whatever is wrong with a file that somebody wrote, or with what it names
-            raise ConfigurationError(f"Expected a section `node` with the configuration of a client in {path} but: {error}") from error
+        config = read_section(path, "node", cls)
+        config.start_from(path.parent)
+        if config.identity is not None:
+            require_key(path, "node.identity", config.identity)
+        if config.directory is not None:
+            require(config.directory.is_dir(), f"Expected node.directory in {path} to be a folder but there is no {config.directory}")
+        return config
+
+    def start_from(self, folder: Path) -> None:
+        """Let relative paths start from a folder."""
+        self.state = folder / self.state
+        self.identity = None if self.identity is None else folder / self.identity
+        self.directory = None if self.directory is None else folder / self.directory
+        self.data.start_from(folder)
 
 
 class NoKeysError(ConfigurationError):

@@ -129,7 +129,7 @@ def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Pa
                 f"Expected a class of fedlight or one that node.yaml allows but the server names {name}: add it to `allow`"
             )
     try:
-        parts = build(Parts, model)
+        parts = build(Parts, model, "model")
     except Exception as error:  # whatever the classes raise
         raise ConfigurationError(f"Expected settings that can be built here but: {error}") from error
     terms = given["terms"]
@@ -160,12 +160,12 @@ def _check_constants(network: nn.Module, expected: Mapping[str, str]) -> None:
             )
 
 
-def build(cls: type[T], arguments: Mapping[str, Any]) -> T:
-    """Return an object of a class with these arguments, parts in it by `class_path` and `init_args`, as a YAML has them."""
+def build(cls: type[T], arguments: Mapping[str, Any], name: str) -> T:
+    """Return an object of a class with these arguments, parts in it by `class_path` and `init_args`; errors call it ``name``."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "made")
+    parser.add_class_arguments(cls, name)
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    made: T = make(parser.parse_object({"made": dict(arguments)})).made
+    made: T = make(parser.parse_object({name: dict(arguments)}))[name]
     return made
 
 

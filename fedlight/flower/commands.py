@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedlight.console.parser import OneSentence
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.progress import waiting
 
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
-PROGRAMS = {"superlink": ["flower-superlink"], "run": ["flwr", "run"]}
+PROGRAMS = {"superlink": "flower-superlink", "run": "flwr run"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--folder", type=Path, default=None, help="where to leave logs and checkpoints (a temporary folder if not given)")
     demo.add_argument("--rounds", type=int, default=20)
     for name, program in PROGRAMS.items():
-        commands.add_parser(name, help=f"`{' '.join(program)}`, in the environment in which it calls nobody")
+        commands.add_parser(name, help=f"`{program}`, in the environment in which it calls nobody")
     return made
 
 
@@ -45,20 +45,23 @@ def node(arguments: Sequence[str]) -> int:
     made = OneSentence("fedlight node", description="Run one client of a deployed federation until it is stopped.")
     made.add_argument("file", type=Path, help="the node's node.yaml")
     file = made.parse_args(arguments).file
-    from fedlight.flower.worker import run_node  # takes seconds: torch
-
+    with waiting("Starting the node"):  # takes seconds: torch
+        from fedlight.flower.worker import run_node
     return run_node(file)
 
 
 def flower(arguments: Sequence[str]) -> int:
     """Run one of the commands of `fedlight flower`."""
     if arguments and arguments[0] in PROGRAMS:  # its options are the program's own, not ours to parse
-        return offline([*PROGRAMS[arguments[0]], *arguments[1:]])
+        from fedlight.flower.run import run_app
+        from fedlight.flower.superlink import run_superlink
+
+        return {"superlink": run_superlink, "run": run_app}[arguments[0]](arguments[1:])
     given = parser().parse_args(arguments)
     if given.command == "init":
         return init(given.folder, given.nodes, given.lab)
-    from fedlight.flower.demo import demonstrate
-
+    with waiting("Starting the demonstration"):
+        from fedlight.flower.demo import demonstrate
     return demonstrate(given.folder, given.rounds)
 
 
@@ -85,10 +88,3 @@ Everything for one machine is in {root}. In four terminals:
   export FLWR_HOME={root}/flower && fedlight flower run {root}/app lab --stream
 
 TensorBoard: tensorboard --logdir {root}/logs"""
-
-
-def offline(command: list[str]) -> int:
-    """Become a program of Flower, which calls nobody in this environment."""
-    from fedlight.flower import program  # sets the environment
-
-    os.execv(program(command[0]), command)

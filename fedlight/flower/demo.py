@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.progress import waiting
 from fedlight.flower import program
 from fedlight.flower.commands import NAMES
 from fedlight.flower.files import write_lab
+from fedlight.flower.processes import answers
+from fedlight.flower.run import flwr, listed, require_completed, stream
 
 START = 120.0
 """Seconds that the SuperLink and the nodes have to start, on a busy machine."""
@@ -34,11 +36,12 @@ def demonstrate(folder: Path | None, rounds: int) -> int:
             print(f"SuperLink and {len(NAMES)} nodes are up after {time.monotonic() - start:.0f} s: {lab.root}", flush=True)
             status = lab.run("--trainer.max_steps", str(rounds))
             print(lab.traffic(), flush=True)
+            require_completed(lab.past[-1])
         except KeyboardInterrupt:
-            print("stopping", flush=True)
             status = 128 + signal.SIGINT
         finally:
-            lab.stop()
+            with waiting("Stopping the nodes and the SuperLink"):
+                lab.stop()
         print(f"{time.monotonic() - start:.0f} s in all; everything that was started is stopped", flush=True)
         return status
 
@@ -58,13 +61,15 @@ class Lab:
         self.address = f"127.0.0.1:{port}"
         write_lab(root, names, self.address, ports)
         self.environment = {**os.environ, "FLWR_HOME": str(root / "flower"), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        self.past: list[dict[str, Any]] = []  # the runs, as Flower told of them after the last one
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Start the SuperLink, register the nodes, start them, and wait until all are online."""
         self.start_superlink()
         for name in self.names:
-            self.flwr("supernode", "register", str(self.root / "keys" / f"{name}.node.pub"), "lab", "--name", name)
+            with waiting(f"Registering {name}"):
+                self.flwr("supernode", "register", str(self.root / "keys" / f"{name}.node.pub"), "lab", "--name", name)
             self.start_node(name)
         self.wait(lambda: self.online() >= len(self.names), "the nodes to be online")
 
@@ -73,8 +78,8 @@ class Lab:
         port = self.address.rpartition(":")[2]
         tls = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "superlink.crt", "--ssl-keyfile", "superlink.key"]
         own = ["--host", "127.0.0.1", "--port", port, "--enable-supernode-auth", "--database", "state.db"]
-        self.launch("superlink", [program("flower-superlink"), *own, *tls])
-        self.wait(lambda: _answers(int(port)), "the SuperLink to answer")
+        self.launch("superlink", [sys.executable, "-m", "fedlight", "flower", "superlink", *own, *tls])
+        self.wait(lambda: answers(int(port)), "the SuperLink to answer")
 
     def start_node(self, name: str) -> None:
         """Start a node."""
@@ -94,13 +99,14 @@ class Lab:
             ConfigurationError: if it does not happen in time, or a program ended meanwhile.
         """
         end = time.monotonic() + START
-        while not until():
-            for name, process in self._running.items():
-                if process.poll() is not None:
-                    raise ConfigurationError(f"Expected {name} to run but it ended with {process.returncode}: {self.said(name)}")
-            if time.monotonic() > end:
-                raise ConfigurationError(f"Expected {what} within {START:.0f} s but it took longer: see the .log files in {self.root}")
-            time.sleep(0.3)
+        with waiting(f"Waiting for {what}"):
+            while not until():
+                for name, process in self._running.items():
+                    if process.poll() is not None:
+                        raise ConfigurationError(f"Expected {name} to run but it ended with {process.returncode}: {self.said(name)}")
+                if time.monotonic() > end:
+                    raise ConfigurationError(f"Expected {what} within {START:.0f} s but it took longer: see the .log files in {self.root}")
+                time.sleep(0.3)
 
     def said(self, name: str, lines: int = 3) -> str:
         """Return the last lines of what a program said."""
@@ -108,38 +114,26 @@ class Lab:
 
     def flwr(self, *arguments: str) -> str:
         """Run a command of Flower's and return what it printed."""
-        done = subprocess.run([program("flwr"), *arguments], env=self.environment, capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            raise ConfigurationError(f"Expected flwr {' '.join(arguments[:2])} to work but: {(done.stdout + done.stderr).strip()[-500:]}")
-        return done.stdout
+        return flwr(self.environment, *arguments)
 
-    def listed(self, *arguments: str) -> dict[str, Any]:
-        """Return what a command of Flower's prints as JSON."""
-        found: dict[str, Any] = json.loads(self.flwr(*arguments, "--format", "json"))
-        return found
+    def runs(self) -> list[dict[str, Any]]:
+        """Return what Flower says of all runs, the newest last."""
+        found: list[dict[str, Any]] = listed(self.environment, "list", "lab")["runs"]
+        return sorted(found, key=lambda run: run["pending-at"])
 
     def online(self) -> int:
         """Return how many nodes are online."""
-        return sum(node["status"] == "online" for node in self.listed("supernode", "list", "lab")["nodes"])
+        return sum(node["status"] == "online" for node in listed(self.environment, "supernode", "list", "lab")["nodes"])
 
     def run(self, *options: str, resume: bool = False) -> int:
         """Run the app, show what both ends say, and return the exit status: 0 if it ran to its end."""
         config = [f'options="{" ".join(options)}"', f"resume={str(resume).lower()}"]
         command = [program("flwr"), "run", str(self.root / "app"), "lab", "--stream", "--run-config", " ".join(config)]
         read = {name: (self.root / f"{name}.log").stat().st_size for name in self.names}
-        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    print(line, end="", flush=True)
-                    self._show(read)
-            except BaseException:
-                process.terminate()
-                raise
-        self._show(read)
-        runs = self.listed("list", "lab")["runs"]
-        newest = max(runs, key=lambda run: run["pending-at"])
-        return 0 if newest["status"] == "finished:completed" else 1
+        status = stream(command, self.environment, lambda number: None, lambda: self._show(read))
+        with waiting("Asking the SuperLink how the run ended"):
+            self.past = self.runs()
+        return status or int(self.past[-1]["status"] != "finished:completed")
 
     def _show(self, read: dict[str, int]) -> None:
         """Print what the nodes have said since."""
@@ -152,8 +146,7 @@ class Lab:
 
     def traffic(self) -> str:
         """Return a line about the bytes that Flower carried."""
-        runs = self.listed("list", "lab")["runs"]
-        both = [run["network-traffic"] for run in runs]
+        both = [run["network-traffic"] for run in self.past]
         up, down = (sum(run[name] for run in both) for name in ("inbound-bytes", "outbound-bytes"))
         return f"Flower carried {up:,} bytes up and {down:,} bytes down, its own part of every message included, HTTP headers not."
 
@@ -195,12 +188,6 @@ def free_ports(count: int) -> list[int]:
     for made in sockets:
         made.close()
     return ports
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as made:
-        made.settimeout(1)
-        return made.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,16 +21,20 @@ from typing import NoReturn
 
 import httpx
 import torch
-import yaml
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime import run_clientapp as flower
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, DataError
+from fedlight.core.files import write_private
+from fedlight.core.progress import waiting
+from fedlight.deploy.files import read_section, require_file
+from fedlight.deploy.keys import require_key
 from fedlight.deploy.settings import Parts, build
 from fedlight.flower import client, program
+from fedlight.flower.processes import StopError, end, require_free, stoppable
 
 log = logging.getLogger("fedlight.node")
 
@@ -66,17 +70,18 @@ class Link:
     @classmethod
     def read(cls, path: Path) -> Link:
         """Return what a `node.yaml` says; raises ``ConfigurationError`` if something is wrong."""
-        try:
-            link = build(cls, yaml.safe_load(path.read_text())["flower"])
-        except Exception as error:  # whatever is wrong with a file that somebody wrote
-            raise ConfigurationError(f"Expected a section `flower` with the SuperLink's address in {path} but: {error}") from error
+        link = read_section(path, "flower", cls)
+        if not re.fullmatch(r"[^/]+:\d+", link.superlink):
+            raise ConfigurationError(
+                f"Expected flower.superlink in {path} to be host:port, such as fl.example.org:8000, but got {link.superlink}"
+            )
         for name in ("key", "root_certificates"):
-            value = getattr(link, name)
-            if value is not None:
+            if (value := getattr(link, name)) is not None:
                 found = path.parent / Path(value).expanduser()
-                if not found.is_file():
-                    raise ConfigurationError(f"Expected `flower.{name}` of {path} to be a file but there is no {found}: correct the path")
+                require_file(path, f"flower.{name}", found)
                 setattr(link, name, str(found))
+        if link.key is not None:
+            require_key(path, "flower.key", Path(link.key))
         return link
 
     def command(self, node: Path, secret: Path) -> list[str]:
@@ -95,6 +100,7 @@ class Supervisor:
         self.output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
+        self._begins = 0  # what it says, in ``output``
         self._refused: float | None = None  # since when it exits at once
         self._next = 0.0
 
@@ -114,6 +120,7 @@ class Supervisor:
         if self._process is not None:
             self._ended(now)
         with self.output.open("ab") as file:
+            self._begins = file.tell()
             self._process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT)
         self._started, self._next = now, now + AGAIN
 
@@ -138,15 +145,15 @@ class Supervisor:
         told = (found + why).partition("For more information")[0] if found else said[-300:]
         return " ".join(told.split())[:400] or "it said nothing"
 
+    def joined(self) -> bool:
+        """Return whether the SuperNode that runs has been let in."""
+        with self.output.open("rb") as file:
+            file.seek(self._begins)
+            return b"SuperNode ID" in file.read()
+
     def stop(self) -> None:
         """End the SuperNode."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end(self._process)
 
 
 class Worker:
@@ -172,8 +179,11 @@ class Worker:
             retry_invoker=once,
         )
         self.node = client.node_of(str(path))
-        samples = self.node.samples  # loaded before the first fork, once for all messages
-        build(Parts, {"network": {"class_path": "torch.nn.Identity"}})  # which imports all that settings can name
+        try:
+            samples = self.node.samples  # loaded before the first fork, once for all messages
+        except (ConfigurationError, DataError, OSError) as error:
+            raise ConfigurationError(f"Expected the samples that node.data in {path} describes but: {error}") from error
+        build(Parts, {"network": {"class_path": "torch.nn.Identity"}}, "model")  # which imports all that settings can name
         self.node.preload()
         log.info("%s holds %d samples", self.node.config.name, len(samples[1]))
         self._children: set[int] = set()
@@ -217,21 +227,6 @@ class Worker:
             os.kill(process, signal.SIGTERM)
 
 
-class _StopError(BaseException):
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def require_free(port: int) -> None:
-    """Raise ``ConfigurationError`` if another program listens on this port of 127.0.0.1."""
-    with socket.socket() as made:
-        made.settimeout(1)
-        if made.connect_ex(("127.0.0.1", port)) == 0:
-            raise ConfigurationError(
-                f"Expected a free port but {port} of 127.0.0.1 is in use, maybe by another node: set `flower.port` in node.yaml to another"
-            )
-
-
 def run_node(path: Path) -> int:
     """Run a node until it is stopped, and return the exit status: 0 after Ctrl-C, 143 after SIGTERM.
 
@@ -244,35 +239,34 @@ def run_node(path: Path) -> int:
         logging.getLogger(name).setLevel(level)
     logging.getLogger("flwr").propagate = False  # it prints for itself
     path = path.expanduser().absolute()
-    node, link = client.node_of(str(path)), Link.read(path)
-    require_free(link.port)
+    with waiting(f"Reading {path}"):
+        node, link = client.node_of(str(path)), Link.read(path)
+    require_free(link.port, "set `flower.port` in node.yaml to another")
     node.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret, file = secrets.token_bytes(32), node.config.state / "worker.secret"
     file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(secret)
+    write_private(file, secret)
     supervisor = Supervisor(link.command(path, file), node.config.state / "supernode.log")
 
-    def stop(number: int, frame: object) -> None:
-        raise _StopError(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     worker = None
     try:
-        supervisor.look()
-        worker = Worker(path, link, secret)
-        log.info("%s connects to %s", node.config.name, link.superlink)
-        while True:
+        with stoppable():
             supervisor.look()
-            worker.look()
-            time.sleep(POLL)
-    except _StopError as stopped:
+            with waiting("Reading the data"):
+                worker = Worker(path, link, secret)
+            with waiting(f"Waiting for the SuperLink at {link.superlink}"):
+                while not supervisor.joined():
+                    supervisor.look()
+                    time.sleep(POLL)
+            log.info("%s has joined %s and waits for work", node.config.name, link.superlink)
+            while True:
+                supervisor.look()
+                worker.look()
+                time.sleep(POLL)
+    except StopError as stopped:
         log.info("%s stops", node.config.name)
-        return 0 if stopped.number == signal.SIGINT else 128 + stopped.number
+        return stopped.status
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         if worker is not None:
             worker.stop()
         supervisor.stop()

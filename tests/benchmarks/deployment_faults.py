@@ -73,7 +73,7 @@ class Watched(Lab):
         self._thread.join()
         took = time.monotonic() - self.start_time
         words = [line.strip() for line in self.lines if re.search("dropped|no reply|no answer|too late|error|Waiting", line)]
-        ended = max(self.listed("list", "lab")["runs"], key=lambda run: run["pending-at"])["status"]
+        ended = self.runs()[-1]["status"]
         return f"{ended} after {took:.0f} s; " + (" | ".join(dict.fromkeys(word[-160:] for word in words[:6])) or "nothing said")
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fedlight.core.progress import Lines, heartbeat, progress
+from fedlight.core.progress import Lines, heartbeat, progress, waiting
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -44,3 +44,13 @@ def test_the_thread_ends_with_the_block_and_errors_pass(capsys):
         raise ValueError("mine")
     time.sleep(0.15)
     assert lines(capsys) == []
+
+
+def test_what_is_waited_for_is_told_at_once_and_again(capsys):
+    with waiting("Waiting for the nodes", seconds=0.8) as talk:
+        for _ in range(12):
+            time.sleep(0.1)
+            talk.heard()
+        assert lines(capsys) == ["Waiting for the nodes ..."]
+        time.sleep(1.5)
+    assert lines(capsys)[0].startswith("Waiting for the nodes: 0:00:0")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -196,7 +198,7 @@ def test_augmentation_of_features_is_refused(numbered):
 def test_root_is_argument_then_variable_then_data(monkeypatch):
     monkeypatch.setenv("FEDLIGHT_DATA", "from-variable")
     assert str(FederatedDataModule(root="given").root) == "given"
-    assert str(FederatedDataModule().root) == "from-variable"
+    assert FederatedDataModule().root == Path("from-variable").absolute()
     monkeypatch.delenv("FEDLIGHT_DATA")
     assert str(FederatedDataModule().root) == "data"
 

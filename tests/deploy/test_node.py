@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from fedlight.aggregation.secure import Directory
 from fedlight.codecs import IdentityCodec, TopKCodec, TransformCodec
 from fedlight.core.buffers import constants
-from fedlight.core.errors import ConfigurationError, RoundFailedError
+from fedlight.core.errors import ConfigurationError, DataError, RoundFailedError
 from fedlight.deploy import InProcess, NodeConfig
 from fedlight.deploy.disk import RunFolder
 from fedlight.deploy.protocol import Envelope, Letter, Status
@@ -231,19 +233,62 @@ node:
 """
 
 
-def test_paths_in_node_yaml_start_from_its_folder(tmp_path: Path) -> None:
+def test_paths_in_node_yaml_start_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of data too: a file beside it is found from wherever the node is started."""
+    monkeypatch.delenv("FEDLIGHT_DATA", raising=False)
     (tmp_path / "node.yaml").write_text(GOOD)
     assert NodeConfig.read(tmp_path / "node.yaml").state == tmp_path / "here" / "state"
+    x = torch.arange(12.0).view(4, 3).numpy()
+    arrays = {"x_train": x, "y_train": [0, 1, 0, 1], "x_test": x, "y_test": [0, 1, 0, 1]}
+    (tmp_path / "files").mkdir()
+    for file in (tmp_path / "scans.npz", tmp_path / "files" / "scans.npz"):
+        np.savez(file, **arrays)
+    source = {"class_path": "ArrayFile", "init_args": {"path": "scans.npz"}}
+    for root in ({"root": "files"}, {"root": str(tmp_path / "files")}, {}):
+        own = class_path("fedlight.deploy.OwnData", source=source, **root)
+        share = class_path("fedlight.deploy.Share", client=0, data={"source": source, "num_clients": 1, "proxy_fraction": 0.0, **root})
+        for data in (own, share) if root else (own,):
+            (tmp_path / "node.yaml").write_text(yaml.safe_dump({"node": {"name": "north", "state": "state", "data": data}}))
+            assert NodeConfig.read(tmp_path / "node.yaml").data.load()[0].shape == (4, 3)
+    (tmp_path / "scans.npz").unlink()
+    (tmp_path / "node.yaml").write_text(
+        yaml.safe_dump({"node": {"name": "north", "state": "state", "data": class_path("fedlight.deploy.OwnData", source=source)}})
+    )
+    with pytest.raises(DataError, match=f"{tmp_path}/scans.npz: no such file"):
+        NodeConfig.read(tmp_path / "node.yaml").data.load()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "section `node`"), (GOOD.replace("name", "nmae"), "nmae"), (GOOD.replace("Blobs", "Blbos"), "Blbos"), ("node: [", "section")],
+    [
+        ("", "a mapping of options in .* but got NoneType"),
+        ("node: [", "line 1, column 8"),
+        ("nodes: {}", "no section nodes in .*; did you mean node"),
+        ("flower: {}", "a section `node`, what the client's owner decides"),
+        (GOOD.replace("name", "nmae"), "no option node.nmae in .*; did you mean node.name"),
+        (GOOD.replace("  name: north\n", ""), "Expected node.name in .* but got none"),
+        (GOOD.replace("north", "[north]"), r"Expected node.name to be text but got \['north'\]"),
+        (GOOD.replace("Blobs", "Blbos"), "node.data: there is no Blbos in tests.deploy.deployment; did you mean Blobs"),
+        (GOOD.replace("tests.deploy.deployment.Blobs", "nonsense"), "node.data: there is no data nonsense"),
+        (GOOD.replace("class_path", "class_pth"), "no option node.data.class_pth .*; did you mean class_path"),
+        (GOOD.replace("init_args", "init_arg"), "no option node.data.init_arg .*; did you mean init_args"),
+        (GOOD.replace("{client: 0}", "[0]"), r"node.data.init_args to be arguments by name but got \[0\]"),
+        (GOOD.replace("{client: 0}", "{cleint: 0}"), "node.data: .*cleint"),
+        (GOOD + "  identity: keys/north\n", "Expected node.identity .* but there is no .*/keys/north"),
+        (GOOD + "  directory: keys\n", "Expected node.directory .* but there is no .*/keys"),
+        (GOOD + "  allow: scans\n", "Expected node.allow to be a list but got scans"),
+        (GOOD + "  threads: many\n", "Expected node.threads to be a whole number but got many"),
+    ],
 )
-def test_a_wrong_node_yaml_is_a_sentence(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "node.yaml").write_text(text)
-    with pytest.raises(ConfigurationError, match=words):
-        NodeConfig.read(tmp_path / "node.yaml")
+def test_a_wrong_node_yaml_is_a_sentence_with_the_key_and_the_file(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "node.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        NodeConfig.read(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_a_node_yaml_there_is_a_way_to_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="fedlight flower init"):
         NodeConfig.read(tmp_path / "no.yaml")
 

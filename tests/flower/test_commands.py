@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +23,8 @@ from fedlight.data import Everyone, FederatedDataModule
 from fedlight.deploy import NodeConfig
 from fedlight.flower.commands import main
 from fedlight.flower.files import write_lab
-from fedlight.flower.worker import Link, Supervisor, require_free
+from fedlight.flower.processes import require_free
+from fedlight.flower.worker import Link, Supervisor
 from tests.federation import environment, heavy_imports
 
 NAMES = ["north", "south"]
@@ -57,21 +63,65 @@ def test_a_lab_is_never_written_over_another(lab: Path, capsys: pytest.CaptureFi
     assert "Expected a new folder" in capsys.readouterr().err
 
 
+def places(tree: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where every key of a file is."""
+    for key, value in tree.items():
+        yield (*at, key)
+        if isinstance(value, dict):
+            yield from places(value, (*at, key))
+
+
+def refused(file: Path, tree: dict[str, Any]) -> str:
+    """Return what `fedlight node` says of a file, before it starts anything."""
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigurationError) as caught:
+        NodeConfig.read(file), Link.read(file)
+    sentence = str(caught.value)
+    assert str(file) in sentence and "\n" not in sentence, sentence
+    assert not re.search(r"made\.|object has no|unhashable|<class|abstract|cannot be what", sentence), sentence
+    return sentence
+
+
+def test_every_key_of_node_yaml_that_is_misspelt_or_of_another_kind_is_named(lab: Path) -> None:
+    file = lab / "north.yaml"
+    good = yaml.safe_load(file.read_text())
+    for place in places(good):
+        for wrong in ("misspelt", [1, 2], {"a": 1}):
+            tree = copy.deepcopy(good)
+            inside = functools.reduce(lambda part, key: part[key], place[:-1], tree)
+            if wrong == "misspelt":
+                inside[f"{place[-1]}x"] = inside.pop(place[-1])
+                assert f"{place[-1]}x" in refused(file, tree)
+            else:
+                inside[place[-1]] = wrong
+                shown = [key for key in place if key not in ("class_path", "init_args")]
+                assert ".".join(shown[:-1]) in refused(file, tree)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("superlink: ", "suberlink: "), "section `flower`"),
-        (("root_certificates: ca.crt", "root_certificates: no.crt"), "there is no"),
-        (("class_path: fedlight.deploy.Share", "class_path: fedlight.deploy.Shar"), "Shar"),
-        (("name: north", "nmae: north"), "section `node`"),
+        (("root_certificates: ca.crt", "root_certificates: no.crt"), "Expected flower.root_certificates in .* but there is no .*/no.crt"),
+        (("superlink: 127.0.0.1:8000", "superlink: https://fl.example.org"), "host:port, such as fl.example.org:8000, but got https:"),
+        (
+            ("key: keys/north.node", "key: keys/north"),
+            "flower.key .* an EC key, .* is an Ed25519 key, as node.identity .*-t ecdsa",
+        ),
+        (
+            ("identity: keys/north ", "identity: keys/north.node "),
+            "node.identity .* Ed25519 key, .* an EC key, as flower.key.*-t ed25519",
+        ),
+        (("key: keys/north.node", "key: keys/north.node.pub"), "it is a public key"),
+        (("key: keys/north.node", "key: ca.crt"), "it cannot be read"),
     ],
 )
-def test_a_wrong_node_yaml_is_one_sentence(lab: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], words: str) -> None:
+def test_files_of_another_kind_are_told_before_anything_starts(lab: Path, capsys: pytest.CaptureFixture[str], change, words: str) -> None:
     path = lab / "north.yaml"
+    assert change[0] in path.read_text()
     path.write_text(path.read_text().replace(*change))
     assert main(["node", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("fedlight: error: ") and words in error
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fedlight: error: ") and re.search(words, error) and str(path) in error
 
 
 def looking(supervisor: Supervisor, seconds: float) -> None:
@@ -111,21 +161,22 @@ def test_flower_calls_nobody() -> None:
     assert done.stdout.split() == ["0", "1", "1"]
 
 
-@pytest.mark.parametrize(("name", "program"), [("superlink", ["flower-superlink"]), ("run", ["flwr", "run"])])
-def test_a_program_of_flower_gets_its_own_options(name, program, monkeypatch):
+@pytest.mark.parametrize("name", ["superlink", "run"])
+def test_a_program_of_flower_gets_its_own_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes first: an option that this command does not have is the program's."""
-    become: list[list[str]] = []
-    monkeypatch.setattr("fedlight.flower.commands.offline", lambda command: become.append(command) or 0)
-    assert main(["flower", name, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]) == 0
-    assert become == [[*program, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]]
+    got: list[Sequence[str]] = []
+    place = {"superlink": "fedlight.flower.superlink.run_superlink", "run": "fedlight.flower.run.run_app"}[name]
+    monkeypatch.setattr(place, lambda arguments: got.append(arguments) or 3)
+    assert main(["flower", name, "--ssl-ca-certfile", "ca.crt", "app", "--stream"]) == 3
+    assert got == [["--ssl-ca-certfile", "ca.crt", "app", "--stream"]]
 
 
 def test_a_port_that_another_program_has_is_told_before_anything_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"{port} of 127.0.0.1 is in use.*set `flower.port`"):
-            require_free(port)
-    require_free(port)
+            require_free(port, "set `flower.port`")
+    require_free(port, "")
 
 
 @pytest.mark.slow
