@@ -19,16 +19,16 @@ from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
 from fedlight.compare.plan import merge, read_base
 from fedlight.console.errors import one_sentence
+from fedlight.console.options import TRAINER_DEFAULTS
 from fedlight.console.prepare import prepare
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.core.quiet import quiet
 from fedlight.data import FederatedDataModule
-from fedlight.federated_cli import DryRun, FederatedCLI, Parser, RunConfig
+from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
 from fedlight.modules import FederatedModule
 from fedlight.modules.pretraining import fit_codec
 from fedlight.modules.stopping import stop_now
 from fedlight.modules.trainer import FederatedTrainer
-from fedlight.subcommands import DESCRIPTION
 
 if TYPE_CHECKING:
     from fedlight.audit.plan import Parts
@@ -70,18 +70,11 @@ def open_cli(kind: type[FederatedCLI], args: list[str] | None) -> FederatedCLI:
         FederatedModule,
         FederatedDataModule,
         trainer_class=FederatedTrainer,
-        trainer_defaults={
-            "log_every_n_steps": 1,
-            "check_val_every_n_epoch": None,
-            "val_check_interval": 10,
-            "max_epochs": -1,
-            "enable_model_summary": False,
-        },
+        trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=RunConfig,
-        parser_class=Parser,
-        parser_kwargs={"description": DESCRIPTION, **raises, **dict.fromkeys(kind.subcommands(), raises)},
+        parser_kwargs={**raises, **dict.fromkeys(kind.subcommands(), raises)},
         args=args,
     )
 

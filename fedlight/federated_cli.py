@@ -5,7 +5,6 @@ Not in `cli.py`, which also runs as a script: its classes would then have two na
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -51,16 +50,6 @@ class RunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser, whose help leaves out the lists of all classes that happen to be imported, and the usage that repeats it all."""
-
-    def format_help(self, *arguments: Any) -> str:
-        """Return the help: options with their sentences."""
-        text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help(*arguments))
-        short = "usage: fedlight SUBCOMMAND [--config NAME_OR_FILE] [--OPTION VALUE ...]\n\n"
-        return re.sub(r"\Ausage:.*?\n\n", lambda _: short, text, count=1, flags=re.DOTALL)
-
-
 class FederatedCLI(LightningCLI):
     """LightningCLI with groups of options for the parts of a federated run, and a summary at the end of `fit`."""
 
@@ -80,13 +69,6 @@ class FederatedCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands, each with the parameters that are not options."""
         return {**LightningCLI.subcommands(), "pretrain": {"model", "datamodule"}}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Add the others to the help: they are no methods of a Trainer and have parsers of their own (`usage`, `cli.main`)."""
-        super()._add_subcommands(parser, **kwargs)
-        assert parser._subcommands_action is not None
-        for name in (name for name in SUBCOMMANDS if name not in self.subcommands()):
-            parser._subcommands_action.add_subcommand(name, ArgumentParser(), help=SUBCOMMANDS[name])
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Build only the options of the subcommand to run: those of all five take four times as long."""
@@ -154,16 +136,9 @@ class FederatedCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run."""
-        parser.add_argument("--experiment", type=str, default="federated", help="Name of the run's folder under logs/.")
-        parser.add_argument(
-            "--baseline", type=bool, default=False, help="Whether `fit` also trains the same run without a codec, for comparison."
-        )
-        parser.add_argument(
-            "--threads",
-            type=int | None,
-            default=None,
-            help="CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth).",
-        )
+        parser.add_argument("--experiment", type=str, default="federated")
+        parser.add_argument("--baseline", type=bool, default=False)
+        parser.add_argument("--threads", type=int | None, default=None)
         parser.add_lightning_class_args(CodecPretraining, "pretraining")
         parser.add_lightning_class_args(RoundCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)

@@ -19,5 +19,6 @@ SUBCOMMANDS = {
     "audit": "Attack what clients send and report what comes back, beside the same attacks on plain updates and blind guesses.",
     "report": "Write runs beside each other into one HTML file: accuracy, bytes, clients, privacy, codec.",
     "configs": "List the configurations that ship with fedlight, or copy some to edit them.",
+    "completion": "Write a script that completes subcommands, options and names in bash or zsh.",
     "doctor": "Show versions, extras, threads, data and devices, what is missing and the command that adds it.",
 }

@@ -58,6 +58,10 @@ def _command(args: list[str]) -> None:
         from fedlight.report.command import command as report
 
         return report(args[1:])
+    if args[0] == "completion":
+        from fedlight.console.completion import command as completion
+
+        return completion(args[1:])
     if args[0] == "doctor":
         from fedlight.console.doctor import command as doctor
 

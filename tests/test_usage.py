@@ -22,7 +22,17 @@ def python(code: str) -> str:
 
 
 def test_every_subcommand_has_a_line():
-    assert {*SUBCOMMANDS} == {*FederatedCLI.subcommands(), "compare", "audit", "report", "configs", "doctor", "flower", "node"}
+    assert {*SUBCOMMANDS} == {
+        *FederatedCLI.subcommands(),
+        "compare",
+        "audit",
+        "report",
+        "configs",
+        "completion",
+        "doctor",
+        "flower",
+        "node",
+    }
 
 
 def test_help_needs_neither_torch_nor_lightning():

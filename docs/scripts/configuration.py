@@ -27,6 +27,8 @@ from fedlight.audit.priors import Prior
 from fedlight.audit.views import Observation
 from fedlight.callbacks import CodecPretraining, CodecRefresh, FederatedCallback, RoundCheckpoint
 from fedlight.compare.plan import Comparison
+from fedlight.console.help import in_words
+from fedlight.console.options import TRAINER, Option, own_options
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.data.federated import FederatedData
 from fedlight.deploy import NodeConfig, OwnData
@@ -54,28 +56,6 @@ FAMILIES = {
     "model.network": ("Networks", "torch.nn.Module", "`model.network`: these, any `torch.nn.Module`, or a LightningModule of yours"),
 }
 """Parts with a choice of classes: title, base class, and the key."""
-
-RUN = [
-    ("experiment", "str", '"federated"', "Name of the run's folder under `logs/`."),
-    ("seed_everything", "int", "0", "Seed of weights, splits, cohorts, batches and rounding."),
-    ("baseline", "bool", "false", "Whether `fit` also trains the same run without a codec, for comparison."),
-    (
-        "threads",
-        "int or null",
-        "null",
-        "CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth).",
-    ),
-    ("ckpt_path", "str or null", "null", "Checkpoint to go on from (`fit`), or to evaluate (`validate`, `test`, `predict`)."),
-]
-TRAINER = [
-    ("trainer.max_steps", "int", "-1", "Number of rounds."),
-    ("trainer.val_check_interval", "int", "10", "Rounds between validations."),
-    ("trainer.accelerator", "str", '"auto"', "`cpu` or `gpu`."),
-    ("trainer.devices", "int", '"auto"', "Processes that share the cohort; with `trainer.strategy: ddp` they add up codes."),
-    ("trainer.callbacks", "list", "null", "`CodecRefresh`, or any of Lightning's, such as `EarlyStopping` on `val/accuracy`."),
-    ("trainer.logger", "bool or a logger", "true", "TensorBoard and `metrics.csv`; `false` for neither."),
-    ("trainer.profiler", "str", "null", "`simple` lists how long each step of a round takes."),
-]
 
 INTRODUCTION = """\
 # Configuration
@@ -111,6 +91,12 @@ def table(rows: list[tuple[str, str, str, str]]) -> str:
     """Return a table of keys."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in rows)])
+
+
+def listed(options: dict[str, Option], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Return options that are no arguments of a class of ours."""
+    plain = [(name, one) for name, one in options.items() if one.meaning and one.default]
+    return [(prefix + name, in_words(one.annotation), one.default.removeprefix("default: "), one.meaning) for name, one in plain]
 
 
 def kind(cls: type, annotation: Any) -> str:
@@ -193,7 +179,14 @@ LIGHTNING = (FederatedModule, fedlight.CodecPretrainingModule, fedlight.Federate
 
 def page() -> str:
     """Return the page."""
-    parts = [INTRODUCTION, "## A run", table(RUN), "## trainer", "Lightning's flags; those that a federated run uses most:", table(TRAINER)]
+    parts = [
+        INTRODUCTION,
+        "## A run",
+        table(listed(own_options("fit"))),
+        "## trainer",
+        "Lightning's flags; those that a federated run uses most:",
+        table(listed(TRAINER, "trainer.")),
+    ]
     parts += ["## data", sentence(FederatedData), table(rows(FederatedData, "data."))]
     parts += ["## model", sentence(FederatedModule), table(rows(FederatedModule, "model."))]
     parts += ["## pretraining", sentence(CodecPretraining)]

@@ -25,19 +25,32 @@ class Class:
 
     Attributes:
         bases: names of its bases, without their modules.
-        sentence: first sentence of its docstring.
+        text: its docstring, or else its constructor's.
         own: arguments of its constructor, or the fields of a dataclass; None if it inherits them.
         passes_on: whether the arguments of its bases are its own as well.
+        sets: arguments of its bases that its constructor gives them itself.
         abstract: whether it is no use by itself.
+        defaults: source of the default of each argument that has one.
     """
 
     name: str
     bases: tuple[str, ...] = ()
-    sentence: str = ""
+    text: str = ""
     own: Arguments | None = None
     passes_on: bool = False
     abstract: bool = False
-    required: frozenset[str] = field(default_factory=frozenset)
+    defaults: Arguments = field(default_factory=dict)
+    sets: frozenset[str | None] = frozenset()
+
+    @property
+    def sentence(self) -> str:
+        """First paragraph of the docstring."""
+        return self.text.partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def required(self) -> set[str]:
+        """Names of the arguments that must be given."""
+        return {*(self.own or ())} - {*self.defaults}
 
 
 @cache
@@ -58,24 +71,26 @@ def read_classes(path: Path) -> Iterator[Class]:
 def _class(node: ast.ClassDef) -> Class:
     bases = tuple(ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases)
     bases = tuple(base for base in bases if base != node.name)  # a namesake in another package
-    sentence = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
     methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+    made = methods.get("__init__")
+    text = ast.get_docstring(node) or (made and ast.get_docstring(made)) or ""
     abstract = "ABC" in bases or any("abstractmethod" in ast.unparse(one) for part in methods.values() for one in part.decorator_list)
     abstract = abstract or node.name.startswith("_")
     if any("dataclass" in ast.unparse(one) for one in node.decorator_list):
-        fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-        own = {part.target.id: ast.unparse(part.annotation) for part in fields if isinstance(part.target, ast.Name)}
-        needed = {part.target.id for part in fields if part.value is None and isinstance(part.target, ast.Name)}
-        return Class(node.name, bases, sentence, own, True, abstract, frozenset(needed))
-    if "__init__" not in methods:
-        return Class(node.name, bases, sentence, None, False, abstract)
-    given = methods["__init__"].args
-    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
-    own = {one.arg: ast.unparse(one.annotation) if one.annotation else "" for one in named if one.arg != "self"}
-    without = [one.arg for one in [*given.posonlyargs, *given.args][1:]]
-    needed = set(without[: len(without) - len(given.defaults)])
-    needed |= {one.arg for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None}
-    return Class(node.name, bases, sentence, own, given.kwarg is not None, abstract, frozenset(needed))
+        fields = {part.target.id: part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)}
+        own = {name: ast.unparse(part.annotation) for name, part in fields.items()}
+        defaults = {name: ast.unparse(part.value) for name, part in fields.items() if part.value is not None}
+        return Class(node.name, bases, text, own, True, abstract, defaults)
+    if made is None:
+        return Class(node.name, bases, text, None, False, abstract)
+    given = made.args
+    placed = [*given.posonlyargs, *given.args][1:]
+    own = {one.arg: ast.unparse(one.annotation) if one.annotation else "" for one in [*placed, *given.kwonlyargs]}
+    values = [*zip(reversed(placed), reversed(given.defaults), strict=False), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    defaults = {one.arg: ast.unparse(value) for one, value in values if value is not None}
+    calls = [one for one in ast.walk(made) if isinstance(one, ast.Call) and ast.unparse(one.func) == "super().__init__"]
+    sets = frozenset(word.arg for call in calls for word in call.keywords)
+    return Class(node.name, bases, text, own, given.kwarg is not None, abstract, defaults, sets)
 
 
 def arguments(name: str, below: tuple[str, ...] = ()) -> Arguments | None:
@@ -92,7 +107,7 @@ def arguments(name: str, below: tuple[str, ...] = ()) -> Arguments | None:
         inherited = arguments(base, (*below, name)) if base not in below else None
         if inherited is None:
             return None
-        own = {**inherited, **own}
+        own = {**{one: inherited[one] for one in inherited if one not in found.sets}, **own}
     return own
 
 
@@ -101,18 +116,25 @@ def family(base: str) -> dict[str, Class]:
     return {name: found for name, found in sorted(classes().items()) if name in _public() and not found.abstract and is_a(name, base)}
 
 
-def is_a(name: str, base: str, below: tuple[str, ...] = ()) -> bool:
-    """Whether a class is ``base`` or builds on it; ``below`` are the classes that the question came from."""
-    return name == base or (name in classes() and any(is_a(one, base, (*below, name)) for one in classes()[name].bases if one not in below))
+def is_a(name: str, base: str, known: dict[str, Class] | None = None, below: tuple[str, ...] = ()) -> bool:
+    """Whether a class is ``base`` or builds on it, of the ``known`` ones (fedlight's); ``below`` are those that the question came from."""
+    known = classes() if known is None else known
+    above = known[name].bases if name in known else ()
+    return name == base or any(is_a(one, base, known, (*below, name)) for one in above if one not in below)
 
 
-def trainer_arguments() -> Arguments | None:
-    """Return the arguments of Lightning's Trainer, or None if its source is not found."""
+def lineage(found: Class, below: tuple[str, ...] = ()) -> list[Class]:
+    """Return a class and those of fedlight's that it builds on, the most basic first."""
+    known = [classes()[base] for base in found.bases if base in classes() and base not in below]
+    return [*(one for base in reversed(known) for one in lineage(base, (*below, found.name))), found]
+
+
+@cache
+def trainer() -> Class:
+    """Return Lightning's Trainer as its source tells it, without arguments if that is not found."""
     spec = find_spec("lightning")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    return next((one.own for one in read_classes(path) if one.name == "Trainer"), None) if path.is_file() else None
+    path = Path(spec.origin or "").parent / "pytorch" / "trainer" / "trainer.py" if spec else Path()
+    return next((one for one in (read_classes(path) if path.is_file() else ()) if one.name == "Trainer"), Class("Trainer"))
 
 
 @cache

@@ -16,35 +16,11 @@ from fedlight.console.catalogue import Arguments
 from fedlight.console.configs import require_command, shipped
 from fedlight.console.foreign import exists, lightning_classes, names_in
 from fedlight.console.names import did_you_mean
+from fedlight.console.options import LIGHTNINGS, SETTINGS, annotation_of, group, options
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.metric_names import metric_names
 from fedlight.subcommands import SUBCOMMANDS
 
-_RUN = {
-    "config": "",
-    "seed_everything": "",
-    "experiment": "str",
-    "baseline": "bool",
-    "threads": "int | None",
-    "model": "@FederatedModule",
-    "data": "@FederatedDataModule",
-    "pretraining": "@CodecPretraining",
-    "checkpoint": "@RoundCheckpoint",
-    "trainer": "@Trainer",
-    "optimizer": "",
-    "lr_scheduler": "",
-}
-_MORE: dict[str, Arguments] = {
-    "fit": {"ckpt_path": "", "weights_only": ""},
-    "validate": {"ckpt_path": "", "weights_only": "", "verbose": ""},
-    "test": {"ckpt_path": "", "weights_only": "", "verbose": ""},
-    "predict": {"ckpt_path": "", "weights_only": "", "return_predictions": ""},
-    "pretrain": {"output": "", "cohort_rounds": "int"},
-}
-RUNS = tuple(_MORE)
-"""The subcommands that have the options of a run."""
-_SETTINGS = {"compare": "Comparison", "audit": "Audit"}
-_LIGHTNINGS = {"callbacks": "Callback", "logger": "Logger"}  # arguments of the Trainer that name classes of Lightning's
 _NUMBERS = {"int": int, "float": float}
 _OTHERS = ("torch.nn", "torch.optim", "torchvision.models", "torchmetrics")  # packages whose classes may be named without their path
 _DEVICES = ("nvidia*", "kfd", "dxg")  # of GPUs: NVIDIA's, AMD's, and within Windows
@@ -61,9 +37,7 @@ def check(args: Sequence[str]) -> None:
     """
     subcommand = args[0] if args else ""
     if subcommand.partition("=")[0] in ("--print_shtab", "--print_completion"):
-        raise ConfigurationError(
-            "There is no shell completion: `fedlight fit --help` has the options, `fedlight fit --model.codec.help` the codecs"
-        )
+        raise ConfigurationError(f"There is no option {subcommand}: `fedlight completion bash` writes a script for the shell")
     if subcommand.startswith("-"):
         return
     if subcommand not in SUBCOMMANDS:
@@ -78,28 +52,14 @@ def check(args: Sequence[str]) -> None:
         if "bool" not in (annotation_of(subcommand, name) or "bool"):
             raise ConfigurationError(f"Expected a value after --{name} but got none")
     for path, tree in given.files:
-        require_command(path, subcommand, _SETTINGS)
+        require_command(path, subcommand, SETTINGS)
         _Checker(f" in {path.name}").keys(scope, tree, "")
     tree = given.tree()
     _Checker("").keys(scope, tree, "")
-    if subcommand in _SETTINGS:
+    if subcommand in SETTINGS:
         check_settings(subcommand, tree)
     else:
         check_run(subcommand, tree)
-
-
-def options(subcommand: str) -> Arguments | None:
-    """Return the options of a subcommand with their annotations; `@Name` is a group with the arguments of that class."""
-    if subcommand in _SETTINGS:
-        return {"config": "", **(catalogue.arguments(_SETTINGS[subcommand]) or {})}
-    return {**_RUN, **_MORE[subcommand]} if subcommand in _MORE else None
-
-
-def group(annotation: str) -> Arguments | None:
-    """Return the options of a group, or None if they are not known."""
-    if annotation == "@Trainer":
-        return catalogue.trainer_arguments()
-    return catalogue.arguments(annotation[1:])
 
 
 class _Checker:
@@ -135,8 +95,8 @@ class _Checker:
                 self.keys(inside, value, f"{path}.")
             return
         name = path.removeprefix("trainer.")
-        if path.startswith("trainer.") and name in _LIGHTNINGS:
-            known = {**lightning_classes(name), **catalogue.family(_LIGHTNINGS[name])}
+        if path.startswith("trainer.") and name in LIGHTNINGS:
+            known = {**lightning_classes(name), **catalogue.family(LIGHTNINGS[name])}
             self._each(value, path, name.removesuffix("s"), known, None if name == "callbacks" else ("true", "false"))
             return
         bases = [one for one in re.findall(r"\b[A-Z]\w+", annotation) if one in catalogue.classes()]
@@ -272,7 +232,7 @@ def _is_number(value: Any, kind: str) -> bool:
 
 def check_settings(subcommand: str, tree: Tree) -> None:
     """Refuse a comparison or an audit of nothing."""
-    missing = sorted(catalogue.classes()[_SETTINGS[subcommand]].required - {*tree})
+    missing = sorted(catalogue.classes()[SETTINGS[subcommand]].required - {*tree})
     if missing:
         examples = ", ".join(name for name in shipped() if name.startswith(subcommand))
         raise ConfigurationError(
@@ -356,25 +316,3 @@ def _check_logger(name: str) -> None:
     package = _PACKAGES.get(name)
     if package and find_spec(package) is None:
         raise ConfigurationError(f"Expected the package {package} for trainer.logger {name} but it is not installed: pip install {package}")
-
-
-def annotation_of(subcommand: str, part: str) -> str | None:
-    """Return the annotation of an option such as `model.codec`, or None if there is none of that name."""
-    scope = options(subcommand)
-    annotation = ""
-    for name in part.split("."):
-        if scope is None or name not in scope:
-            return None
-        annotation = scope[name]
-        scope = group(annotation) if annotation.startswith("@") else None
-    return annotation
-
-
-def all_options(subcommand: str) -> list[str]:
-    """Return the dotted names of a subcommand's options, one level of groups included."""
-    names = []
-    for name, annotation in (options(subcommand) or {}).items():
-        names.append(name)
-        if annotation.startswith("@"):
-            names += [f"{name}.{one}" for one in group(annotation) or {}]
-    return names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
 from argparse import ArgumentError
@@ -23,6 +25,9 @@ def one_sentence() -> Iterator[None]:
     threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else before(failed)
     try:
         yield
+    except BrokenPipeError as error:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from error
     except Exception as error:
         text = mendable(error)
         if text is None:
@@ -56,6 +61,6 @@ def told(error: BaseException) -> str:
 
 def _options() -> list[str]:
     """Return the options of the subcommand that is being run, one level of groups included."""
-    from fedlight.console.check import all_options
+    from fedlight.console.options import all_options
 
     return all_options(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedlight.console.catalogue import Class, read_classes
+from fedlight.console.catalogue import Class, is_a, read_classes
 from fedlight.console.names import did_you_mean
 
 
@@ -64,4 +64,5 @@ def lightning_classes(kind: str) -> dict[str, Class]:
     if spec is None or spec.origin is None:
         return {}
     folder = Path(spec.origin).parent / "pytorch" / {"logger": "loggers"}.get(kind, kind)
-    return {one.name: one for path in sorted(folder.rglob("*.py")) for one in read_classes(path)}
+    found = {one.name: one for path in sorted(folder.rglob("*.py")) for one in read_classes(path)}
+    return {name: one for name, one in found.items() if is_a(name, kind.removesuffix("s").capitalize(), found)}

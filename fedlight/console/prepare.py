@@ -1,4 +1,4 @@
-"""What happens to arguments before anything is imported: lists that they ask for, checks, names of configurations."""
+"""What happens to arguments before anything is imported: help that they ask for, checks, names of configurations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedlight.console.values import try_values
 
 
 def prepare(args: Sequence[str]) -> list[str]:
-    """Return checked arguments with files for names of configurations, or print the list that they ask for and end.
+    """Return checked arguments with files for names of configurations, or print the help that they ask for and end.
 
     Raises:
         ConfigurationError: if there is a mistake in them that shows without Lightning.
     """
     listed = asked_for(args)
     if listed is not None:
-        print(listed)
+        print(listed, flush=True)
         raise SystemExit(0)
     check(args)
     try_values(args)

@@ -12,8 +12,8 @@ from typing import Any
 
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
-from fedlight.console.check import RUNS, annotation_of
 from fedlight.console.foreign import source
+from fedlight.console.options import RUNS, annotation_of
 from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.flags import refused_flag
 

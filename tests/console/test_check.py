@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from fedlight.cli import DryRun, FederatedCLI, open_cli
+from fedlight.cli import DryRun, open_cli
 from fedlight.console import catalogue
-from fedlight.console.check import all_options, annotation_of, check
-from fedlight.console.choices import asked_for
+from fedlight.console.check import check
 from fedlight.console.configs import shipped
+from fedlight.console.options import all_options
 from fedlight.core.errors import ConfigurationError
 from tests.federation import CODEC, TINY, environment
 
@@ -123,25 +123,6 @@ def test_the_options_are_those_of_the_parser(subcommand):
     assert known == found
 
 
-def test_choices_are_listed_with_a_line_each():
-    listed = asked_for(["fit", "--model.codec.help"])
-    assert listed is not None
-    for name in ("TransformCodec", "IdentityCodec", "QSGDCodec"):
-        line = next(line for line in listed.splitlines() if line.startswith(f"{name} "))
-        assert len(line.split()) > 4
-    assert asked_for(["fit", "--model.codec.help=TransformCodec"]) is None, "that is the parser's own"
-    assert asked_for(["fit", "--model.codec", "TransformCodec"]) is None
-    assert asked_for([]) is None
-    with pytest.raises(ConfigurationError, match="no Transform; did you mean TransformCodec"):
-        asked_for(["fit", "--model.codec.help", "Transform"])
-
-
-@pytest.mark.parametrize("part", ["model.network", "model.algorithm", "model.privacy", "data.partitioner", "data.source", "model.engine"])
-def test_every_part_lists_its_choices(part):
-    listed = asked_for(["fit", f"--{part}.help"])
-    assert listed is not None and len(listed.splitlines()) > 5
-
-
 def test_the_families_are_what_importing_finds():
     import inspect
 
@@ -164,9 +145,3 @@ def test_the_command_ends_with_the_sentence_alone_and_status_2(name):
     assert done.stdout.strip() == "2 []"
     (line,) = done.stderr.splitlines()
     assert line.startswith("fedlight: error: ")
-
-
-def test_the_annotation_of_an_option():
-    assert annotation_of("fit", "model.codec") == "Codec | None"
-    assert annotation_of("fit", "model.codek") is None
-    assert {*FederatedCLI.subcommands()} >= {"fit", "pretrain"}
