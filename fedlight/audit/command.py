@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedlight.audit.parties import canary_rows, membership_rows
 from fedlight.audit.picture import Strip, draw, write_pictures
@@ -20,7 +18,7 @@ from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.target import Target, trained_network
 from fedlight.console.errors import told
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.progress import Lines, heartbeat
+from fedlight.core.progress import progress
 from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
@@ -57,7 +55,14 @@ def audit(args: list[str], build: Build) -> None:
     codecs = {"base": parts.codec} if settings.codecs is None else settings.codecs
     targets = {model: Target(parts, network, codecs, parts.lr, settings.proxy_rounds) for model, network in networks.items()}
     trials = min(settings.membership.trials, FAST_TRIALS) if settings.fast else settings.membership.trials
-    with _progress(number_of_cohorts(settings, len(networks)), settings) as advance:
+    for attack in settings.left_out:
+        print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it shows nothing", file=sys.stderr)
+    with progress("fedlight audit: attack", number_of_cohorts(settings, len(networks))) as step:
+
+        def advance(words: str) -> None:
+            """Show the next step, or, without words, count one attack as done."""
+            step(words.partition(": cohort")[0], done=not words)
+
         session = Session(settings, parts, advance)
         for model, target in targets.items():
             session.run(target, model)
@@ -98,43 +103,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-@contextmanager
-def _progress(total: int, settings: Audit) -> Iterator[Callable[[str], None]]:
-    """Show finished attacks and the current one on stderr; print a plain line for each if there is no terminal."""
-    console = Console(stderr=True)
-    bar = Progress(
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        disable=not console.is_interactive,
-    )
-    task = bar.add_task("", total=total)
-    last = ""
-
-    def advance(words: str) -> None:
-        """Show the next step, or, without words, count one attack as done."""
-        nonlocal last
-        if not words:
-            bar.advance(task)
-            return
-        bar.update(task, description=words)
-        head = words.partition(": cohort")[0]
-        if not console.is_interactive and head != last:
-            print(f"fedlight audit: {head}", file=sys.stderr, flush=True)
-        last = head
-
-    for attack in settings.left_out:
-        print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it shows nothing", file=sys.stderr)
-    with bar, ExitStack() as streams:
-        if not console.is_interactive:
-            streams.enter_context(
-                heartbeat(Lines(), lambda: f"fedlight audit: {int(bar.tasks[task].completed)}/{total} attacks done, {last}")
-            )
-        yield advance
 
 
 def report(session: Session, settings: Audit, output: Path, title: str) -> None:

@@ -16,10 +16,10 @@ from rich.console import Console
 from fedlight.compare.execute import Fit, Job, Outcome, execute
 from fedlight.compare.picture import draw_pictures
 from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
-from fedlight.compare.progress import RunProgress
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
 from fedlight.console.errors import told
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.progress import Advance, progress
 from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 160  # characters, if the table does not go to a terminal
@@ -118,12 +118,12 @@ class Session:
             self.console.width = FILE_WIDTH
         self.outcomes: dict[str, list[Outcome]] = {name: [] for name in comparison.codecs}
         self.rates: dict[str, float] = {}
-        self.progress = RunProgress(number_of_runs(comparison))
+        self.advance: Advance
 
     def run(self, fit: Fit) -> None:
         """Run everything that is not finished yet."""
         first = [self._job(run) for codec in self.comparison.codecs for run in first_runs(self.comparison, codec)]
-        with self.progress:
+        with progress("Run", number_of_runs(self.comparison)) as self.advance:
             execute(first, fit, self.comparison.jobs, self._take)
 
     def _job(self, run: Run) -> Job:
@@ -136,14 +136,14 @@ class Session:
         codec = outcome.run.codec
         own = self.outcomes[codec]
         own.append(outcome)
-        self.progress.show(outcome)
+        self.advance(f"{outcome.run}: {outcome.told}", timed=not outcome.again)
         if codec in self.rates or len(own) < len(first_runs(self.comparison, codec)):
             return []
         rate = self._choose(own)
         lr = self.comparison.server_lrs[0] if rate is None else rate
         further = further_runs(self.comparison, codec, lr)
         if rate is None:  # no rate worked, so further runs would fail too
-            self.progress.expect_fewer(len(further))
+            self.advance(done=len(further), timed=False)
             return []
         self.rates[codec] = rate
         return [self._job(run) for run in further]

@@ -56,6 +56,13 @@ class Outcome:
         """Whether the run has a result."""
         return self.error is None
 
+    @property
+    def told(self) -> str:
+        """How it ended, in words."""
+        if not self.ok:
+            return f"failed: {self.error}"
+        return f"{self.summary['test_accuracy']:.1%}" + (", finished before" if self.again else f" in {self.seconds:.0f} s")
+
 
 def finished(job: Job) -> Outcome | None:
     """Return the outcome of an earlier run with the same configuration, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -73,40 +74,58 @@ def waiting(what: str, seconds: float = SECONDS) -> Iterator[Lines]:
         yield lines
 
 
+Advance = Callable[..., None]
+"""Takes a text, how many steps are ``done`` with it (one if not given) and whether they took the time that others will (``timed``)."""
+
+
 @contextmanager
-def progress(what: str, total: int | None = None, show: bool = True, seconds: float = SECONDS) -> Iterator[Callable[[], None]]:
-    """Show how far ``what`` is; the block is given what counts one of ``total`` steps, or of an unknown number, as done."""
+def progress(what: str, total: int | None = None, show: bool = True, seconds: float = SECONDS) -> Iterator[Advance]:
+    """Show how far ``what`` is; the block is given what counts one of ``total`` steps, or of an unknown number, as done and says a text."""
     if not show:
-        yield lambda: None
+        yield lambda *_, **__: None
     elif is_terminal(sys.stderr):
-        with _bar(what, total) as step:
-            yield step
+        with _bar(what, total) as advance:
+            yield advance
     else:
-        done, start = 0, time.monotonic()
+        count, quick, last, start, lines = 0, 0, "", time.monotonic(), Lines(seconds)
 
-        def text() -> str:
-            spent = time.monotonic() - start
-            count = f" {done}/{total}" if total else f" {done}" if done else ""
-            left = f", {_clock(spent / done * (total - done))} left" if total and 0 < done < total else ""
-            return f"{what}{count}: {_clock(spent)} so far{left}"
+        def so_far() -> str:
+            return f"{what} {count}/{total}" if total else f"{what} {count}" if count else what
 
-        def advance() -> None:
-            nonlocal done
-            done += 1
+        def left() -> str:
+            worked = count - quick
+            return f"{_clock((time.monotonic() - start) / worked * (total - count))} left" if total and worked and count < total else ""
 
-        with heartbeat(Lines(seconds), text):
+        def advance(text: str = "", done: int = 1, timed: bool = True) -> None:
+            nonlocal count, quick, last
+            count, quick = count + done, quick + done * (not timed)
+            if text and text != last:
+                lines.say(" · ".join(filter(None, (so_far(), text, left()))))
+            last = text or last
+
+        with heartbeat(lines, lambda: ", ".join(filter(None, (f"{so_far()}: {_clock(time.monotonic() - start)} so far", left())))):
             yield advance
 
 
 @contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+def _bar(what: str, total: int | None) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    words = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    with Progress(BarColumn(12), words, clock, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task, last = bar.add_task(what, total=total), ""
+
+        def advance(text: str = "", done: int = 1, timed: bool = True) -> None:
+            nonlocal last
+            bar.advance(task, done)
+            last = f" · {text}" if text else last
+            bar.update(task, description=f"{what} {bar.tasks[task].completed:.0f}/{total}{last}" if total else what + last)
+
+        yield advance
 
 
 def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=math.ceil(seconds)))

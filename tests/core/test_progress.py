@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from io import StringIO
 
 import pytest
+import rich.console
+from rich.console import Console
 
 from fedlight.core.progress import Lines, heartbeat, progress, waiting
 
@@ -28,6 +31,28 @@ def test_quick_work_says_nothing_and_so_does_what_is_not_to_be_shown(capsys):
         time.sleep(0.1)
         advance()
     assert lines(capsys) == []
+
+
+def test_what_is_said_comes_at_once_with_the_count_and_the_time_that_is_left(capsys):
+    with progress("Run", total=4) as advance:
+        advance("one: finished before", timed=False)
+        advance("two: 91.5 %")
+        advance("three: failed")
+        advance("three: failed", done=0)
+    said = lines(capsys)
+    assert said[0] == "Run 1/4 · one: finished before", "nothing to foretell the rest from"
+    assert said[1].startswith("Run 2/4 · two: 91.5 % · 0:00:0") and said[1].endswith(" left")
+    assert len(said) == 3, "the same is not said twice"
+
+
+def test_on_a_terminal_there_is_a_bar_of_one_line(monkeypatch):
+    file = StringIO()
+    monkeypatch.setattr(rich.console, "Console", lambda stderr: Console(file=file, force_terminal=True, width=60, color_system=None))
+    monkeypatch.setattr("fedlight.core.progress.is_terminal", lambda stream: True)
+    with progress("Run", total=3) as advance:
+        advance("one")
+        advance("two: " + 90 * "o")
+    assert "Run 2/3" in file.getvalue() and "…" in file.getvalue()
 
 
 def test_a_line_of_another_kind_puts_the_next_one_off(capsys):
