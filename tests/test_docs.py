@@ -159,7 +159,7 @@ def test_yaml_is_a_configuration(block, tmp_path, monkeypatch, capsys):
         assert NodeConfig.read(path).name
     elif "codecs" in keys or "attacks" in keys:
         command = import_module(f"fedlight.{'compare' if 'codecs' in keys else 'audit'}.command")
-        command.read_settings(["--config", str(path)])
+        command.settings_of(["--config", str(path)])
     else:
         assert keys <= FIT, f"no section of a configuration: {keys - FIT}"
         print_configuration(["fit", "--config", "digits", "--config", str(path)])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from fedlight.audit.parties import canary_rows, membership_rows
@@ -17,9 +17,9 @@ from fedlight.audit.rows import READING, Row, show_rows, write_rows
 from fedlight.audit.session import Result, Session, number_of_cohorts
 from fedlight.audit.target import Target, trained_network
 from fedlight.console.errors import told
+from fedlight.console.settings import read_settings, settings_parser
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.progress import progress
-from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 200  # characters, where the table does not go to a terminal
 FAST_TRIALS = 5  # of membership inference
@@ -28,27 +28,15 @@ Build = Callable[[str, Path | None, dict[str, Any], float | None], Parts]
 """Builds the parts that a configuration file of `fit` names (path, folder to look in first, overrides, clients' learning rate)."""
 
 
-def audit_parser() -> ArgumentParser:
-    """Return the parser of `fedlight audit`."""
-    parser = ArgumentParser(prog="fedlight audit", description=SUBCOMMANDS["audit"], exit_on_error=False)
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="config",
-        help="Path to a YAML file with these options, or the name of a shipped one, such as audit_digits.",
-    )
-    parser.add_class_arguments(Audit, None, fail_untyped=False)
-    return parser
-
-
 def audit(args: list[str], build: Build) -> None:
     """Run an audit and write its report.
 
     Raises:
         ConfigurationError: if a setting or the base configuration cannot work; no attack has run then.
     """
-    settings, folder, output, name = read_settings(args)
-    parts = build(settings.base, folder, settings.overrides, settings.lr)
+    settings, path = settings_of(args)
+    name = path.stem if path else "audit"
+    parts = build(settings.base, path.parent if path else None, settings.overrides, settings.lr)
     networks = {"initial": parts.network}
     if settings.ckpt_path:
         networks["trained"] = trained_network(parts.network, settings.ckpt_path)
@@ -71,29 +59,25 @@ def audit(args: list[str], build: Build) -> None:
                 session.rows += membership_rows(target, settings.observations, settings.membership, trials, seed, model, advance)
             if settings.canaries.count:
                 session.rows += canary_rows(target, list(codecs), settings.canaries, settings.seeds[0], model)
+    output = Path(settings.output or f"logs/audit/{name.removeprefix('audit_')}")
     report(session, settings, output, f"Leakage audit: {name}")
 
 
-def read_settings(args: list[str]) -> tuple[Audit, Path | None, Path, str]:
-    """Return the settings, the folder of their file, the folder for results, and the audit's name.
+def settings_of(args: list[str]) -> tuple[Audit, Path | None]:
+    """Return the settings in arguments and file, and the file if there is one.
 
     Raises:
         ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
     """
-    parser = audit_parser()
+    parser = settings_parser("audit", Audit)
+    given, path = read_settings("audit", parser, args)
+    overrides = _plain(given.pop("overrides"))
+    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     try:
-        given: Namespace = parser.parse_args(args)
-        files = given.get("config") or []
-        overrides = _plain(given.pop("overrides"))
-        make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         made = make(given).as_dict()
     except Exception as error:
         raise ConfigurationError(f"audit: {told(error)} (options: fedlight audit --help)") from error
-    made.pop("config", None)
-    settings = Audit(**made, overrides=overrides)  # classes named in overrides are built with the base, not here
-    path = Path(files[-1].absolute) if files and files[-1] else None
-    name = path.stem if path else "audit"
-    return settings, path.parent if path else None, Path(settings.output or f"logs/audit/{name.removeprefix('audit_')}"), name
+    return Audit(**made, overrides=overrides), path  # classes named in overrides are built with the base, not here
 
 
 def _plain(value: Any) -> Any:

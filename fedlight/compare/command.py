@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from fedlight.compare.execute import Fit, Job, Outcome, execute
@@ -18,27 +17,14 @@ from fedlight.compare.picture import draw_pictures
 from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
 from fedlight.console.errors import told
+from fedlight.console.settings import read_settings, settings_parser
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.progress import Advance, progress
-from fedlight.subcommands import SUBCOMMANDS
 
 FILE_WIDTH = 160  # characters, if the table does not go to a terminal
 
 DryRun = Callable[[list[str]], Tree]
 """Parses `fedlight` arguments, builds everything they name, runs nothing, and returns the whole configuration."""
-
-
-def compare_parser() -> ArgumentParser:
-    """Return the parser of `fedlight compare`."""
-    parser = ArgumentParser(prog="fedlight compare", description=SUBCOMMANDS["compare"], exit_on_error=False)
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="config",
-        help="Path to a YAML file with these options, or the name of a shipped one, such as compare_digits.",
-    )
-    parser.add_class_arguments(Comparison, None)
-    return parser
 
 
 def compare(args: list[str], dry_run: DryRun, fit: Fit) -> int:
@@ -47,8 +33,9 @@ def compare(args: list[str], dry_run: DryRun, fit: Fit) -> int:
     Raises:
         ConfigurationError: if a setting or the configuration of a codec cannot work; no run has started then.
     """
-    comparison, folder, output = read_settings(args)
-    base = read_base(comparison.base, folder)
+    comparison, path = settings_of(args)
+    output = Path(comparison.output or f"logs/compare/{path.stem if path else 'comparison'}")
+    base = read_base(comparison.base, path.parent if path else None)
     parsed = check_codecs(comparison, base, dry_run)
     output.mkdir(parents=True, exist_ok=True)
     session = Session(comparison, base, parsed, output)
@@ -57,22 +44,10 @@ def compare(args: list[str], dry_run: DryRun, fit: Fit) -> int:
     return session.report()
 
 
-def read_settings(args: list[str]) -> tuple[Comparison, Path | None, Path]:
-    """Return the settings in arguments and file, the file's folder if there is one, and the folder for results.
-
-    Raises:
-        ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
-    """
-    try:
-        given: Namespace = compare_parser().parse_args(args)
-    except Exception as error:
-        raise ConfigurationError(f"compare: {told(error)} (options: fedlight compare --help)") from error
-    values = dict(given.as_dict())
-    files = values.pop("config", None) or []
-    comparison = Comparison(**values)
-    path = Path(files[-1].absolute) if files and files[-1] else None
-    output = Path(comparison.output or f"logs/compare/{path.stem if path else 'comparison'}")
-    return comparison, path.parent if path else None, output
+def settings_of(args: list[str]) -> tuple[Comparison, Path | None]:
+    """Return the settings in arguments and file, and the file if there is one; raises ``ConfigurationError`` for a mistake."""
+    given, path = read_settings("compare", settings_parser("compare", Comparison), args)
+    return Comparison(**given.as_dict()), path
 
 
 def check_codecs(comparison: Comparison, base: Tree, dry_run: DryRun) -> dict[str, Tree]:

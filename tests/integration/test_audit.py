@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedlight.audit.command import read_settings
+from fedlight.audit.command import settings_of
 from fedlight.cli import audit_parts, main
 from fedlight.core.errors import ConfigurationError
 
@@ -157,7 +157,7 @@ def test_algorithms_with_numbers_beside_the_update_and_without_a_learning_rate()
 
 @pytest.mark.parametrize("path", AUDITS, ids=lambda path: path.stem)
 def test_a_shipped_audit_parses_and_its_base_can_be_made(path, tmp_path, request):
-    audit, beside, _, name = read_settings(["--config", str(path)])
-    assert name == path.stem and audit.attacks and beside == CONFIGS
+    audit, file = settings_of(["--config", str(path)])
+    assert file == path and audit.attacks
     if "digits" in path.stem:
-        assert audit_parts(audit.base, beside, audit.overrides).data.proxy is not None
+        assert audit_parts(audit.base, CONFIGS, audit.overrides).data.proxy is not None

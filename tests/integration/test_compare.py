@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from fedlight.cli import dry_run, main
-from fedlight.compare.command import check_codecs, compare_parser, read_settings
-from fedlight.compare.plan import read_base
+from fedlight.compare.command import check_codecs, settings_of
+from fedlight.compare.plan import Comparison, read_base
+from fedlight.console.settings import settings_parser
 from tests.integration.comparisons import CONFIGS, settings, status
 
 COMPARISONS = sorted(CONFIGS.glob("compare_*.yaml"))
@@ -36,8 +37,8 @@ def test_there_are_comparisons():
     "path", [pytest.param(path, marks=[pytest.mark.slow] * long(path)) for path in COMPARISONS], ids=[path.stem for path in COMPARISONS]
 )
 def test_every_codec_of_a_comparison_can_be_built(path):
-    comparison, beside, _ = read_settings(["--config", str(path)])
-    parsed = check_codecs(comparison, read_base(comparison.base, beside), dry_run)
+    comparison, file = settings_of(["--config", str(path)])
+    parsed = check_codecs(comparison, read_base(comparison.base, file and file.parent), dry_run)
     assert set(parsed) == set(comparison.codecs)
     assert parsed[comparison.reference]["model"]["codec"] is None
     parts = ("codec", "algorithm", "server_optimizer", "availability", "privacy")
@@ -160,6 +161,6 @@ def test_every_option_is_explained_in_help(capsys):
         main(["compare", "--help"])
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for action in compare_parser()._actions:
+    for action in settings_parser("compare", Comparison)._actions:
         assert action.help and len(action.help.split("(type")[0].split()) >= 4, action.dest
         assert f"--{action.dest}" in printed
