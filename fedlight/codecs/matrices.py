@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,17 +31,17 @@ class Matrix:
     columns: int
     parts: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether this is a vector, which keeps its own coordinates."""
         return self.rows == 1
 
-    @property
+    @cached_property
     def sides(self) -> tuple[int, ...]:
         """The sides to project, in order: rows and columns, or rows and the parts of the columns."""
         return () if self.plain else (self.rows, *(self.parts or (self.columns,)))
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape as a tensor of these sides."""
         return self.sides or (1, self.columns)
@@ -138,3 +139,12 @@ def product(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
     if q * s * (r + p) <= p * r * (q + s):
         return left @ (middle @ right)
     return (left @ middle) @ right
+
+
+def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]]) -> Tensor:
+    """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors are returned unchanged."""
+    parts = []
+    for view, item, each in zip(matrices.view(update), matrices.items, bases, strict=True):
+        tensor = view.reshape(*view.shape[:-2], *item.shape)
+        parts.append((turn(tensor, each) if each else tensor).flatten(-len(item.shape)))
+    return torch.cat(parts, dim=-1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlight.codecs.matrices import Matrices, contract, turn
+from fedlight.codecs.matrices import Matrices, contract, project
 from fedlight.core.bank import UpdateBank
 from fedlight.core.linalg import eigen, orthonormal
 from fedlight.core.random import torch_generator
@@ -102,15 +102,6 @@ def _energies(bank: UpdateBank, matrices: Matrices, bases: list[tuple[Tensor, ..
         energy, between = updates.norm().square() / len(updates), updates.mean(0).norm().square()
         totals.append(torch.stack([between, (energy - between).clamp(min=0)]))
     return TwoSidedMoments(bases, grids, torch.stack(means), torch.stack(spreads), torch.stack(totals), torch.stack(sizes))
-
-
-def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]]) -> Tensor:
-    """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors are returned unchanged."""
-    parts = []
-    for view, item, each in zip(matrices.view(update), matrices.items, bases, strict=True):
-        tensor = view.reshape(*view.shape[:-2], *item.shape)
-        parts.append((turn(tensor, each) if each else tensor).flatten(-len(item.shape)))
-    return torch.cat(parts, dim=-1)
 
 
 class _Gram:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import Factors, code_columns
-from fedlight.codecs.matrices import Matrices, turn_back
-from fedlight.codecs.moments import TwoSidedMoments, measure, project
+from fedlight.codecs.matrices import Matrices, project, turn_back
+from fedlight.codecs.moments import TwoSidedMoments, measure
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec

@@ -54,7 +54,7 @@ class CodeFormat:
         """Largest magnitude of an integer entry."""
         return (1 << (self.bits - 1)) - 1
 
-    @property
+    @cached_property
     def payload_bytes(self) -> int:
         """Predicted length of ``pack``'s result."""
         bits = self.bits or self.dtype.itemsize * 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -96,6 +96,7 @@ class ClientHost:
         self.private_seed = private_seed
         self.held = held or HeldModels(codec)
         self.held.to(model.weights.device)
+        self._compares = False
         self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
         self._handshake: dict[int, Held] = {}  # what clients hold in the stages of an attempt
 
@@ -123,9 +124,11 @@ class ClientHost:
     def answers(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield one reply a request, in their order; all are of one stage and one attempt."""
         if requests:
+            context = requests[0].context
+            self._compares = self.compares(context.round)
             with closing(self._answers(requests)) as replies:
                 for reply in replies:
-                    reply.key = requests[0].context.key
+                    reply.key = context.key
                     yield reply
 
     def _answers(self, requests: Sequence[Request]) -> Generator[Reply]:
@@ -195,20 +198,18 @@ class ClientHost:
         """Train clients and send their codes; a reply says so where there is nothing usable to send."""
         waiting = {request.client: request for request in requests}
         early: list[Reply] = []
-        first = next(iter(requests))
         tasks = self._tasks(requests, early)
         devices = [self.model.weights.device] if self.model.weights.is_cuda else []
         # What trains may draw from the process's generators, which are seeded for every client and put back after the cohort.
         with (
             untouched_generators(devices),
-            closing(self.engine.train(self.model, self.algorithm, tasks, first.context.round)) as trained,
+            closing(self.engine.train(self.model, self.algorithm, tasks, requests[0].context.round)) as trained,
         ):
             for task, result, model in self.watch.each_in_section("train_client", trained):
-                yield from self._take(early)
-                request = waiting[task.client]
-                update = self._update(task, result, model)
-                yield self._reply(request, update)
-        yield from self._take(early)
+                yield from early
+                early.clear()
+                yield self._reply(waiting[task.client], self._update(task, result, model))
+        yield from early
 
     def _tasks(self, requests: Sequence[Request], early: list[Reply]) -> Generator[ClientTask]:
         """Yield what each client has to do; a client that cannot begin answers early."""
@@ -221,11 +222,6 @@ class ClientHost:
                 early.append(self._nothing(request, str(error)))
             else:
                 yield self._task(request.client, held)
-
-    @staticmethod
-    def _take(early: list[Reply]) -> Iterator[Reply]:
-        while early:
-            yield early.pop(0)
 
     def _task(self, client: int, held: Held) -> ClientTask:
         context, weights, buffers = held.context, held.model.weights, held.model.buffers
@@ -248,20 +244,18 @@ class ClientHost:
             extras = {name: tensor for name, tensor in extras.items() if name not in self.personal.counters}
             self.personal.keep(task.norm, model.weights, model.buffers, result.update)
             buffers = buffers[:0]
-        if extras and (self.privacy is not None or self.hides_messages):
+        protected = self.privacy is not None or self.hides_messages
+        if extras and protected:
             raise ConfigurationError(
                 f"Expected local training that changes trained parameters alone but it changes {next(iter(extras))}, which would be sent "
                 "in the clear beside a protected code: register it with persistent=False, so that it stays with the client"
             )
         loss = float(result.loss)
         grew = math.isfinite(loss) or model.first is None or math.isfinite(float(model.first))
-        weight, spoilt, sent = len(task.y) if self.by_samples else 1, model.extras.diverged(extras), self._sent(model, extras)
+        weight, spoilt = len(task.y) if self.by_samples else 1, model.extras.diverged(extras)
+        sent = extras if model.extras.any_sent and not protected else None
         reason = None if spoilt is None else f"{spoilt}, {BESIDE}"
         return ClientUpdate(task.client, result.upload(), buffers, weight, loss, extras=sent, reason=reason, grew=grew)
-
-    def _sent(self, model: LocalModel, extras: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Return the extras to send, None for a model that has none."""
-        return extras if model.extras.any_sent and not (self.privacy is not None or self.hides_messages) else None
 
     def _reply(self, request: Request, update: ClientUpdate) -> Reply:
         """Return the reply of a client that has trained; one whose training failed sends zeros under privacy, and else nothing."""
@@ -296,7 +290,7 @@ class ClientHost:
         seen = Simulation(
             update=update.update if update.usable else None,
             loss=update.loss,
-            saturation=saturation(code, held.encoder.format_at(context.step)) if self.compares(context.round) else None,
+            saturation=saturation(code, held.encoder.format_at(context.step)) if self._compares else None,
         )
         return Reply(
             client,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedlight.codecs import moments
 from fedlight.codecs.factors import orthonormal
-from fedlight.codecs.matrices import Matrices, turn_back
-from fedlight.codecs.moments import TwoSidedMoments, measure, project, round_rows
+from fedlight.codecs.matrices import Matrices, project, turn_back
+from fedlight.codecs.moments import TwoSidedMoments, measure, round_rows
 from fedlight.codecs.selection import split_grids
 from fedlight.codecs.two_sided import cohort_energy, round_weights
 from fedlight.core.bank import UpdateBank
