@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
@@ -108,8 +108,8 @@ class Collector(ABC):
         return None
 
     @abstractmethod
-    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
-        """Take a message that arrived into account, and return its code if the server sees it.
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> None:
+        """Take a message that arrived into account.
 
         Raises:
             MessageError: if the message is malformed or was meant for another round or codec.
@@ -166,23 +166,20 @@ class Aggregator(ABC):
 
 
 class PlainCollector(Collector):
-    """Adds up codes as they arrive, in the clear."""
+    """Adds up codes ``[n]`` as they arrive, or what ``bounded`` makes of each, in the clear."""
 
-    def __init__(self, context: Context, decoder: Decoder, device: torch.device) -> None:
+    def __init__(
+        self, context: Context, decoder: Decoder, device: torch.device, bounded: Callable[[Tensor], Tensor] = lambda code: code
+    ) -> None:
         self.context = context
         self.decoder = decoder
         self.device = device
+        self.bounded = bounded
         self.codes = RunningSum()
 
-    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> None:
         """Add one client's code to the running sum."""
-        code = self.decoder.read_message(message, self.context, self.device)
-        self.codes.add(self.bounded(code), weight)
-        return code
-
-    def bounded(self, code: Tensor) -> Tensor:
-        """Return what is added up for a code ``[n]``."""
-        return code
+        self.codes.add(self.bounded(self.decoder.read_message(message, self.context, self.device)), weight)
 
     def finish(self) -> RunningSum:
         """Return the sum."""

@@ -98,38 +98,24 @@ class NormBound(_SeesCodes):
 
     def collector(self, context: Context, codec: Codec, cohort: Sequence[int], model: Model, device: torch.device) -> Collector:
         """Return a running sum of bounded codes."""
-        return BoundedCollector(context, codec.decoder, device, self.bound / (self._unit_of(codec, context) or 1.0))
+        bound = self.bound / (self._unit_of(codec, context) or 1.0)
+        return PlainCollector(context, codec.decoder, device, lambda code: bound_norm(code, bound))
 
 
-class BoundedCollector(PlainCollector):
-    """Adds up codes whose norm is at most ``bound``, in the codes' own units."""
-
-    def __init__(self, context: Context, decoder: Decoder, device: torch.device, bound: float) -> None:
-        super().__init__(context, decoder, device)
-        self.bound = bound
-
-    def bounded(self, code: Tensor) -> Tensor:
-        """Return the code, scaled down where it is too long."""
-        return bound_norm(code, self.bound)
-
-
-class AllCodes(Collector):
+class AllCodes(PlainCollector):
     """Keeps every code of the cohort, and puts a location of them in the place of their mean.
 
     ``locate`` maps codes ``[clients, n]`` to where they lie, ``[n]``.
     """
 
     def __init__(self, context: Context, decoder: Decoder, device: torch.device, locate: Callable[[Tensor], Tensor]) -> None:
-        self.context = context
-        self.decoder = decoder
-        self.device = device
+        super().__init__(context, decoder, device)
         self.locate = locate
         self._codes: dict[int, Tensor] = {}
 
-    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> None:
         """Keep one client's code."""
         self._codes[client] = self.decoder.read_message(message, self.context, self.device)
-        return self._codes[client]
 
     def finish(self) -> RunningSum:
         """Return the location, times the number of clients, for a sum."""

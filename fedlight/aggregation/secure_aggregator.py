@@ -251,7 +251,7 @@ class SecureCollector(Collector):
         }[stage]
         return dict.fromkeys(clients(), message())
 
-    def receive(self, stage: str, client: int, message: Message, weight: int) -> Tensor | None:
+    def receive(self, stage: str, client: int, message: Message, weight: int) -> None:
         """Take one client's message of a stage; masked codes are added up, and none is seen."""
         server = self.server
         collect = {
@@ -262,7 +262,6 @@ class SecureCollector(Collector):
             UNMASKING: server.collect_unmasking,
         }
         collect[stage](client, bytes(message))  # bytes as they were sent: no copy
-        return None
 
     def finish(self) -> RunningSum:
         """Take the masks off the survivors' sum.

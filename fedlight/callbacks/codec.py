@@ -15,7 +15,14 @@ from fedlight.rounds.server import decode_mean
 
 
 class _CodecCallback(FederatedCallback):
-    """What encoder and decoder share: the codec, and that neither works without the other."""
+    """What encoder and decoder share: the codec, and that neither works without the other.
+
+    Args:
+        codec: the codec, shared with the other one in the same Trainer.
+
+    Raises:
+        ConfigurationError: if the Trainer has no matching other one, or the module runs no federated rounds.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -26,14 +33,7 @@ class _CodecCallback(FederatedCallback):
 
 
 class GradientEncoder(_CodecCallback):
-    """Provides the client side of a round with its encoding step: every client's update becomes a code.
-
-    Args:
-        codec: the codec, shared with the `GradientDecoder` of the same Trainer.
-
-    Raises:
-        ConfigurationError: if the Trainer has no matching decoder, or the module runs no federated rounds.
-    """
+    """Provides the client side of a round with its encoding step: every client's update becomes a code."""
 
     def encode(self, encoder: Encoder, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the code ``[code_dim]`` of an update ``[dim]``; what leaves the client is made of the code alone."""
@@ -41,14 +41,7 @@ class GradientEncoder(_CodecCallback):
 
 
 class GradientDecoder(_CodecCallback):
-    """Provides the server side of a round with its decoding step: the mean of the cohort's codes becomes the aggregated update.
-
-    Args:
-        codec: the codec, shared with the `GradientEncoder` of the same Trainer.
-
-    Raises:
-        ConfigurationError: if the Trainer has no matching encoder, or the module runs no federated rounds.
-    """
+    """Provides the server side of a round with its decoding step: the mean of the cohort's codes becomes the aggregated update."""
 
     def decode(self, decoder: Decoder, mean: Tensor, context: Context, state: State) -> Tensor:
         """Return the aggregated update ``[dim]`` of a mean code ``[code_dim]``, once a pass; ``state`` is the server's."""

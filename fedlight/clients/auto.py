@@ -6,15 +6,13 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 import torch
 
 from fedlight.clients.algorithms import Algorithm, LocalResult
 from fedlight.clients.engine import Batch, ClientTask, Engine, Sequential, Vectorized
-from fedlight.clients.local_model import LocalModel
+from fedlight.clients.local_model import LocalModel, ends_after
 from fedlight.clients.threaded import Threaded
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import LocalTrainingError
@@ -100,7 +98,7 @@ class Auto(Engine):
 
         ``cohort`` is the number of clients in a round, of which a trial has no more.
         """
-        kind = _few(_steps(model, algorithm, tasks))
+        kind = ends_after(_steps(model, algorithm, tasks))
         one = min(seconds_of(Sequential(), _copy(model, kind), algorithm, tasks(1)) for _ in range(2))
         clients = min(cohort, max(2 * cores_of_a_process(), math.ceil(CLIENTS / one)))
 
@@ -136,7 +134,7 @@ def time_threads(model: LocalModel, algorithm: Algorithm, tasks: Tasks, more: in
 
     The worst counts because threads that wait for each other stand still whenever another program takes a core. torch's number is put back.
     """
-    before, copy = torch.get_num_threads(), _copy(model, _few(_steps(model, algorithm, tasks)))
+    before, copy = torch.get_num_threads(), _copy(model, ends_after(_steps(model, algorithm, tasks)))
 
     def timer(count: int) -> float:
         torch.set_num_threads(count)
@@ -170,19 +168,9 @@ def seconds_of(engine: Engine, model: LocalModel, algorithm: Algorithm, tasks: S
         return time.perf_counter() - start
 
 
-def _few(steps: int) -> type[LocalModel]:
-    """Return a kind of model whose local training ends after a few steps."""
-
-    class Few(LocalModel):
-        def batches(self, *arguments: Any) -> Iterator[Batch]:
-            return islice(super().batches(*arguments), steps)
-
-    return Few
-
-
 def _steps(model: LocalModel, algorithm: Algorithm, tasks: Tasks) -> int:
     """Return how many steps of a client to time: as many as it has time for."""
-    one = _copy(model, _few(1))
+    one = _copy(model, ends_after(1))
     seconds = min(seconds_of(Sequential(), one, algorithm, tasks(1)) for _ in range(2))
     return max(3, int(CLIENT / seconds))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -129,7 +130,11 @@ class LocalModel:
             torch.clear_autocast_cache()  # it holds low-precision copies of weights that have been changed in place since
         loss = self.objective(self.module, x, y)
         if loss.dim():
-            loss = _one_number(loss)
+            if loss.numel() != 1:
+                raise ConfigurationError(
+                    f"Expected a loss of one number but got one of shape {list(loss.shape)}: reduce it, such as by `.mean()`"
+                )
+            loss = loss.reshape(())
         if self.first is None:
             self.first = loss.detach()
         found = derivatives(loss, self._seed, self._parameters)
@@ -213,8 +218,11 @@ class LocalModel:
             yield from one
 
 
-def _one_number(loss: Tensor) -> Tensor:
-    """Return a loss of one number as 0-d; raises ``ConfigurationError`` if it has several."""
-    if loss.numel() == 1:
-        return loss.reshape(())
-    raise ConfigurationError(f"Expected a loss of one number but got one of shape {list(loss.shape)}: reduce it, such as by `.mean()`")
+def ends_after(steps: int) -> type[LocalModel]:
+    """Return a kind of model whose local training ends after a few steps."""
+
+    class Short(LocalModel):
+        def batches(self, *arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
+            return islice(super().batches(*arguments), steps)
+
+    return Short

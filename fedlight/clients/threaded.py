@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ import torch
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
 from fedlight.clients.engine import Batch, ClientTask, Engine, precision_on, require_plain, train_client
 from fedlight.clients.layers import own_dropout, quicken_pooling
-from fedlight.clients.local_model import LocalModel
+from fedlight.clients.local_model import LocalModel, ends_after
 from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError, require
 
@@ -91,7 +89,7 @@ class Threaded(Engine):
         task = ClientTask(0, x[sample], y[sample], model.weights.clone(), model.buffers.clone(), torch.Generator())
         task.memory = Memory(server=algorithm.broadcast({}))
         with torch.random.fork_rng(devices=[]):
-            train_client(twin(model, _OneBatch), algorithm, task, 0, precision_on(model.weights.device))
+            train_client(twin(model, ends_after(1)), algorithm, task, 0, precision_on(model.weights.device))
             untouched = _generators() == before
         if not untouched:
             raise ConfigurationError(
@@ -100,14 +98,6 @@ class Threaded(Engine):
                 "which threads share: replace nn.functional.dropout by nn.Dropout, have augmentations draw from the generator that they "
                 "are given, or use the engine Sequential"
             )
-
-
-class _OneBatch(LocalModel):
-    """Ends local training after one step, which is enough to see which generators it uses."""
-
-    def batches(self, *arguments: Any) -> Iterator[Batch]:
-        """Yield only the first batch."""
-        return islice(super().batches(*arguments), 1)
 
 
 def _generators() -> bytes:

@@ -24,7 +24,6 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
-from fedlight.core.wire import Format
 
 
 class Channel:
@@ -57,6 +56,12 @@ class Channel:
         """Whether the channel has a usable codec."""
         return self.codec is not None and self.codec.fitted
 
+    @property
+    def coder(self) -> Codec:
+        """The codec of a channel that has one."""
+        assert self.codec is not None
+        return self.codec
+
     def corrected(self, gradient: Tensor) -> Tensor:
         """Return the gradient (real, dense), flat ``[dim]`` in at least float32, plus what earlier codes left out."""
         flat = wide(gradient.detach().reshape(-1))
@@ -70,17 +75,15 @@ class Channel:
 
     def fit(self) -> bytes:
         """Fit the codec to the recent gradients and return it as bytes for other processes."""
-        assert self.codec is not None
         if self.recent and any(bool(gradient.any()) for gradient in self.recent):
             layout = Layout((self.name,), (self.shape,))
-            self.codec.to("cpu").fit(UpdateBank(torch.stack(self.recent).unsqueeze(1), layout), lambda *_: {})
+            self.coder.to("cpu").fit(UpdateBank(torch.stack(self.recent).unsqueeze(1), layout), lambda *_: {})
         self.recent, self.server = [], {}
-        return pack_codec(self.codec)
+        return pack_codec(self.coder)
 
     def take_over(self, packed: bytes) -> None:
         """Load the codec that another process fitted."""
-        assert self.codec is not None
-        unpack_codec(self.codec, packed)
+        unpack_codec(self.coder, packed)
         self.recent, self.server = [], {}
 
     def state(self) -> dict[str, Any]:
@@ -137,21 +140,22 @@ def _exchange_codes(
     channels: Sequence[Channel], sources: Sequence[Tensor], step: int, rank: int, world: int, reduce: Reduce, int8: bool
 ) -> tuple[list[Tensor], int]:
     """Return each channel's decoded sum of all processes' codes, after all passes, and the bytes sent to sums."""
-    sent, passes = 0, max((_codec(channel).passes for channel in channels), default=0)
+    sent, passes = 0, max((channel.coder.passes for channel in channels), default=0)
     before = [(_as_it_was(channel.server), _as_it_was(channel.private), channel.residual) for channel in channels]
     replies: list[Tensor | None] = [None] * len(channels)
     for number in range(passes):
         publics = [_public(channel, step, number, world, reply) for channel, reply in zip(channels, replies, strict=True)]
         codes = [_encode(channel, source, rank, context) for channel, source, context in zip(channels, sources, publics, strict=True)]
         units, spent = agree_on_units(codes, world, reduce) if int8 else ([None] * len(codes), 0)
-        sums = [outgoing(code, _format(channel, number), world, unit) for channel, code, unit in zip(channels, codes, units, strict=True)]
+        formats = [channel.coder.encoder.format_at(number) for channel in channels]
+        sums = [outgoing(code, format, world, unit) for code, format, unit in zip(codes, formats, units, strict=True)]
         if number == passes - 1:
             for channel, source, code, own, unit, context in zip(channels, sources, codes, sums, units, publics, strict=True):
                 _keep_error(channel, source, code, own, unit, ServerContext.of(context, 1))
         sent += spent + add_up(sums, world, reduce)
         for k, (channel, total, unit, context) in enumerate(zip(channels, sums, units, publics, strict=True)):
             mean = total if total.is_floating_point() else in_units(total, unit) / world
-            replies[k] = _codec(channel).decoder.decode(mean, context, channel.server)
+            replies[k] = channel.coder.decoder.decode(mean, context, channel.server)
     for channel, reply, was in zip(channels, replies, before, strict=True):
         if reply is not None and not bool(torch.isfinite(reply.sum())):  # the same on every process
             channel.server, channel.private, channel.residual = was
@@ -192,24 +196,15 @@ def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:
     return codec if codec.passes == 1 or sum(lengths) < layout.dim else None
 
 
-def _codec(channel: Channel) -> Codec:
-    assert channel.codec is not None
-    return channel.codec
-
-
-def _format(channel: Channel, number: int) -> Format:
-    return _codec(channel).encoder.format_at(number)
-
-
 def _public(channel: Channel, step: int, number: int, clients: float, reply: Tensor | None) -> Context:
-    broadcast = dict(_codec(channel).decoder.broadcast(channel.server))
+    broadcast = dict(channel.coder.decoder.broadcast(channel.server))
     if reply is not None:
         broadcast["reply"] = reply
     return ServerContext(seed=channel.seed, round=step, step=number, broadcast=broadcast, clients=clients)
 
 
 def _encode(channel: Channel, source: Tensor, rank: int, context: Context) -> Tensor:
-    codec, finite = _codec(channel).to(source.device), bool(torch.isfinite(source.sum()))
+    codec, finite = channel.coder.to(source.device), bool(torch.isfinite(source.sum()))
     if codec.integer and not finite:
         source = torch.zeros_like(source)
     generator = torch_generator(channel.seed, context.round, rank, channel.name, "encode", context.step)
@@ -222,7 +217,7 @@ def _keep_error(channel: Channel, source: Tensor, code: Tensor, own: Tensor, uni
     """Store what this process's outgoing code ``own`` leaves out of the source, or of the code of a codec with client state."""
 
     def alone(code: Tensor) -> Tensor:
-        return _codec(channel).decoder.decode(code, context, _as_it_was(channel.server)).to(source)
+        return channel.coder.decoder.decode(code, context, _as_it_was(channel.server)).to(source)
 
     if channel.feedback:
         _leave(channel, source, alone(in_units(own, unit)))

@@ -31,6 +31,17 @@ LACKS = b"lacks"
 _LENGTH = struct.Struct("<I")
 
 
+@contextmanager
+def _whole(what: str) -> Iterator[None]:
+    """Raise ``MessageError`` for whatever damaged bytes lead to."""
+    try:
+        yield
+    except MessageError:
+        raise
+    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError) as error:
+        raise MessageError(f"Expected {what} but its bytes are damaged: {error}") from error
+
+
 @dataclass(frozen=True)
 class Download:
     """What a client downloads to hold the model before a round, and the current encoder.
@@ -89,13 +100,9 @@ class Download:
         return b"".join(self._parts)
 
     @classmethod
+    @_whole("a download")
     def parse(cls, data: bytes) -> Download:
         """Return the download that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
-        with _whole("a download"):
-            return cls._parse(data)
-
-    @classmethod
-    def _parse(cls, data: bytes) -> Download:
         header, at = _header(data, 9, 11)
         number, since, version, keep, dim, size, *listed = header
         (weights, buffers), more = listed[3:] or (["torch.float32"] * 2, b"")
@@ -153,13 +160,9 @@ class Request:
         return b"".join([self._head, context_bytes(self.context), download, self.payload])
 
     @classmethod
+    @_whole("a request")
     def parse(cls, client: int, data: bytes) -> Request:
         """Return the request of ``client`` that ``to_bytes`` wrote; raises ``MessageError`` if it is damaged."""
-        with _whole("a request"):
-            return cls._parse(client, data)
-
-    @classmethod
-    def _parse(cls, client: int, data: bytes) -> Request:
         header, at = _header(data, 5)
         stage, settled, *lengths = header
         context, download, payload = lengths
@@ -183,25 +186,10 @@ def context_bytes(context: Context) -> bytes:
 def parse_context(data: bytes) -> Context:
     """Return the context that ``context_bytes`` wrote; raises ``MessageError`` if it is damaged."""
     values = unpack(data)
-    if (
-        not isinstance(values, list)
-        or len(values) != 5
-        or not all(isinstance(n, int) for n in values[:4])
-        or not isinstance(values[4], dict)
-    ):
+    sound = isinstance(values, list) and len(values) == 5 and all(isinstance(n, int) for n in values[:4]) and isinstance(values[4], dict)
+    if not sound:
         raise MessageError("Expected a context of seed, round, attempt, step and broadcast but got something else")
     return Context(*values)
-
-
-@contextmanager
-def _whole(what: str) -> Iterator[None]:
-    """Raise ``MessageError`` for whatever damaged bytes lead to."""
-    try:
-        yield
-    except MessageError:
-        raise
-    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError) as error:
-        raise MessageError(f"Expected {what} but its bytes are damaged: {error}") from error
 
 
 def _extras(data: bytes) -> dict[str, Tensor]:

@@ -80,14 +80,7 @@ class ServerState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain data and tensors."""
-        return {
-            "rounds": self.rounds,
-            "decoder": self.decoder,
-            "algorithm": self.algorithm,
-            "traffic": asdict(self.traffic),
-            "settled": dict(self.settled),
-            "extras": sorted(self.extras),
-        }
+        return {**vars(self), "traffic": asdict(self.traffic), "settled": dict(self.settled), "extras": sorted(self.extras)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
