@@ -124,14 +124,13 @@ def forged(message: bytes, entries: int, body: bytes) -> bytes:
 
 
 @every_stage
-@pytest.mark.parametrize("entries", [0, 2, 4, 5, 2**31, 2**32 - 1])
-def test_a_number_of_entries_that_does_not_fit_is_refused_before_anything_is_made_of_it(stage, entries):
+def test_a_number_of_entries_that_does_not_fit_is_refused_before_anything_is_made_of_it(stage):
     message, read = TRANSCRIPT[stage]
-    if entries == HEADER.unpack_from(message)[7]:
-        read(forged(message, entries, message[HEADER.size :]))
-        return
-    with pytest.raises(MessageError):
-        read(forged(message, entries, message[HEADER.size :]))
+    right, body = HEADER.unpack_from(message)[7], message[HEADER.size :]
+    read(forged(message, right, body))
+    for entries in {0, 2, 4, 5, 2**31, 2**32 - 1} - {right}:
+        with pytest.raises(MessageError):
+            read(forged(message, entries, body))
 
 
 @given(st.integers(0, len(Stage) - 1), st.integers(0, 5), st.integers(0, 600), st.randoms(use_true_random=False))

@@ -145,19 +145,19 @@ def test_a_message_is_its_16_byte_header_and_its_payload(round: int, codec: int,
 MESSAGE = write_message(CodeFormat(5, 4).pack(torch.arange(5)), 4, 5, 7, 1234)
 
 
-@pytest.mark.parametrize("bit", range(128))
-def test_any_flipped_bit_in_the_header_is_refused(bit: int) -> None:
-    broken = bytearray(MESSAGE)
-    broken[bit // 8] ^= 1 << (bit % 8)
-    with pytest.raises(MessageError, match="in the message header"):
-        read_message(bytes(broken), CodeFormat(5, 4), 7, 1234)
+def test_any_flipped_bit_in_the_header_is_refused() -> None:
+    for bit in range(128):
+        broken = bytearray(MESSAGE)
+        broken[bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(MessageError, match="in the message header"):
+            read_message(bytes(broken), CodeFormat(5, 4), 7, 1234)
 
 
-@pytest.mark.parametrize("length", range(len(MESSAGE)))
-def test_any_truncated_message_is_refused(length: int) -> None:
+def test_any_truncated_message_is_refused() -> None:
     format = CodeFormat(5, 4)
-    with pytest.raises(MessageError, match="bytes but got"):
-        format.unpack(read_message(MESSAGE[:length], format, 7, 1234))
+    for length in range(len(MESSAGE)):
+        with pytest.raises(MessageError, match="bytes but got"):
+            format.unpack(read_message(MESSAGE[:length], format, 7, 1234))
 
 
 def test_an_oversized_message_is_refused() -> None:
