@@ -54,6 +54,7 @@ class FederatedRun(LightningModule, ABC):
         store: what simulated clients keep between rounds.
         held: what simulated clients hold of models and codecs, where they download them as bytes.
         clients: what carries requests to clients, if not simulated ones of this process.
+        settings: what a run is told by, in words (``fedlight.modules.state.fingerprint``); None until it is asked for.
         stop: a request to stop, which processes tell each other of.
         codec_error: the codec's error on held-out updates when it was fitted, if it was fitted here.
     """
@@ -77,6 +78,7 @@ class FederatedRun(LightningModule, ABC):
     batch_norm: str
     clients: Clients | None
     engine: Engine
+    settings: dict[str, str] | None
     stop: Stop
     min_clients: int
     max_attempts: int

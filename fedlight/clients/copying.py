@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.graph import LARGE, Step, attributes, hooks, is_data, is_global, is_large, readable, walk
+from fedlight.clients.graph import LARGE, Step, attributes, hooks, is_data, is_flat, is_global, is_large, readable, walk
 from fedlight.core.errors import ConfigurationError
 
 _LOCKS: dict[type, Callable[[], Any]] = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
@@ -41,11 +41,13 @@ def own_copy(network: nn.Module) -> nn.Module:
     cells: dict[int, types.CellType] = {}
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     for path, held in found:
-        if _read_once(held):
+        if is_flat(held):
+            memo[id(held)] = copy.copy(held)
+        elif _read_once(held):
             raise _refusal(
                 path, held, "which can be read only once: make it where it is read, such as in `training_step`, or make it a list"
             )
-        if type(held) in _LOCKS:
+        elif type(held) in _LOCKS:
             memo.setdefault(id(held), _LOCKS[type(held)]())
         elif type(held) is threading.Condition:
             lock: Any = held._lock  # type: ignore[attr-defined]
@@ -68,7 +70,7 @@ def own_copy(network: nn.Module) -> nn.Module:
     made: nn.Module = _deep(network, memo, found)
     for parameter in network.parameters():
         _copy_hooks(parameter, memo.get(id(parameter)), memo, found)
-    while missing := _empty(made, functions):
+    while functions and (missing := _empty(made, functions)):
         for old, new in missing:
             functions.pop(id(new))
             for was, cell in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
@@ -76,7 +78,8 @@ def own_copy(network: nn.Module) -> nn.Module:
                     cell.cell_contents = _content(was.cell_contents, memo, found, shared)
             new.__defaults__, new.__kwdefaults__ = _deep(old.__defaults__, memo, found), _deep(old.__kwdefaults__, memo, found)
             new.__dict__.update(_deep(old.__dict__, memo, found))
-    _turn_weak_references(made, memo)
+    if any(isinstance(held, weakref.ref) for _, held in found):
+        _turn_weak_references(made, memo)
     _check(made, found, shared, name)
     return made
 

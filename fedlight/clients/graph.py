@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import operator
 import random
 import sys
 import types
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from fedlight.core.errors import ConfigurationError
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
 """What cannot change."""
+
+_ATOMS = frozenset(ATOMS)
+_CONTAINERS = frozenset((dict, list, tuple, set, frozenset, deque, Counter, OrderedDict))
 
 FOREIGN = {
     "lightning",
@@ -41,6 +46,17 @@ FOREIGN = {
 
 Step = tuple[str, Any]
 """How an object is named where it is held, such as ``.layers`` or ``[0]``, and the object."""
+
+
+def is_flat(held: object) -> bool:
+    """Whether an object is a container of nothing but what cannot change, or tuples of it: one look, however large it is."""
+    if type(held) not in _CONTAINERS:
+        return False
+    parts: Any = [*held, *held.values()] if isinstance(held, dict) else held
+    kinds = set(map(type, parts)) - _ATOMS
+    if kinds == {tuple}:
+        kinds = set(map(type, chain.from_iterable([part for part in parts if type(part) is tuple]))) - _ATOMS
+    return not kinds
 
 
 def is_data(held: object) -> bool:
@@ -69,9 +85,13 @@ def is_global(function: types.FunctionType) -> bool:
 
 def children(held: object) -> Iterator[Step]:
     """Yield what an object holds, but for what cannot change."""
-    if isinstance(held, nn.Parameter):
-        yield from ((" through its hook", hook) for table in hooks(held) for hook in table.values())
-    if isinstance(held, (*ATOMS, Tensor, np.ndarray, type, types.ModuleType)) or is_data(held):
+    if is_flat(held):
+        return
+    if isinstance(held, Tensor):
+        if isinstance(held, nn.Parameter):
+            yield from ((" through its hook", hook) for table in hooks(held) for hook in table.values())
+        return
+    if isinstance(held, (*ATOMS, np.ndarray, type, types.ModuleType)) or is_data(held):
         return
     if isinstance(held, dict):
         yield from ((f"[{key!r}]", value) for key, value in list(held.items()) if not isinstance(value, ATOMS))
@@ -195,9 +215,9 @@ class Memento:
 def _restores(held: Any) -> Iterator[Restore]:
     """Yield what puts an object back into its present state."""
     if isinstance(held, dict):
-        yield functools.partial(_put_items, held, dict(held), all(isinstance(value, ATOMS) for value in held.values()))
+        yield functools.partial(_put_items, held, dict(held))
     elif isinstance(held, (list, deque)):
-        yield functools.partial(_put_list, held, list(held), all(isinstance(value, ATOMS) for value in held))
+        yield functools.partial(_put_list, held, list(held))
     elif isinstance(held, set):
         yield functools.partial(_put_set, held, set(held))
     elif isinstance(held, Tensor):
@@ -218,7 +238,7 @@ def _restores(held: Any) -> Iterator[Restore]:
         return
     own = attributes(held)
     if own is not None:
-        yield functools.partial(_put_items, own, dict(own), False)
+        yield functools.partial(_put_items, own, dict(own))
         for name in slots(held):
             yield functools.partial(setattr, held, name, getattr(held, name))
 
@@ -246,13 +266,10 @@ def _seeding(held: Any) -> Callable[[int], Any] | None:
     return None
 
 
-def _put_items(held: dict[Any, Any], kept: dict[Any, Any], plain: bool) -> None:
-    if plain and held == kept and list(held) == list(kept):
-        return
-    if len(held) == len(kept) and all(name in held and held[name] is value for name, value in kept.items()):
-        return
-    held.clear()
-    held.update(kept)
+def _put_items(held: dict[Any, Any], kept: dict[Any, Any]) -> None:
+    if not (_same(held, kept) and _same(held.values(), kept.values())):
+        held.clear()
+        held.update(kept)
 
 
 def _put_hooks(held: Tensor, *kept: dict[Any, Any]) -> None:
@@ -262,15 +279,15 @@ def _put_hooks(held: Tensor, *kept: dict[Any, Any]) -> None:
             table.update(before)
 
 
-def _put_list(held: Any, kept: list[Any], plain: bool) -> None:
-    if len(held) == len(kept) and (list(held) == kept if plain else all(map(_is, held, kept))):
-        return
-    held.clear()
-    held.extend(kept)
+def _put_list(held: Any, kept: list[Any]) -> None:
+    if not _same(held, kept):
+        held.clear()
+        held.extend(kept)
 
 
-def _is(one: object, other: object) -> bool:
-    return one is other
+def _same(now: Collection[Any], kept: Collection[Any]) -> bool:
+    """Whether two collections hold the same objects in the same order."""
+    return len(now) == len(kept) and all(map(operator.is_, now, kept))
 
 
 def _put_set(held: set[Any], kept: set[Any]) -> None:

@@ -183,6 +183,7 @@ class FederatedModule(Forwarding):
         self.server: Server  # made when a fit starts, as is what carries its requests
         self._connection: Clients
         self._built = False
+        self.settings = None
         self.stop = Stop()
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ class FederatedModule(Forwarding):
     def setup(self, stage: str) -> None:
         """Set up the data that no Trainer was given, check that the parts go together, and begin a run with nothing remembered."""
         self.build(stage)
+        self.settings = None
         if stage == "fit":
             start_privacy(self)
         if not isinstance(self.network, LightningModule) and not self.network.training:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from fedlight.modules.checkpoints import local_path
 from fedlight.modules.task import Task
 from fedlight.modules.views import OwnTrainer, attach
 
-_PLAIN = (bool, int, float, str, type(None), Tensor)
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
 class Forwarding(FederatedRun):
@@ -259,5 +258,7 @@ class _OnException(Callback):
 def _is_plain(value: Any) -> bool:
     """Whether torch loads a value from a checkpoint without running code."""
     if isinstance(value, dict):
-        return all(isinstance(key, (str, int)) and _is_plain(entry) for key, entry in value.items())
-    return type(value) in _PLAIN or isinstance(value, torch.Tensor) or (type(value) in (list, tuple) and all(map(_is_plain, value)))
+        return all(isinstance(key, (str, int)) for key in value) and _is_plain([*value.values()])
+    if type(value) in (list, tuple):
+        return _PLAIN.issuperset(map(type, value)) or all(map(_is_plain, value))
+    return type(value) in _PLAIN or isinstance(value, Tensor)

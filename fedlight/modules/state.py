@@ -63,11 +63,17 @@ def _stops_otherwise(trainer: Trainer) -> bool:
 
 
 def fingerprint(module: FederatedRun) -> dict[str, str]:
-    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show.
+    """Return what must be equal for a run to go on from a checkpoint, in words that an error can show; made once a set-up.
 
     What may change and is honoured from then on: how many rounds, `min_clients`, `max_attempts`, engine, threads, precision, callbacks such
     as CodecRefresh, metrics and loggers.
     """
+    if module.settings is None:
+        module.settings = _settings(module)
+    return module.settings
+
+
+def _settings(module: FederatedRun) -> dict[str, str]:
     return {
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
@@ -129,7 +135,7 @@ CLIENTS_STATE = frozenset(("clients", "held", "connection", "downlink", "settled
 def run_state(module: FederatedRun) -> dict[str, Any]:
     """Return the state of a run, but for its clients', as plain data and tensors."""
     return {
-        "fingerprint": fingerprint(module),
+        "fingerprint": dict(fingerprint(module)),
         "codec": codec_state(module.codec) if module.codec.bound else None,
         "server": _without(module.server_state.state_dict(), "settled"),
         "privacy": _without(module.privacy.state_dict(), "cohort_seed") if module.privacy else None,

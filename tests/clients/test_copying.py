@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import cProfile
 import functools
 import io
 import random
@@ -303,6 +304,25 @@ def test_data_is_shared_and_not_to_be_changed() -> None:
     made.big[0] = 1
     with pytest.raises(ConfigurationError, match="leave Net.big as it is.*register it as a buffer"):
         memento.put_back()
+
+
+def calls(words: int) -> int:
+    """Return how many functions are called to copy a network with a vocabulary, and to put it back twice."""
+    names = [f"word {i}" for i in range(words)]
+    pairs = {(name, "s"): number for number, name in enumerate(names)}
+    net = Net(assign(numbers=dict.fromkeys(names, 0), names=names, pairs=pairs, counts=collections.Counter(names)))
+    with cProfile.Profile() as profile:
+        made = own_copy(net)
+        memento = Memento(made)
+        memento.put_back()
+        memento.put_back()
+    assert made.numbers == net.numbers is not made.numbers and made.pairs == net.pairs is not made.pairs
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_a_large_vocabulary_is_not_walked_word_by_word() -> None:
+    few, many = calls(10), calls(1000)
+    assert many < few + 100
 
 
 def test_an_optimizer_of_anything_else_than_the_clients_weights_is_refused() -> None:

@@ -7,12 +7,16 @@ from functools import partial
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+import fedlight
 from fedlight.clients import ClientOptimizer
 from fedlight.clients.algorithms import Algorithm
 from fedlight.core.fingerprint import describe
+from fedlight.modules import state
 from fedlight.modules.state import loss_settings, network_settings
-from tests.own import LitClassifier
+from tests.integration.test_own_module import fit
+from tests.own import LitClassifier, Points
 
 
 def parsed(optimizer: str, lr: float) -> Algorithm:
@@ -73,3 +77,10 @@ def test_a_networks_hyperparameters_are_settings():
 def test_a_loss_is_the_same_in_training_and_in_evaluation():
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     assert loss_settings(loss.train()) == loss_settings(loss.eval()) != loss_settings(torch.nn.CrossEntropyLoss())
+
+
+def test_settings_are_put_into_words_once_a_fit_however_many_checkpoints_it_saves(monkeypatch, tmp_path):
+    made, saver = [], ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    monkeypatch.setattr(state, "describe_network", lambda network: made.append(network) or "")
+    fit(fedlight.federate(LitClassifier(), Points(), num_clients=2), rounds=3, callbacks=[saver], enable_checkpointing=True)
+    assert len(made) == 2 and len([*tmp_path.iterdir()]) >= 3  # of the network and of the loss
