@@ -138,7 +138,7 @@ class LocalSteps(LocalModel):
             if isinstance(part, LightningModule):
                 part.__dict__.update(log=_keep, log_dict=_keep)
         self._transfers = [_transferring(hook, own, run.own_datamodule) for hook in TRANSFER]
-        self._metrics = [part for part in own.modules() if isinstance(part, Metric)]
+        self._metrics = {name: part for name, part in own.named_modules() if isinstance(part, Metric)}
         self._called = {hook for hook in _LOOP if is_overridden(hook, own, LightningModule)}
         self._taken = arguments_of(own.training_step)
         self._batch: Any = None  # the current one, as the step takes it
@@ -160,7 +160,7 @@ class LocalSteps(LocalModel):
         super().load(weights, buffers, extras)
         self.client.__dict__.update(begun=0, finished=0, stopped=False, used=[], scheduled=[])
         self._batch, self._number, self._output = None, 0, {}
-        for metric in self._metrics:
+        for metric in self._metrics.values():
             metric.reset()
 
     def attend(self, optimizer: torch.optim.Optimizer, schedulers: Any) -> None:
@@ -190,10 +190,20 @@ class LocalSteps(LocalModel):
         self._tell_forgotten(before)
 
     def _tell_forgotten(self, before: Mapping[str, float]) -> None:
-        """Say once which numbers of the module training has changed, and no round hands on to the next."""
+        """Say once which numbers and metrics of the module training has changed, and no round hands on to the next."""
+        if self._told:
+            return
         now = _numbers(self._own)
-        if not self._told and (changed := [name for name, value in before.items() if now.get(name, value) != value]):
-            self._told = True
+        changed = [name for name, value in before.items() if now.get(name, value) != value]
+        counted = [name for name, metric in self._metrics.items() if metric.update_called and any(metric._persistent.values())]
+        self._told = bool(changed or counted)
+        if counted:
+            rank_zero_warn(
+                f"Training updates `{counted[0]}` of {type(self._own).__name__}, a metric whose state is persistent, but every client "
+                "begins every round with one that has seen nothing, and no checkpoint holds what clients count: measure in "
+                "`validation_step`, or keep it in a buffer (`register_buffer`)"
+            )
+        if changed:
             rank_zero_warn(
                 f"Training changes `{changed[0]}` of {type(self._own).__name__}, but every client begins every round with it as it was "
                 "when training began: make what rounds hand on a buffer (`register_buffer`), or let it follow from `self.current_epoch`"

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError
 from tests.integration.test_known_modules import InRounds, federated, plainly
@@ -269,6 +270,28 @@ def test_a_number_that_no_round_hands_on_is_told_once():
     with pytest.warns(UserWarning, match="Training changes `share` of Annealed.*`register_buffer`") as told:
         federated(Annealed())
     assert sum("Training changes" in str(warning.message) for warning in told) == 1
+
+
+class Counting(Habit):
+    """Adds up losses in a metric over all of training, as if checkpoints kept it."""
+
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__()
+        self.losses = MetricCollection({"mean": MeanMetric(), "sum": SumMetric()})
+        self.losses["mean"].persistent(persistent)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.losses.update(loss.detach())
+        assert self.losses["mean"].update_count == batch_idx + 1
+        return loss
+
+
+def test_a_persistent_metric_of_training_is_told_once_and_stays_with_the_client(recwarn):
+    own = federated(Counting())
+    federated(Counting(persistent=False))
+    told = [str(warning.message) for warning in recwarn if "Training updates" in str(warning.message)]
+    assert len(told) == 1 and "`losses.mean` of Counting" in told[0] and not own.state_dict()["losses.mean.weight"]
 
 
 def freezes(self):
