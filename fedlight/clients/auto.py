@@ -6,12 +6,12 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from fedlight.clients.algorithms import Algorithm, LocalResult
-from fedlight.clients.engine import Batch, ClientTask, Engine, Sequential, Vectorized
+from fedlight.clients.algorithms import Algorithm
+from fedlight.clients.engine import Batch, ClientTask, Engine, Sequential, Trained, Vectorized
 from fedlight.clients.local_model import LocalModel, ends_after
 from fedlight.clients.threaded import Threaded
 from fedlight.core.cores import cores_of_a_process
@@ -65,9 +65,7 @@ class Auto(Engine):
         self.chosen = ""
         self.candidates: dict[str, Engine] = {"Sequential": Sequential()}
 
-    def train(
-        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
-    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+    def train(self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int) -> Trained:
         """Yield what the chosen engine yields."""
         return self.candidates[self.chosen or "Sequential"].train(model, algorithm, tasks, round)
 

@@ -45,13 +45,15 @@ class ClientTask:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+Trained = Generator[tuple[ClientTask, LocalResult, LocalModel]]
+"""Every task, with its result and the model that it was trained in."""
+
+
 class Engine(ABC):
     """Trains clients. Law 5: a client's result does not depend on the other clients, and is equal to rounding under every engine."""
 
     @abstractmethod
-    def train(
-        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
-    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+    def train(self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int) -> Trained:
         """Yield every task, in order, with its result and the model, which holds that client's buffers until the next request."""
 
     def check(  # noqa: B027  (one after another, clients can do anything)
@@ -103,9 +105,7 @@ def require_plain(model: LocalModel, x: object, engine: str, why: str) -> None:
 class Sequential(Engine):
     """One client after another in one model: every algorithm and every network."""
 
-    def train(
-        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
-    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+    def train(self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int) -> Trained:
         """Yield every task with its result and ``model``, whose max pooling is replaced by a faster one."""
         quicken_pooling(model.module)
         precision = precision_on(model.weights.device)
@@ -132,9 +132,7 @@ class Vectorized(Engine):
         require(clients >= 1, f"Expected `clients` >= 1 but got {clients}")
         self.clients = clients
 
-    def train(
-        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
-    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+    def train(self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int) -> Trained:
         """Train a chunk of clients at once, then yield their results one by one: only one chunk is in memory."""
         assert isinstance(algorithm, FedAvg)
         waiting = iter(tasks)

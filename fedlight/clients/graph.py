@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.fingerprint import slots
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
 """What cannot change."""
@@ -127,15 +128,6 @@ def _copied_state(held: object, own: dict[str, Any]) -> dict[str, Any]:
 def hooks(tensor: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Return the hooks of a tensor: those of its gradient, and those that are called when it has been added up."""
     return tensor._backward_hooks or {}, getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
-
-
-def slots(held: object) -> list[str]:
-    """Return the names of the slots of an object that hold something."""
-    found: list[str] = []
-    for kind in type(held).__mro__:
-        names = kind.__dict__.get("__slots__", ())
-        found += [name for name in ((names,) if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
-    return [name for name in found if hasattr(held, name)]
 
 
 def contents(cell: types.CellType) -> Any:

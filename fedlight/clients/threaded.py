@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
-from fedlight.clients.engine import Batch, ClientTask, Engine, precision_on, require_plain, train_client
+from fedlight.clients.engine import Batch, ClientTask, Engine, Trained, precision_on, require_plain, train_client
 from fedlight.clients.layers import own_dropout, quicken_pooling
 from fedlight.clients.local_model import LocalModel, ends_after
 from fedlight.core.cores import cores_of_a_process
@@ -43,9 +43,7 @@ class Threaded(Engine):
         self._pattern: LocalModel | None = None
         self._models: list[LocalModel] = []
 
-    def train(
-        self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int
-    ) -> Generator[tuple[ClientTask, LocalResult, LocalModel]]:
+    def train(self, model: LocalModel, algorithm: Algorithm, tasks: Iterable[ClientTask], round: int) -> Trained:
         """Yield every task with its result; at most as many clients as models are in training, or trained and not yet requested."""
         workers = self.workers or cores_of_a_process()
         precision, waiting = precision_on(model.weights.device), iter(tasks)

@@ -79,7 +79,7 @@ class _Walk:
             return repr(value)
         if type(value) in (dict, list, tuple) and (plain := _plain(value)) is not None:
             return plain
-        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial)):
+        if inspectable(value):
             return self._function(value)
         if isinstance(value, _MOVING):
             return type(value).__name__
@@ -105,7 +105,10 @@ class _Walk:
         if isinstance(value, (Tensor, np.ndarray)):
             if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
                 return f"array({self.text(value.tolist())})"
-            digest = digest_tensors({"": value}) if isinstance(value, Tensor) else _digest_of(value)
+            if isinstance(value, np.ndarray):
+                digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
+            else:
+                digest = digest_tensors({"": value})
             return f"{kind}({value.dtype}, {list(value.shape)}, {digest.hex()})"
         if type(value).__module__.startswith("jsonargparse"):  # what makes a part of a YAML holds the whole command line
             return name_of(value)
@@ -122,9 +125,7 @@ class _Walk:
 
     def _state(self, value: Any) -> str:
         """Return what an object is made of: its attributes, else what pickling would keep of it, else nothing."""
-        slots = [name for base in type(value).__mro__ for name in _slots(base) if hasattr(value, name)]
-        held = {name: getattr(value, name) for name in slots if name not in ("__dict__", "__weakref__")}
-        held |= getattr(value, "__dict__", {})
+        held = {name: getattr(value, name) for name in slots(value)} | getattr(value, "__dict__", {})
         if held:
             return ", ".join(f"{name}={self.text(entry)}" for name, entry in held.items())
         try:
@@ -159,10 +160,10 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
-def _slots(base: type) -> tuple[str, ...]:
-    found = vars(base).get("__slots__", ())
-    return (found,) if isinstance(found, str) else tuple(found)
-
-
-def _digest_of(array: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+def slots(held: object) -> list[str]:
+    """Return the names of the slots of an object that hold something."""
+    found: list[str] = []
+    for kind in type(held).__mro__:
+        names = vars(kind).get("__slots__", ())
+        found += [name for name in ((names,) if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
+    return [name for name in found if hasattr(held, name)]

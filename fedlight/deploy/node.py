@@ -29,6 +29,7 @@ from fedlight.deploy.files import read_section
 from fedlight.deploy.keys import require_key
 from fedlight.deploy.protocol import Envelope, Letter, OtherVersionError, Status, answer, settings_digest
 from fedlight.deploy.settings import NotAllowedError, Parts, read_settings
+from fedlight.rounds.held import HeldModels
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Download, Request
 
@@ -292,7 +293,7 @@ class Node:
             self._local_model(parts),
             parts.algorithm,
             lambda client: self.samples,
-            parts.codec,
+            HeldModels(parts.codec),
             sealer=parts.aggregator.sealer(),
             hides_messages=parts.aggregator.hides_messages,
             by_samples=parts.weighting == "samples",

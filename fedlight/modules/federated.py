@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -58,20 +58,9 @@ from fedlight.modules.sides import Sides
 from fedlight.modules.state import check_trainer, clients_state, restore_run, run_state
 from fedlight.modules.stopping import await_first, signals_of, watch_signals
 from fedlight.privacy import PrivacyMechanism
-from fedlight.rounds import (
-    Availability,
-    Clients,
-    Downlink,
-    Full,
-    FullModel,
-    Server,
-    ServerState,
-    run_round,
-)
+from fedlight.rounds import Availability, Clients, Downlink, Full, FullModel, Server, ServerState, run_round
 from fedlight.rounds.held import HeldModels
 from fedlight.rounds.stop import Stop
-
-C = TypeVar("C", bound=Callback)
 
 
 def sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -99,18 +99,13 @@ def discrete_sum_multiplier(bound: float, deviation: float, shares: int, length:
 def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> float:
     if not releases:
         return 0.0
-    rdp = import_extra("dp_accounting.rdp")
+    events, rdp = import_extra("dp_accounting"), import_extra("dp_accounting.rdp")
     with quiet("absl"):  # its warnings about skipped fractional orders, which only make epsilon larger
         accountant = rdp.RdpAccountant(orders)
         for multiplier, rate, times in releases:
-            accountant.compose(_event(multiplier, rate), times)
+            event = events.GaussianDpEvent(multiplier)
+            accountant.compose(event if rate == 1 else events.PoissonSampledDpEvent(rate, event), times)
         return float(accountant.get_epsilon(delta))
-
-
-def _event(multiplier: float, rate: float) -> Any:
-    events = import_extra("dp_accounting")
-    event = events.GaussianDpEvent(multiplier)
-    return event if rate == 1 else events.PoissonSampledDpEvent(rate, event)
 
 
 @lru_cache(maxsize=64)

@@ -68,7 +68,7 @@ class Ledger:
                     f"Expected {earlier} to hold the {known} releases that the checkpoint knows but it holds {len(self)}: restore the file"
                 )
         path.parent.mkdir(parents=True, exist_ok=True)
-        if earlier is None or not _whole(earlier):
+        if earlier is None or earlier.read_bytes()[-1:] not in (b"", b"\n"):  # new, or its last line was cut off
             with replacing(path) as file:
                 file.write("".join(f"{multiplier!r} {rate!r}\n" * times for multiplier, rate, times in self.lines).encode())
         self.journal = path
@@ -98,10 +98,6 @@ def _read(path: Path) -> list[tuple[float, float, int]]:
             raise ConfigurationError(f"Expected a noise multiplier and a rate in every line of {path} but got {line!r}") from error
         ledger.add(multiplier, rate)
     return ledger.lines
-
-
-def _whole(path: Path) -> bool:
-    return path.read_bytes()[-1:] in (b"", b"\n")
 
 
 def unamplified(lines: list[tuple[float, float, int]]) -> Releases:

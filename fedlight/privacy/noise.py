@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -90,16 +90,10 @@ def _cumulative(deviation: float) -> tuple[np.ndarray, int]:
     return table, last
 
 
-@cache
-def _opendp() -> Any:
-    opendp = import_extra("opendp.prelude")
-    opendp.enable_features("contrib")
-    return opendp
-
-
 @lru_cache(maxsize=8)
 def _opendp_sampler(deviation: float) -> Any:
-    opendp = _opendp()
+    opendp = import_extra("opendp.prelude")
+    opendp.enable_features("contrib")
     integers = opendp.vector_domain(opendp.atom_domain(T="i64"))
     return opendp.m.make_gaussian(integers, opendp.l2_distance(T="f64"), deviation)
 

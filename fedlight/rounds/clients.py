@@ -94,6 +94,7 @@ class Clients(ABC):
         """Restore what ``state_dict`` returned."""
 
 
+@dataclass(eq=False)
 class Simulated(Clients):
     """Clients that live in this process, or in several that share out every cohort.
 
@@ -106,21 +107,14 @@ class Simulated(Clients):
         world: how many processes there are.
     """
 
-    def __init__(
-        self,
-        host: ClientHost,
-        availability: Availability | None = None,
-        work: Callable[[int], int] = lambda client: 1,
-        stages: Sequence[str] = (TRAIN,),
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.host = host
-        self.availability = availability or Full()
-        self.work = work
-        self.stages = list(stages)
-        self.rank = rank
-        self.world = world
+    host: ClientHost
+    availability: Availability = field(default_factory=Full)
+    work: Callable[[int], int] = lambda client: 1
+    stages: Sequence[str] = (TRAIN,)
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
         self._key: Key | None = None
         self._silent: dict[int, str] = {}
         self._mine: set[int] = set()

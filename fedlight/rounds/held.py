@@ -187,7 +187,7 @@ class HeldModels:
         """Return all that clients hold, for a checkpoint of a simulation."""
         return {
             "initial": None if self.initial is None else _plain(self.initial),
-            "models": {client: _to_state(held) for client, held in self._models.items()},
+            "models": {client: {**vars(held), "model": _plain(held.model)} for client, held in self._models.items()},
             "versions": {client: sorted(versions) for client, versions in self._versions.items()},
             "replayable": {client: sorted(versions) for client, versions in self._replayable.items()},
             "files": {version: [as_tensor(data) for data in files] for version, files in self._files.items()},
@@ -196,7 +196,7 @@ class HeldModels:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything."""
         self.initial = None if state["initial"] is None else Model(*state["initial"])
-        self._models = {client: _of_state(held) for client, held in state["models"].items()}
+        self._models = {client: Held(**{**held, "model": Model(*held["model"])}) for client, held in state["models"].items()}
         self._versions = {client: set(versions) for client, versions in state["versions"].items()}
         self._replayable = {client: set(versions) for client, versions in state["replayable"].items()}
         self._encoders, self._decoders, self._files = {}, {}, {}
@@ -210,14 +210,6 @@ class HeldModels:
 
 def _plain(model: Model) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return model.weights.cpu(), model.buffers.cpu(), {name: tensor.cpu() for name, tensor in model.extras.items()}
-
-
-def _to_state(held: Held) -> dict[str, Any]:
-    return {**vars(held), "model": _plain(held.model)}
-
-
-def _of_state(state: Mapping[str, Any]) -> Held:
-    return Held(**{**state, "model": Model(*state["model"])})
 
 
 def beyond_encoder(codec: Codec) -> bytes:

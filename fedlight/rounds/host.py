@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fedlight.clients.engine import ClientTask, Engine, Sequential
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
-from fedlight.core.codec import Codec, Context, Encoder, Private, State
+from fedlight.core.codec import Context, Encoder, Private, State
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor
@@ -38,6 +39,7 @@ def encode_update(encoder: Encoder, update: Tensor, context: Context, private: P
         return encoder.encode(update.float(), context, private)
 
 
+@dataclass(eq=False)
 class ClientHost:
     """Answers for clients; nothing of one reaches another (law 5).
 
@@ -45,7 +47,7 @@ class ClientHost:
         model: the local model of this process, which the engine trains clients with, or makes others like it.
         algorithm: the local training.
         data: maps a client to its samples.
-        codec: the codec as it is configured; an encoder that is downloaded takes the place of its own.
+        held: what clients hold of models and codecs; an encoder that is downloaded takes the place of the configured codec's.
         sealer: the clients' half of the aggregation.
         hides_messages: whether the aggregation hides codes, and the weight with them.
         store: the clients' own state.
@@ -53,49 +55,31 @@ class ClientHost:
         personal: the normalisation layers that stay with the clients, if any do.
         privacy: the mechanism that protects codes, if any.
         engine: how clients are trained, one after another if not given.
-        held: what clients hold of models and codecs (nothing yet, if not given).
         encode: the encoding step.
         watch: who follows.
         compares: whether the simulation looks at codes in a round.
         private_seed: seed of what a client draws for itself, such as batches and rounding: the public one in a simulation.
     """
 
-    def __init__(
-        self,
-        model: LocalModel,
-        algorithm: Algorithm,
-        data: Callable[[int], tuple[Tensor, Tensor]],
-        codec: Codec,
-        sealer: Sealer | None = None,
-        hides_messages: bool = False,
-        store: ClientStore | None = None,
-        by_samples: bool = False,
-        personal: PersonalNorm | None = None,
-        privacy: PrivacyMechanism | None = None,
-        engine: Engine | None = None,
-        held: HeldModels | None = None,
-        encode: Encode = encode_update,
-        watch: ClientWatch | None = None,
-        compares: Callable[[int], bool] = lambda number: False,
-        private_seed: Callable[[Context], int] = lambda context: context.seed,
-    ) -> None:
-        self.model = model
-        self.algorithm = algorithm
-        self.data = data
-        self.passes = codec.passes
-        self.sealer = sealer or Sealer()
-        self.hides_messages = hides_messages
-        self.store = store or ClientStore()
-        self.by_samples = by_samples
-        self.personal = personal
-        self.privacy = privacy
-        self.engine = engine or Sequential()
-        self.encode = encode
-        self.watch = watch or ClientWatch()
-        self.compares = compares
-        self.private_seed = private_seed
-        self.held = held or HeldModels(codec)
-        self.held.to(model.weights.device)
+    model: LocalModel
+    algorithm: Algorithm
+    data: Callable[[int], tuple[Tensor, Tensor]]
+    held: HeldModels
+    sealer: Sealer = field(default_factory=Sealer)
+    hides_messages: bool = False
+    store: ClientStore = field(default_factory=ClientStore)
+    by_samples: bool = False
+    personal: PersonalNorm | None = None
+    privacy: PrivacyMechanism | None = None
+    engine: Engine = field(default_factory=Sequential)
+    encode: Encode = encode_update
+    watch: ClientWatch = field(default_factory=ClientWatch)
+    compares: Callable[[int], bool] = lambda number: False
+    private_seed: Callable[[Context], int] = lambda context: context.seed
+
+    def __post_init__(self) -> None:
+        self.passes = self.held.codec.passes
+        self.held.to(self.model.weights.device)
         self._compares = False
         self._pending: dict[int, ClientUpdate] = {}  # updates that a codec with several passes needs again
         self._handshake: dict[int, Held] = {}  # what clients hold in the stages of an attempt

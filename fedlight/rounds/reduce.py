@@ -92,7 +92,8 @@ def merge(counts: list[float], codes: RunningSum, length: int, integers: bool, d
     if not several_processes():
         return counts
     kind = torch.int64 if integers else torch.float64
-    reach = _largest(codes.total) if integers else 0
+    # The largest magnitudes of all processes, added up, bound the sum of their sums.
+    reach = int(codes.total.abs().max()) if integers and codes.total is not None and len(codes.total) else 0
     numbers = [codes.weight, codes.count, codes.squares, reach, *counts]
     message = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
     joined = not integers and length <= SHORT
@@ -110,11 +111,6 @@ def merge(counts: list[float], codes: RunningSum, length: int, integers: bool, d
 def narrowest(reach: int) -> torch.dtype:
     """Return the narrowest type that processes can add up in which holds every sum up to ``reach``: no sum is changed by it."""
     return next(dtype for dtype in (torch.int8, torch.int32, torch.int64) if reach <= torch.iinfo(dtype).max)
-
-
-def _largest(total: Tensor | None) -> int:
-    """Return the largest magnitude in a sum of integers; those of all processes, added up, bound the sum of their sums."""
-    return int(total.abs().max()) if total is not None and len(total) else 0
 
 
 def reduce_total(running: RunningSum, length: int, dtype: torch.dtype, device: torch.device, wire: torch.dtype) -> None:

@@ -90,6 +90,7 @@ class ServerState:
         self.extras = set(state["extras"])
 
 
+@dataclass(eq=False)
 class Server:
     """Invites clients, adds up what they send, decodes the sum once and takes the server's step.
 
@@ -113,43 +114,23 @@ class Server:
         takes_extras: whether clients may send what else training changes in the model (``fedlight.core.buffers``).
     """
 
-    def __init__(
-        self,
-        model: GlobalModel,
-        codec: Codec,
-        algorithm: Algorithm,
-        aggregator: Aggregator,
-        downlink: Downlink,
-        cohort: Callable[[int, int], Iterable[int]],
-        population: int,
-        privacy: PrivacyMechanism | None = None,
-        state: ServerState | None = None,
-        min_clients: int = 1,
-        max_attempts: int = 3,
-        seed: int = 0,
-        decode: Decode = decode_mean,
-        watch: Watch | None = None,
-        compares: Callable[[int], bool] = lambda number: False,
-        stop: Stop | None = None,
-        takes_extras: bool = False,
-    ) -> None:
-        self.model = model
-        self.codec = codec
-        self.algorithm = algorithm
-        self.aggregator = aggregator
-        self.downlink = downlink
-        self.cohort = cohort
-        self.population = population
-        self.privacy = privacy
-        self.state = state or ServerState()
-        self.min_clients = min_clients
-        self.max_attempts = max_attempts
-        self.seed = seed
-        self.decode = decode
-        self.watch = watch or Watch()
-        self.compares = compares
-        self.stop = stop or Stop()
-        self.takes_extras = takes_extras
+    model: GlobalModel
+    codec: Codec
+    algorithm: Algorithm
+    aggregator: Aggregator
+    downlink: Downlink
+    cohort: Callable[[int, int], Iterable[int]]
+    population: int
+    privacy: PrivacyMechanism | None = None
+    state: ServerState = field(default_factory=ServerState)
+    min_clients: int = 1
+    max_attempts: int = 3
+    seed: int = 0
+    decode: Decode = decode_mean
+    watch: Watch = field(default_factory=Watch)
+    compares: Callable[[int], bool] = lambda number: False
+    stop: Stop = field(default_factory=Stop)
+    takes_extras: bool = False
 
     @property
     def least_clients(self) -> int:

@@ -31,6 +31,7 @@ from fedlight.core.model import Model
 from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
 from fedlight.rounds import ClientHost, Download, Request
+from fedlight.rounds.held import HeldModels
 
 TOLERANCE = 1e-4  # median relative distance of the engines' updates: cuDNN may choose other kernels for one client and for many
 FARTHEST = 1e-2  # of any client's: where two numbers are nearly equal, rounding decides which one max pooling takes
@@ -73,7 +74,7 @@ class Contest:
 
     def run(self, name: str, number: int) -> list[torch.Tensor]:
         """Return the updates of one round's clients."""
-        host = ClientHost(self.model, self.algorithm, self.data.client_data, self.codec, Nothing(), engine=self.engines[name])
+        host = ClientHost(self.model, self.algorithm, self.data.client_data, HeldModels(self.codec), Nothing(), engine=self.engines[name])
         context, download = Context(round=number), Download(number, model=self.start, result=self.start)
         requests = [Request(client, TRAIN, context, download) for client in self.data.cohort(number).tolist()]
         updates = [reply.simulation.update for reply in host.answers(requests) if reply.simulation is not None]

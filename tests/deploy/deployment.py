@@ -132,13 +132,12 @@ def deployment(
         LocalModel(parts.network, lambda net, x, y: nn.functional.cross_entropy(net(x), y)),
         algorithm,
         blobs,
-        codec,
+        HeldModels(codec, global_model.read()),
         sealer=aggregator.sealer(),
         hides_messages=aggregator.hides_messages,
         by_samples=by_samples,
         personal=PersonalNorm(parts.network) if personal else None,
         privacy=protection,
-        held=HeldModels(codec, global_model.read()),
     )
     clients: Clients = Simulated(host, stages=aggregator.stages)
     downlink = downlink or FullModel()

@@ -27,6 +27,7 @@ from fedlight.rounds import (
     ClientHost,
     Clients,
     Downlink,
+    Full,
     FullModel,
     ReplyFormat,
     Server,
@@ -166,17 +167,16 @@ def federation(
         local,
         algorithm,
         blobs,
-        codec,
+        HeldModels(codec, model.read()),
         sealer=aggregator.sealer(),
         hides_messages=aggregator.hides_messages,
         store=ClientStore(),
         by_samples=by_samples,
         personal=PersonalNorm(module) if personal else None,
         privacy=privacy,
-        held=HeldModels(codec, model.read()),
         compares=compares,
     )
-    clients: Clients = wrap(Simulated(host, availability, lambda client: 1, aggregator.stages))
+    clients: Clients = wrap(Simulated(host, availability or Full(), lambda client: 1, aggregator.stages))
     if through_bytes:
         clients = ThroughBytes(clients, ReplyFormat.of(module, not personal, by_samples, aggregator, privacy))
     server = Server(
