@@ -59,6 +59,7 @@ class FederatedCLI(LightningCLI):
         self._subcommand_given = first[0] if first and first[0] in SUBCOMMANDS else None
         self._folder: Path | None = None  # of the run, where the loggers are ours
         self._numbered = False  # whether they are
+        self._label = ""  # which of two runs this is
         before = torch.get_num_threads()
         try:
             super().__init__(model, data, args=args, **settings)
@@ -165,12 +166,14 @@ class FederatedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the usual callbacks and loggers to those in the configuration."""
         config = self._get(self.config_init, "trainer")
+        if self._get(self.config, "baseline"):
+            self._label = run_label(self._get(self.config_init, "model"))
         given = list(config.callbacks or [])
         wanted: list[Callback] = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
         if self._get(self.config, "threads") is None:
             wanted.append(Threads())
         if config.enable_progress_bar is not False:
-            wanted.append(RoundProgressBar())
+            wanted.append(RoundProgressBar(label=self._label))
         classifies = not isinstance(self._get(self.config_init, "model").network, LightningModule)
         if (
             config.enable_checkpointing is not False
@@ -231,6 +234,7 @@ class FederatedCLI(LightningCLI):
     def _become_baseline(self) -> None:
         """Rebuild model, data and Trainer from the same configuration without the codec."""
         assert self.subcommand is not None
+        self._label = "without a codec"
         config = self.config.clone()
         drop_codec(config[self.subcommand])
         config[self.subcommand].ckpt_path = None

@@ -85,7 +85,7 @@ def _bytes(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _privacy(summary: dict[str, Any]) -> dict[str, str]:
-    names = ("epsilon", "epsilon_unamplified", "delta", "noise_multiplier", "clip")
+    names = ("epsilon", "epsilon_if_cohorts_secret", "delta", "noise_multiplier", "clip")
     return {name.replace("_", " "): f"{summary[name]:.4g}" for name in names if isinstance(summary.get(name), (int, float))}
 
 

@@ -41,16 +41,19 @@ class RoundProgressBar(TQDMProgressBar):
 
     Args:
         refresh_rate: least rounds between refreshes; 0 shows nothing.
+        label: name of the run, where there are several.
 
     Raises:
         ConfigurationError: if ``refresh_rate`` is negative.
     """
 
-    def __init__(self, refresh_rate: int = 1) -> None:
+    def __init__(self, refresh_rate: int = 1, label: str = "") -> None:
         require(refresh_rate >= 0, f"Expected `refresh_rate` >= 0 but got {refresh_rate}")
         super().__init__(refresh_rate)
         self._evaluation = ExitStack()
         self._rounds: _Rounds | None = None
+        self._label = f"{label} · " if label else ""
+        self._validated = 0
 
     def init_sanity_tqdm(self) -> Tqdm:
         """Return no bar."""
@@ -99,12 +102,17 @@ class RoundProgressBar(TQDMProgressBar):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the rounds done so far, with the validation that followed the last one."""
         if self._rounds is None and self.is_enabled:
-            self._rounds = _Rounds(trainer, self.refresh_rate)
+            self._rounds = _Rounds(trainer, self.refresh_rate, self._label, lambda: self._validated)
         if self._rounds is not None and self.is_enabled:
             self._rounds.update(trainer.global_step - self._rounds.n)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Wait for the validation that may follow."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the round that what was measured belongs to."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated = trainer.global_step
 
     def on_train_end(self, *_: Any) -> None:
         """Show where training ended and leave it on the screen."""
@@ -136,8 +144,9 @@ class _Rounds(Tqdm):
 
     monitor_interval = 0  # no thread for a bar: the trainer's own hooks refresh it
 
-    def __init__(self, trainer: Trainer, refresh_rate: int) -> None:
+    def __init__(self, trainer: Trainer, refresh_rate: int, label: str, validated: Callable[[], int]) -> None:
         self._trainer = trainer
+        self._validated = validated
         self._streams = ExitStack()
         total = trainer.estimated_stepping_batches
         known = 0 < total < math.inf
@@ -152,7 +161,7 @@ class _Rounds(Tqdm):
             miniters=refresh_rate if live else every,
             dynamic_ncols=True,
             unit="",
-            bar_format=("{bar:8} " if live else "") + ("Round {n_fmt}/{total_fmt}" if known else "Round {n_fmt}"),
+            bar_format=("{bar:8} " if live else "") + label + ("Round {n_fmt}/{total_fmt}" if known else "Round {n_fmt}"),
         )
         self._lines = Lines()
         if live:
@@ -170,7 +179,7 @@ class _Rounds(Tqdm):
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
             left = (told["total"] - told["n"]) / rate if told["total"] else 0
             parts.append(f"{self.format_interval(math.ceil(left))} left" if left > 0 else f"{self.format_interval(seconds)} in all")
-        text = " · ".join([*parts, *_metrics(self._trainer)])
+        text = " · ".join([*parts, *_metrics(self._trainer, self._validated())])
         width = math.inf if self.gui else max(told["ncols"] or 0, 0) or shutil.get_terminal_size().columns - 1
         return text if len(text) <= width else text[: int(width) - 1] + "…"
 
@@ -203,8 +212,10 @@ def _printed_above() -> Iterator[None]:
             handler.setStream(stream)
 
 
-def _metrics(trainer: Trainer) -> list[str]:
-    """Return the metrics in words: the user's own with `prog_bar=True` first, then ours."""
+def _metrics(trainer: Trainer, validated: int) -> list[str]:
+    """Return the metrics in words: the user's own with `prog_bar=True` first, then ours; those of an earlier round say which."""
+    earlier = f" after {validated}" if validated < trainer.global_step else ""
     logged, wanted = trainer.callback_metrics, dict(_METRICS)
     own = [f"{name} {float(value):.3g}" for name, value in trainer.progress_bar_metrics.items() if name not in wanted and name != "v_num"]
-    return own + [text(float(logged[name])) for name, text in _METRICS if name in logged]
+    ours = [(name, text(float(logged[name]))) for name, text in _METRICS if name in logged]
+    return own + [text + (earlier if name.startswith("val/") else "") for name, text in ours]

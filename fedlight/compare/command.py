@@ -99,7 +99,7 @@ class Session:
         """Run everything that is not finished yet."""
         first = [self._job(run) for codec in self.comparison.codecs for run in first_runs(self.comparison, codec)]
         with progress("Run", number_of_runs(self.comparison)) as self.advance:
-            execute(first, fit, self.comparison.jobs, self._take)
+            execute(first, fit, self.comparison.jobs, self._take, lambda run: self.advance(f"{run}: running", done=0))
 
     def _job(self, run: Run) -> Job:
         folder = run.folder(self.output)

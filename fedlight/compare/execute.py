@@ -75,8 +75,10 @@ def finished(job: Job) -> Outcome | None:
     return Outcome(job.run, folder, summary, again=True) if done["digest"] == job.digest and "test_accuracy" in summary else None
 
 
-def execute(jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome], list[Job]]) -> None:
-    """Run jobs on ``workers`` processes; ``then`` receives every outcome as it arrives and returns further jobs.
+def execute(
+    jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome], list[Job]], begin: Callable[[Run], None] = lambda run: None
+) -> None:
+    """Run jobs on ``workers`` processes; ``begin`` hears of each, ``then`` receives every outcome and returns further jobs.
 
     A run that fails, or kills its process, is an outcome too; the other runs continue.
     """
@@ -92,7 +94,7 @@ def execute(jobs: Iterable[Job], fit: Fit, workers: int, then: Callable[[Outcome
                             waiting.extend(then(known))
                             continue
                         running[pool.submit(_work, fit, waiting[0])] = waiting[0]
-                        waiting.popleft()
+                        begin(waiting.popleft().run)
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         outcome = future.result()
                         running.pop(future)

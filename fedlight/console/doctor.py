@@ -79,26 +79,25 @@ def _machine() -> Iterator[tuple[str, str]]:
     named = os.environ.get("OMP_NUM_THREADS")
     yield "versions", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning", "jsonargparse", "tensorboard"))
     yield "CPU", (
-        f"{cores} cores, {torch.get_num_threads()} torch threads" + (f" (OMP_NUM_THREADS is {named})" if named else "")
-        + "; small models are fastest with `--threads 1`"
+        f"{cores} cores, {torch.get_num_threads()} torch threads" + (f" by OMP_NUM_THREADS={named}" if named else "")
+        + "; `fedlight fit` chooses how many of them a run takes, `--threads` names it"
     )  # fmt: skip
     if torch.cuda.is_available():
         yield "GPU", ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     elif torch.backends.mps.is_available():
         yield "GPU", "Apple's, by `--trainer.accelerator mps`"
     else:
-        yield "GPU", "none that torch can use: runs are on the CPU"
+        yield "GPU", "none that torch can use: runs take the CPU"
 
 
 def _data() -> str:
     root = Path(os.environ.get("FEDLIGHT_DATA") or "data")
-    named = "FEDLIGHT_DATA" if os.environ.get("FEDLIGHT_DATA") else "./data; FEDLIGHT_DATA is not set"
+    named = "FEDLIGHT_DATA" if os.environ.get("FEDLIGHT_DATA") else "FEDLIGHT_DATA is not set"
     found = [name for name, place in _DATA.items() if (root / place).exists()]
     missing = [name for name in _DATA if name not in found]
-    held = f"has {', '.join(found)}" if found else "has no data set that the configurations name"
-    return f"{root} ({named}) {held if root.is_dir() else 'does not exist'}" + (
-        f"; {', '.join(missing)} would have to be put there; the digits need no file" if missing else ""
-    )
+    held = f"has {', '.join(found)}" if found else "has none of the data sets" if root.is_dir() else "does not exist yet"
+    lacks = f"; not there: {', '.join(missing)} (a run downloads MNIST and CIFAR-10 itself; the digits need no file)" if missing else ""
+    return f"{root} ({named}) {held}{lacks}"
 
 
 def _writable(place: Path) -> str:

@@ -43,8 +43,8 @@ def _seconds(seconds: float) -> str:
 ROWS: tuple[Row, ...] = (
     ("test accuracy", "test_accuracy", _percent),
     ("validation accuracy", "val_accuracy", _percent),
-    ("epsilon", "epsilon_unamplified", "{:.3f}".format),
-    ("epsilon if cohorts stay secret", "epsilon", "{:.3f}".format),
+    ("epsilon", "epsilon", "{:.3f}".format),
+    ("epsilon if cohorts stay secret", "epsilon_if_cohorts_secret", "{:.3f}".format),
     ("delta", "delta", str),
     ("noise multiplier", "noise_multiplier", "{:.4g}".format),
     ("rounds", "rounds", str),

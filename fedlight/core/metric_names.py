@@ -44,8 +44,10 @@ METRICS: dict[str, Shown] = {
     "round/aggregate_norm": Shown("codec/aggregate_length", "Euclidean length of the decoded aggregate."),
     "pretrain/held_out_error": Shown("codec/held_out_error", "Relative error of the decoded mean on recorded updates that no fit saw."),
     "pretrain/loss": Shown("codec/pretraining_loss", "Squared error of the decoded mean that codec training minimises."),
-    "privacy/epsilon": Shown("privacy/epsilon", "Epsilon spent so far, with amplification by sampling, at the run's delta."),
-    "privacy/epsilon_unamplified": Shown("privacy/epsilon_unamplified", "Epsilon spent so far if it were known who took part."),
+    "privacy/epsilon": Shown("privacy/epsilon", "Epsilon spent so far at the run's delta, also against whoever knows who took part."),
+    "privacy/epsilon_if_cohorts_secret": Shown(
+        "privacy/epsilon_if_cohorts_secret", "Epsilon spent so far if nobody knows who took part: with amplification by sampling."
+    ),
     "privacy/delta": Shown("privacy/delta", "Delta of the guarantee."),
     "privacy/noise_multiplier": Shown("privacy/noise_multiplier", "Standard deviation of a sum's noise in units of the clipping norm."),
     "privacy/clip": Shown("privacy/clipping_norm", "Norm to which codes are clipped."),

@@ -31,9 +31,10 @@ def demonstrate(folder: Path | None, rounds: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with everything stopped
     with _folder(folder) as root:
         start, lab = time.monotonic(), Lab(root / "lab")
+        kept = f": {lab.root}" if folder else ""  # else it goes when the demonstration ends
         try:
             lab.start()
-            print(f"SuperLink and {len(NAMES)} nodes are up after {time.monotonic() - start:.0f} s: {lab.root}", flush=True)
+            print(f"SuperLink and {len(NAMES)} nodes are up after {time.monotonic() - start:.0f} s{kept}", flush=True)
             status = lab.run("--trainer.max_steps", str(rounds))
             print(lab.traffic(), flush=True)
             require_completed(lab.past[-1])

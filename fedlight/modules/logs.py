@@ -42,8 +42,8 @@ def round_metrics(server: Server, call: Call, dim: int) -> dict[str, float]:
         return metrics
     kept = {f"sim/{name.split('/')[1]}" if name in SEEN_BY_SERVER_ALONE else name: value for name, value in metrics.items()}
     return kept | {
-        "privacy/epsilon": privacy.epsilon(),
-        "privacy/epsilon_unamplified": privacy.epsilon(amplified=False),
+        "privacy/epsilon": privacy.epsilon(amplified=False),
+        "privacy/epsilon_if_cohorts_secret": privacy.epsilon(),
         "privacy/delta": privacy.delta,
         "privacy/noise_multiplier": privacy.multiplier,
         "privacy/clip": privacy.norm,

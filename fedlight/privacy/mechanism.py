@@ -239,8 +239,8 @@ class PrivacyMechanism(ABC):
         if not hasattr(self, "setting"):
             return {}
         return {
-            "epsilon_unamplified": self.epsilon(amplified=False),
-            "epsilon": self.epsilon(),
+            "epsilon": self.epsilon(amplified=False),
+            "epsilon_if_cohorts_secret": self.epsilon(),
             "delta": self.delta,
             "noise_multiplier": self.multiplier,
             "clip": self.norm,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedlight.console.parser import OneSentence
 from fedlight.report.page import page
-from fedlight.report.read import find_runs, read_runs
+from fedlight.report.read import find_runs, one_experiment, read_runs
 from fedlight.subcommands import SUBCOMMANDS
 
 
@@ -22,8 +22,10 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the file to write (report.html if not given)")
     parser.add_argument("--title", help="heading of the page")
     given = parser.parse_args(args)
-    runs = read_runs(find_runs(given.runs))
-    title = given.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
+    folders = find_runs(given.runs)
+    runs, experiment = read_runs(folders), one_experiment(folders)
+    several = f"{len(runs)} runs" + (f" of {experiment}" if experiment else "")
+    title = given.title or (runs[0].name if len(runs) == 1 else several)
     output = Path(given.output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(runs, title), encoding="utf-8")

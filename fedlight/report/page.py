@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
 import yaml
 
 from fedlight.core.figures import Row, format_bytes, rows, with_total
+from fedlight.core.metric_names import metric_names
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
 
@@ -103,15 +104,24 @@ def _accuracy(runs: Sequence[RunData]) -> str:
     by_bytes = line_chart(sent, "bytes sent both ways (log scale)", "accuracy", format_bytes, percent, log_x=True)
     loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
     local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
+    own = sorted({metric for run in runs for metric in run.series if metric.startswith("val") and metric not in metric_names()})
     return _section(
         "Accuracy and loss",
         [
+            *(figure for metric in own for figure in _own(runs, metric)),
             _figure("Accuracy by rounds", "global model, validation data", by_round),
             _figure("Accuracy by bytes", "the same, over everything sent so far, up and down", by_bytes),
             _figure("Validation loss", "global model", loss),
             _figure("Loss of local training", "mean of the cohort; a simulation sees it, a real server would not", local),
         ],
     )
+
+
+def _own(runs: Sequence[RunData], metric: str) -> Iterator[str]:
+    """Yield the figures of a metric that the user's own module logs."""
+    by_bytes = line_chart(_lines(runs, metric, over_bytes=True), "bytes sent both ways (log scale)", metric, format_bytes, log_x=True)
+    yield _figure(f"{metric} by rounds", "of the module's own validation", line_chart(_lines(runs, metric), "rounds", metric))
+    yield _figure(f"{metric} by bytes", "the same, over everything sent so far, up and down", by_bytes)
 
 
 def _clients(runs: Sequence[RunData]) -> str:
@@ -163,8 +173,8 @@ def _bytes(runs: Sequence[RunData]) -> str:
 
 
 def _privacy(runs: Sequence[RunData]) -> str:
-    spent = line_chart(_lines(runs, "privacy/epsilon"), "rounds", "epsilon", from_zero=True)
-    whole = line_chart(_lines(runs, "privacy/epsilon_unamplified"), "rounds", "epsilon", from_zero=True)
+    spent = line_chart(_lines(runs, "privacy/epsilon_if_cohorts_secret"), "rounds", "epsilon", from_zero=True)
+    whole = line_chart(_lines(runs, "privacy/epsilon"), "rounds", "epsilon", from_zero=True)
     terms = "; ".join(
         f"{run.name}: {run.summary['privacy'].get('mechanism')}, delta {run.summary['delta']:g}, noise multiplier "
         f"{run.summary['noise_multiplier']:.3g}, clip {run.summary['clip']:.3g}"
@@ -174,7 +184,7 @@ def _privacy(runs: Sequence[RunData]) -> str:
     return _section(
         "Differential privacy",
         [
-            _figure("Epsilon spent", "whoever knows who took part", whole),
+            _figure("Epsilon spent", "also against whoever knows who took part: the figure to report", whole),
             _figure("Epsilon spent, if cohorts stay secret", "with amplification by sampling", spent),
         ],
         f'<p class="soft">{escape(terms)}</p>' if terms else "",

@@ -79,17 +79,25 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths, of two parts or more, that all differ.
+    """Return the shortest ends of paths that all differ: kind and number of a run, before them its experiment unless all have the same.
 
     >>> names([Path("logs/digits/transform-35x/0"), Path("logs/digits/no-codec/0")])
     ['transform-35x/0', 'no-codec/0']
+    >>> names([Path("logs/mnist/transform-35x/0"), Path("logs/digits/no-codec/0")])
+    ['mnist/transform-35x/0', 'digits/no-codec/0']
     """
     whole = [folder.absolute().parts for folder in folders]
-    for length in range(2, max(map(len, whole)) + 1):
+    for length in range(2 if one_experiment(folders) else 3, max(map(len, whole)) + 1):
         short = ["/".join(parts[-length:]) for parts in whole]
         if len({*short}) == len(short):
             return short
     return [str(folder) for folder in folders]
+
+
+def one_experiment(folders: Sequence[Path]) -> str:
+    """Return the experiment that several runs are all of, or nothing."""
+    found = {"/".join(folder.absolute().parts[-3:-2]) for folder in folders}
+    return found.pop() if len(folders) > 1 and len(found) == 1 else ""
 
 
 def read_run(folder: Path, name: str) -> RunData:
@@ -108,7 +116,7 @@ def read_run(folder: Path, name: str) -> RunData:
             for metric, text in row.items():
                 if metric not in ("step", "epoch") and text and math.isfinite(value := float(text)):
                     # Evaluations count the rounds that are done, rounds count from 0.
-                    number = step if metric.startswith(("val/", "test/")) and _counts_done(run, step) else step + 1
+                    number = step if metric.startswith(("val", "test")) and _counts_done(run, step) else step + 1
                     run.series.setdefault(metric, []).append((float(number), value))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"Expected the files of a run but {folder} cannot be read: {error}") from error

@@ -115,6 +115,14 @@ def test_plain_output_is_a_line_every_tenth_of_the_rounds(capsys: pytest.Capture
     assert "Round" not in out, "stdout is left to results"
 
 
+def test_a_line_says_which_run_and_how_old_its_accuracy_is(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(RoundProgressBar(label="no-codec"), max_steps=10, val_check_interval=4).fit(Federated(), ROUNDS, BATCHES)
+    shown = [line for line in capsys.readouterr().err.splitlines() if "Round" in line]
+    assert all(line.startswith("no-codec · Round ") for line in shown) and len(shown) == 10
+    assert ["val acc" in line for line in shown[:4]] == [False, False, False, True]
+    assert "val acc 4.0% ·" in shown[3] and "val acc 4.0% after 4 ·" in shown[5] and "val acc 8.0% after 8 ·" in shown[9]
+
+
 @pytest.mark.parametrize(("max_steps", "expected"), [(3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])])
 def test_plain_lines_when_rounds_do_not_divide_by_ten(max_steps: int, expected: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     trainer(RoundProgressBar(), max_steps).fit(Federated(), ROUNDS)
@@ -171,7 +179,7 @@ def test_the_bar_shows_every_round_and_leaves_the_terminal_sane(monkeypatch: pyt
 def test_tensors_are_read_no_more_often_than_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     open_terminal(monkeypatch)
     reads = []
-    monkeypatch.setattr("fedlight.callbacks.progress._metrics", lambda trainer: reads.append(trainer.global_step) or [])
+    monkeypatch.setattr("fedlight.callbacks.progress._metrics", lambda trainer, _: reads.append(trainer.global_step) or [])
     monkeypatch.setattr("fedlight.callbacks.progress._SECONDS", 1000.0)
     trainer(RoundProgressBar(), 200).fit(Federated(), ROUNDS)
     assert reads == [0, 200], "once when the bar opens, once when training ends"

@@ -136,7 +136,7 @@ def test_differential_privacy_runs_on_a_file_of_the_same_shape(tmp_path):
     file = ["--data.source", "ArrayFile", "--data.source.init_args.path", str(tmp_path / "images.npz"), "--data.proxy_samples", "40"]
     few = ["--data.num_clients", "10", "--data.sampler.init_args.rate", "0.3", "--model.privacy.init_args.delta", "0.01"]
     figures = run(config("mnist_dp"), tmp_path, *file, *few)
-    assert 7.9 < figures["epsilon"] <= 8.0 < figures["epsilon_unamplified"]
+    assert 7.9 < figures["epsilon_if_cohorts_secret"] <= 8.0 < figures["epsilon"]
     assert figures["privacy"]["rounds"] == 2 and figures["privacy"]["noise"] == "operating system"
     assert figures["uplink_ratio"] > 50
 

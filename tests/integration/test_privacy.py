@@ -113,7 +113,7 @@ def test_the_noise_in_the_sum_is_gaussian_of_the_stated_deviation_and_codes_are_
         for code in codes:
             assert float(code.double().norm()) * reads.units[number] <= 0.5 * (1 + 1e-9)
     assert module.privacy.ledger.lines == [(1.0, 0.5, 12)]
-    assert history.rounds("privacy/epsilon")[11] == module.privacy.epsilon()
+    assert history.rounds("privacy/epsilon_if_cohorts_secret")[11] == module.privacy.epsilon()
 
 
 def test_the_denominator_is_the_expected_cohort_whoever_comes():
@@ -237,8 +237,8 @@ def test_a_resumed_run_keeps_ledger_norm_and_noise(kind, tmp_path):
     again.fit(resumed, datamodule=data(**federation), ckpt_path=tmp_path / "three.ckpt", weights_only=False)
     assert resumed.privacy.state_dict() == straight.privacy.state_dict() and len(resumed.privacy.ledger) == 6
     assert torch.equal(weights_of(resumed), weights_of(straight))
-    later = {step: value for step, value in history.rounds("privacy/epsilon").items() if step >= 3}
-    assert rest.rounds("privacy/epsilon") == later and resumed.privacy.epsilon() == straight.privacy.epsilon()
+    later = {step: value for step, value in history.rounds("privacy/epsilon_if_cohorts_secret").items() if step >= 3}
+    assert rest.rounds("privacy/epsilon_if_cohorts_secret") == later and resumed.privacy.epsilon() == straight.privacy.epsilon()
 
 
 class StopAfter(FederatedCallback):
@@ -361,7 +361,7 @@ def test_shares_of_distributed_noise_are_in_the_messages_and_add_up():
     dim = module.layout.dim
     assert {reply.nbytes for reply in reads.replies.values()} == {16 + (14 * dim + 7) // 8}
     assert module.server_state.traffic.ratio(dim) == pytest.approx(4 * dim / (16 + (14 * dim + 7) // 8))
-    assert history.rounds("privacy/epsilon") == history.rounds("privacy/epsilon_unamplified")
+    assert history.rounds("privacy/epsilon") == history.rounds("privacy/epsilon_if_cohorts_secret")
 
 
 def test_below_the_threshold_a_round_of_shares_is_repeated_before_its_sum_is_used():
@@ -472,7 +472,7 @@ def test_two_processes_release_one_sum(name, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     runs = [in_processes(folder, count, json.dumps(codec) if codec else None, more) for count, folder in enumerate(folders, 1)]
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in runs)
-    for key in ("epsilon", "epsilon_unamplified", "privacy", "noise_multiplier", "uplink_bytes"):
+    for key in ("epsilon", "epsilon_if_cohorts_secret", "privacy", "noise_multiplier", "uplink_bytes"):
         assert one[key] == two[key], key
     sums = [[torch.load(folder / "codes" / f"round_{number}.pt") for number in range(3)] for folder in folders]
     same = [torch.equal(a, b) for a, b in zip(*sums, strict=True)]
@@ -545,7 +545,7 @@ def test_exact_counts_of_clients_are_marked_as_the_simulations():
     names = {name for metrics in with_privacy.steps.values() for name in metrics}
     assert {"round/clients", "round/dropped", "bytes/uplink_round"} <= {name for metrics in without.steps.values() for name in metrics}
     assert not {"round/clients", "round/absent", "round/dropped", "bytes/uplink_round"} & names
-    assert {"sim/clients", "sim/absent", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_unamplified"} <= names
+    assert {"sim/clients", "sim/absent", "sim/dropped", "sim/uplink_round", "privacy/epsilon", "privacy/epsilon_if_cohorts_secret"} <= names
     assert not any(name.startswith("privacy/") for metrics in without.steps.values() for name in metrics)
 
 
@@ -565,7 +565,7 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
     )
     (folder,) = run_folders(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
-    assert TARGET - 0.1 < summary["epsilon"] <= TARGET < summary["epsilon_unamplified"]
+    assert TARGET - 0.1 < summary["epsilon_if_cohorts_secret"] <= TARGET < summary["epsilon"]
     assert summary["delta"] == 0.01 and summary["clip"] == 0.5 and summary["noise_multiplier"] > 0.3
     assert summary["privacy"] == {
         "mechanism": "CentralDP",
@@ -580,9 +580,13 @@ def test_the_summary_and_tensorboard_state_the_guarantee(fedlight, tmp_path):
     }
     events = EventAccumulator(str(folder))
     events.Reload()
-    epsilons = [event.value for event in events.Scalars("privacy/epsilon")]
-    assert epsilons == sorted(epsilons) and epsilons[-1] == pytest.approx(summary["epsilon"], rel=1e-6) and len(epsilons) == 6
-    assert len(events.Scalars("privacy/epsilon_unamplified")) == 6
+    epsilons = [event.value for event in events.Scalars("privacy/epsilon_if_cohorts_secret")]
+    assert (
+        epsilons == sorted(epsilons)
+        and epsilons[-1] == pytest.approx(summary["epsilon_if_cohorts_secret"], rel=1e-6)
+        and len(epsilons) == 6
+    )
+    assert len(events.Scalars("privacy/epsilon")) == 6
 
 
 def test_a_run_without_privacy_says_nothing_of_it(finished):

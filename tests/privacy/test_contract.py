@@ -167,7 +167,7 @@ def test_the_report_says_everything_that_a_statement_needs(row):
     privacy, _ = begun(row)
     privacy.record_release(0.0)
     report = json.loads(json.dumps(privacy.report()))
-    assert {"epsilon", "epsilon_unamplified", "delta", "noise_multiplier", "clip"} < set(report)
+    assert {"epsilon", "epsilon_if_cohorts_secret", "delta", "noise_multiplier", "clip"} < set(report)
     details = report["privacy"]
     assert details["unit"] == "user" and details["rounds"] == 1 and details["sampling_rate"] == row.rate
     assert details["neighbouring_relation"] and details["accountant"] in ("pld", "rdp") and "simulation" in details["noise"]

@@ -103,4 +103,4 @@ def test_cohorts_that_amplify_are_drawn_from_a_secret_that_the_checkpoint_keeps(
     simulated = CentralDP(1.0, 1.0, delta=1e-5, simulation_seed=1)
     simulated.calibrate(setting(), 1000)
     assert simulated.cohort_seed is None and simulated.report()["privacy"]["cohorts"] == "public"
-    assert next(iter(first.report())) == "epsilon_unamplified"
+    assert next(iter(first.report())) == "epsilon"

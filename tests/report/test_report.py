@@ -106,7 +106,28 @@ def test_a_run_that_has_not_ended_is_shown_and_said_to_be(tmp_path):
     (run / "summary.json").unlink()
     command([str(run), "--output", str(tmp_path / "report.html")])
     text = (tmp_path / "report.html").read_text()
-    assert "Not finished, so without a summary: runs/cut" in text and "Accuracy by rounds" in text
+    assert "/runs/cut.</p>" in text and "Not finished, so without a summary" in text and "Accuracy by rounds" in text
+
+
+def test_a_metric_of_the_user_is_drawn_by_rounds_and_by_bytes(tmp_path):
+    run = write_run(tmp_path / "run")
+    rows = [line.replace("val/accuracy", "val_f1") for line in (run / "metrics.csv").read_text().splitlines()]
+    (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+    command([str(run), "--output", str(tmp_path / "report.html")])
+    text = (tmp_path / "report.html").read_text()
+    assert "val_f1 by rounds" in text and "val_f1 by bytes" in text and "Accuracy by rounds" not in text
+    assert read_run(run, "run").over_bytes("val_f1") == [(2 * 6300, 0.51), (4 * 6300, 0.54)]
+
+
+def test_runs_of_two_experiments_are_told_apart(tmp_path):
+    for experiment, kind in (("digits", "transform"), ("mnist", "none")):
+        write_run(tmp_path / experiment / kind / "0")
+    page = tmp_path / "report.html"
+    command([str(tmp_path), "--output", str(page)])
+    assert "digits/transform/0" in page.read_text() and "<h1>2 runs</h1>" in page.read_text()
+    write_run(tmp_path / "mnist" / "transform" / "0")
+    command([str(tmp_path / "mnist"), "--output", str(page)])
+    assert "<h1>2 runs of mnist</h1>" in page.read_text() and "mnist/transform/0</li>" not in page.read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path):
