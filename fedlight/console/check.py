@@ -18,10 +18,12 @@ from fedlight.console.foreign import exists, lightning_classes, names_in
 from fedlight.console.names import did_you_mean
 from fedlight.console.options import LIGHTNINGS, SETTINGS, annotation_of, group, options
 from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.flags import NO_ROUNDS
 from fedlight.core.metric_names import metric_names
 from fedlight.subcommands import SUBCOMMANDS
 
 _NUMBERS = {"int": int, "float": float}
+_ENDS = ("max_time", "limit_train_batches", "fast_dev_run", "callbacks")  # what may end a run beside a number of rounds
 _OTHERS = ("torch.nn", "torch.optim", "torchvision.models", "torchmetrics")  # packages whose classes may be named without their path
 _DEVICES = ("nvidia*", "kfd", "dxg")  # of GPUs: NVIDIA's, AMD's, and within Windows
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -259,9 +261,12 @@ def check_run(subcommand: str, tree: Tree) -> None:
             "Expected model.network but got none: name it, or start from a shipped configuration, as in "
             f"`fedlight {subcommand} --config digits`"
         )
-    trainer = tree.get("trainer")
+    trainer = tree.get("trainer") or {}
     if not isinstance(trainer, dict):
         return
+    rounds = trainer.get("max_steps")
+    endless = rounds is None or (_is_number(rounds, "int") and float(rounds) < 0)
+    require(subcommand != "fit" or not endless or any(trainer.get(name) for name in _ENDS), NO_ROUNDS)
     _check_monitors(trainer.get("callbacks"), model)
     _check_accelerator(trainer.get("accelerator"))
     loggers = trainer.get("logger")

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+NO_ROUNDS = (
+    "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
+    "Set e.g. `--trainer.max_steps 100`, or `Trainer(max_steps=100)`, and leave `trainer.max_epochs` alone"
+)
+
 
 def refused_flag(flags: Mapping[str, Any]) -> str | None:
     """Return the sentence that refuses one of a Trainer's flags, or None: those that are not among ``flags`` are as they are by default."""

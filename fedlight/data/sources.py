@@ -189,8 +189,11 @@ class Torchvision(DataSource):
 
     def require_files(self, root: Path) -> None:
         """Raise DataError if files are missing that may not be downloaded."""
-        if not self.download:
-            self._open(root, train=True)
+        if self.download:
+            return
+        if not root.is_dir() or not any(root.iterdir()):
+            raise self._unusable(root, "there are no files")
+        self._open(root, train=True)
 
     def load(self, root: Path) -> Arrays:
         """Read both splits; raises ConfigurationError for an unknown name or option, DataError if files are unusable."""
@@ -220,12 +223,14 @@ class Torchvision(DataSource):
                 return kind(str(root), **arguments, download=True)
             except Exception as failed:
                 reason = failed
-        tried = "and the download failed" if self.download and can_download else "and nothing was downloaded"
-        raise DataError(
-            f"{self.name}: no usable files under {root}, {tried}: {reason}. Put the files there, point --data.root or the "
-            "environment variable FEDLIGHT_DATA at the folder that has them, delete a corrupt copy, or set download to true "
-            "on a machine with internet."
-        ) from reason
+        raise self._unusable(root, str(reason), self.download and can_download) from reason
+
+    def _unusable(self, root: Path, reason: str, tried: bool = False) -> DataError:
+        return DataError(
+            f"{self.name}: no usable files under {root}, and {'the download failed' if tried else 'nothing was downloaded'}: {reason}. Put "
+            "the files there, point --data.root or the environment variable FEDLIGHT_DATA at the folder that has them, delete a corrupt "
+            "copy, or set download to true on a machine with internet."
+        )
 
 
 def require_npz(path: Path) -> None:

@@ -17,7 +17,7 @@ from fedlight.core.checkpoint import RUN
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
-from fedlight.core.flags import refused_flag
+from fedlight.core.flags import NO_ROUNDS, refused_flag
 from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
 from fedlight.modules.global_model import trainable
 
@@ -50,10 +50,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.strategy.root_device.type == "mps":
         raise ConfigurationError("Expected a CPU or CUDA device but got mps, which has no float64 to sum in: use --trainer.accelerator cpu")
     if trainer.state.fn == "fit" and trainer.max_steps < 0 and not _stops_otherwise(trainer):
-        raise ConfigurationError(
-            "Expected `trainer.max_steps` (the number of rounds) but it is not set: a federated run is one endless epoch. "
-            "Set e.g. `--trainer.max_steps 100`, or `Trainer(max_steps=100)`, and leave `trainer.max_epochs` alone"
-        )
+        raise ConfigurationError(NO_ROUNDS)
 
 
 def _stops_otherwise(trainer: Trainer) -> bool:

@@ -25,6 +25,7 @@ def callbacks(name: str, **arguments) -> list[str]:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "subcommand": (["fitt"], "no subcommand fitt; did you mean fit?"),
+    "no rounds": ([*DIGITS, "--trainer.max_steps", "-1"], "`trainer.max_steps` .the number of rounds. but it is not set"),
     "option": ([*DIGITS, "--model.codek", "IdentityCodec"], "no option model.codek; did you mean model.codec?"),
     "option of another subcommand": ([*DIGITS, "--cohort_rounds", "1"], "no option cohort_rounds"),
     "Trainer's option": ([*DIGITS, "--trainer.max_step", "1"], "no option trainer.max_step; did you mean trainer.max_steps?"),

@@ -43,7 +43,9 @@ def test_help_is_no_report(capsys):
     assert "usage: fedlight doctor" in (shown := capsys.readouterr().out) and "torch threads" not in shown
 
 
-@pytest.mark.parametrize(("named", "expected"), [(True, "has MNIST; "), (False, "data (FEDLIGHT_DATA is not set) does not exist yet; not there: MNIST")])
+@pytest.mark.parametrize(
+    ("named", "expected"), [(True, "has MNIST; "), (False, "(FEDLIGHT_DATA is not set) does not exist yet; not there")]
+)
 def test_the_data_folder_is_looked_at(named, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEDLIGHT_DATA", raising=False)
