@@ -43,7 +43,9 @@ def run(jobs, fit=pretend, workers=1, then=lambda outcome: []) -> list[Outcome]:
         outcomes.append(outcome)
         return then(outcome)
 
-    execute(jobs, fit, workers, note)
+    begun: list[Run] = []
+    execute(jobs, fit, workers, note, begun.append)
+    assert {*begun} == {outcome.run for outcome in outcomes if not outcome.again}, "those that had ended are not run"
     return sorted(outcomes, key=lambda outcome: outcome.run)
 
 
