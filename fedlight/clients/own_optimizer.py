@@ -70,6 +70,7 @@ class ClientOptimizer(Algorithm):
         for xb, yb in model.batches(x, y, self.batch_size, self.epochs, self.steps, generator):
             loss = torch.zeros(())
 
+            @torch.enable_grad()
             def closure(xb: Tensor = xb, yb: Tensor = yb) -> Tensor:  # as Lightning does: some optimizers call it twice
                 nonlocal loss
                 loss, _ = model.gradients(xb, yb)  # which lie in the parameters

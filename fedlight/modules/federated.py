@@ -104,6 +104,10 @@ class FederatedModule(Forwarding):
         RoundFailedError: if no attempt at a round had enough usable clients.
     """
 
+    stage_metrics: StageMetrics
+    server: Server  # made when a fit starts, as is what carries its requests
+    _connection: Clients
+
     def __init__(
         self,
         network: nn.Module,
@@ -167,10 +171,7 @@ class FederatedModule(Forwarding):
         self._started: float | None = None
         self.pretrain_metrics: dict[str, float] = {}
         self.codec_error = None
-        self.stage_metrics: StageMetrics
         self.own_data = None
-        self.server: Server  # made when a fit starts, as is what carries its requests
-        self._connection: Clients
         self._built = False
         self.settings = None
         self.stop = Stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,6 +118,18 @@ class Forwarding(FederatedRun):
             raise AttributeError(
                 f"Expected an attribute of {kind} but {name!r} is one of its {type(network).__name__}: read it from `{kind}.module`"
             ) from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse in a run what is meant for the network, which callbacks may set here."""
+        network = self.__dict__.get("_modules", {}).get("network")
+        foreign = network is not None and self.__dict__.get("_trainer") is not None and not name.startswith("_") and not _has(self, name)
+        if foreign and _has(network, name):
+            kind = type(self).__name__
+            raise AttributeError(
+                f"Expected an attribute of {kind} but {name!r} is one of its {type(network).__name__}: set it in `{kind}.module`, and in "
+                "`setup` or `on_fit_start`, before clients take their copies"
+            )
+        super().__setattr__(name, value)
 
     @property
     def _own(self) -> LightningModule | None:
@@ -253,6 +266,14 @@ class _OnException(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Pass on."""
         self.data.on_exception(exception)
+
+
+def _has(module: nn.Module | None, name: str) -> bool:
+    """Whether a module holds an attribute, or its class says that it will; nothing is computed to find out."""
+    held = [vars(module), *(vars(module)[table] for table in ("_modules", "_parameters", "_buffers"))]
+    return any(name in one for one in held) or any(
+        name in vars(kind) or name in inspect.get_annotations(kind) for kind in type(module).__mro__
+    )
 
 
 def _is_plain(value: Any) -> bool:

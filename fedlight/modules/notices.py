@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fedlight.callbacks.base import FederatedCallback
 from fedlight.core.errors import ConfigurationError
 
 REFUSED: Mapping[type[Callback], str] = {
@@ -37,6 +38,14 @@ REFUSED: Mapping[type[Callback], str] = {
 
 UNCALLED = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
 """Hooks of callbacks that Lightning calls in automatic optimization alone."""
+
+OF_THE_SERVER: Mapping[str, str] = {
+    "on_train_batch_start": "once a round, on the global model",
+    "on_train_batch_end": "once a round, on the global model",
+    "on_train_epoch_start": "once a run, which is one endless epoch",
+    "on_train_epoch_end": "once a run, which is one endless epoch",
+}
+"""Hooks of callbacks that a user's module would take for a client's, and when they are called."""
 
 OF_ROUNDS = ("round/", "bytes/", "sim/", "privacy/")
 """How names of what every round logs begin."""
@@ -98,7 +107,7 @@ def silent_flags(trainer: Trainer, validates: bool, own: bool = False) -> list[s
         if isinstance(callback, EarlyStopping) and unseen and not callback._check_on_train_epoch_end:
             told.append(f"EarlyStopping(monitor={monitor!r}) never looks, because nothing is validated: {way_out}")
         for hook in UNCALLED:
-            if hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook):
+            if _writes(callback, hook):
                 told.append(
                     f"{type(callback).__name__}.{hook} is never called, because clients' training has no callbacks: write it as a hook of "
                     "your own LightningModule"
@@ -118,6 +127,12 @@ def silent_flags(trainer: Trainer, validates: bool, own: bool = False) -> list[s
     return told
 
 
+def _writes(callback: Callback, hook: str) -> bool:
+    """Whether a user has written a hook of a callback, which Lightning's own leave as it is or mean for steps of any kind."""
+    written: Any = getattr(callback, hook)
+    return getattr(written, "__module__", "").partition(".")[0] not in ("lightning", "fedlight")
+
+
 def _of_clients(given: Any) -> list[str]:
     """Return which flags and callbacks a user's module would take for a client's, and are the server's."""
     told = []
@@ -126,6 +141,13 @@ def _of_clients(given: Any) -> list[str]:
             "`trainer.limit_train_batches` counts rounds, not a client's batches: for fewer of these set `steps` of `algorithm`, or give "
             "a smaller training set"
         )
+    told += [
+        f"{type(callback).__name__}.{hook} is called {when}: what belongs to a client's batches or epochs is a hook of your own "
+        "LightningModule"
+        for callback in given.callbacks
+        for hook, when in OF_THE_SERVER.items()
+        if _writes(callback, hook) and not isinstance(callback, FederatedCallback)
+    ]
     if any(isinstance(callback, LearningRateMonitor) for callback in given.callbacks):
         told.append("LearningRateMonitor logs the learning rate of the server's optimizer, not that of the clients' own")
     return told

@@ -156,6 +156,11 @@ class ClientTrainer(OwnTrainer):
         """The schedules of the client's optimizer."""
         return [_Config(scheduler) for scheduler in self.scheduled]
 
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """What the server's last validation logged."""
+        return _ServerMetrics(super().callback_metrics)
+
     @property  # type: ignore[misc]
     def loggers(self) -> list[Logger]:
         """One that writes nothing: what a client logs stays with it."""
@@ -175,6 +180,13 @@ class ClientTrainer(OwnTrainer):
     def global_rank(self) -> int:
         """The first of one."""
         return 0
+
+
+class _ServerMetrics(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"{name}: what a client logs is discarded, so keep it in an attribute of the module; here are {sorted(self)} of the server"
+        )
 
 
 class _Config:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
-from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, LocalTrainingError
 from tests.integration.test_known_modules import InRounds, federated, plainly
 from tests.known_modules import BATCH, SAMPLES, fixed
 
@@ -171,7 +171,26 @@ class WarmedUpByHand(Habit):
         self.optimizers().optimizer.param_groups[0]["lr"] = 0.1 * share
 
 
-OFTEN = (MaskedGradient, ClippedAsItComes, Normalised, NormalisedOnTheWay, Norms, WarmedUpByHand, OddBuffers)
+class Signs(torch.optim.Optimizer):
+    """Steps by signs, and asks for the loss within its own `no_grad`."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(parameter.grad.sign(), alpha=-self.param_groups[0]["lr"])
+        return loss
+
+
+class SteppedBySigns(Habit):
+    def configure_optimizers(self):
+        return Signs(self.parameters(), lr=0.01)
+
+
+OFTEN = (SteppedBySigns, MaskedGradient, ClippedAsItComes, Normalised, NormalisedOnTheWay, Norms, WarmedUpByHand, OddBuffers)
 HARMLESS = (Checkpointed, LossOfShapeOne, Queueing, OwnBatches)
 
 
@@ -196,6 +215,18 @@ def test_what_one_client_hooks_to_its_weights_the_next_does_not_meet():
     assert all(torch.allclose(tensor, own.state_dict()[name], rtol=1e-6, atol=1e-7) for name, tensor in plain.items())
     again = plainly(HookedWithTheOptimizer(), callbacks=[InRounds()]).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in federated(HookedWithTheOptimizer()).state_dict().items())
+
+
+class Reads(Habit):
+    """Reads in a hook what its step logged."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+    def on_train_epoch_end(self):
+        self.trainer.callback_metrics["loss"]
 
 
 class Several(Habit):
@@ -242,6 +273,7 @@ class WithoutTraining(Habit):
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
+        (Reads, LocalTrainingError, "loss: what a client logs is discarded, so keep it in an attribute"),
         (Several, ConfigurationError, r"a loss of one number but got one of shape \[4\]: reduce it"),
         (NoneUnderLoss, ConfigurationError, "a loss under 'loss' but it returned None there: return None alone"),
         (NoTensor, ConfigurationError, "to return a loss, a dict with one, or None but it returned 1"),

@@ -87,6 +87,17 @@ class Watching(Callback):
         raise AssertionError("clients' training has no callbacks")
 
 
+class Averaging(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Average the weights, say."""
+
+
+class Setting(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.noted = "what is nobody's"
+        pl_module.layer = None
+
+
 class Reading(Callback):
     def on_train_start(self, trainer, pl_module):
         assert pl_module.module.layer is not None and not hasattr(pl_module, "nothing")
@@ -98,6 +109,10 @@ class Reading(Callback):
     [
         ({"callbacks": [Watching()]}, "Watching.on_after_backward is never called.*a hook of your own LightningModule"),
         ({"callbacks": [EarlyStopping("train_loss")]}, "EarlyStopping.monitor='train_loss'. never looks, because nothing is validated"),
+        (
+            {"callbacks": [Averaging()]},
+            "Averaging.on_train_batch_end is called once a round, on the global model: what belongs to a client's",
+        ),
         ({"callbacks": [LearningRateMonitor()], "logger": History()}, "LearningRateMonitor logs .* the server's optimizer"),
         ({"limit_train_batches": 2}, "`trainer.limit_train_batches` counts rounds.*set `steps` of `algorithm`"),
     ],
@@ -119,6 +134,8 @@ def test_no_advice_that_is_meant_for_batches(recwarn, tmp_path):
 def test_what_is_looked_for_in_the_wrong_place_or_given_twice_names_the_right_one():
     with pytest.raises(AttributeError, match="'layer' is one of its BoringModel: read it from `FederatedModule.module`"):
         trainer(1, callbacks=[Reading()]).fit(fedlight.federate(BoringModel(), num_clients=2))
+    with pytest.raises(AttributeError, match="'layer' is one of its BoringModel: set it in `FederatedModule.module`, and in `setup` or"):
+        trainer(1, callbacks=[Setting()]).fit(fedlight.federate(BoringModel(), num_clients=2))
     own = BoringModel()
     with pytest.raises(ConfigurationError, match="got `train_dataloaders`, whose batches would be taken for rounds"):
         trainer(1).fit(fedlight.federate(own, num_clients=2), train_dataloaders=own.train_dataloader())
