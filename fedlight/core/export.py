@@ -184,6 +184,23 @@ def load_encoder(path: Path, limit: int = LIMIT) -> Encoder:
     return encoder
 
 
+def load_replaying(path: Path, limit: int = LIMIT) -> tuple[Encoder, Decoder]:
+    """Read the client's half from its file, and make of it the server's, whose further tensors are as they begin.
+
+    Raises:
+        CodecMismatchError: as ``load_encoder`` does, for the server's half too.
+    """
+    encoder = load_encoder(path, limit)
+    with _sound(path, limit):
+        description, _, shared = _read(path, "encoder", limit)
+        codec, layout = _unbound(description)
+        decoder = codec.make_decoder(layout, description["plan"])
+        own = decoder.state_dict()
+        decoder.load_state_dict({name: shared[name] if name in shared and shared[name].shape == t.shape else t for name, t in own.items()})
+        decoder.digest = encoder.digest
+    return encoder, decoder.requires_grad_(False)
+
+
 def load_decoder(path: Path, limit: int = LIMIT) -> Decoder:
     """Read the server's half from ``decoder.safetensors``: all that a server needs.
 

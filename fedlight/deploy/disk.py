@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from fedlight.core.codec import Key
 from fedlight.core.files import replacing
 
 State = dict[str, Any]
+
+_own = partial(replacing, mode=0o600)
+"""Writes a file for its owner alone, should it ever lie outside its folder."""
 
 
 class RunFolder:
@@ -44,7 +48,7 @@ class RunFolder:
 
     def write(self, name: str, state: State) -> None:
         """Replace a file's content."""
-        with replacing(self.folder / f"{name}.pt") as file:
+        with _own(self.folder / f"{name}.pt") as file:
             save_tensors(state, file)
 
     def text(self, name: str) -> str:
@@ -54,7 +58,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text."""
-        with replacing(self.folder / f"{name}.json") as file:
+        with _own(self.folder / f"{name}.json") as file:
             file.write(text.encode())
 
     def delete(self, name: str) -> None:
@@ -80,14 +84,14 @@ class RunFolder:
         if not path.is_file():
             return None
         secret = path.read_bytes()
-        with replacing(path):  # empty, and synced: the old content is gone before it is used
+        with _own(path):  # empty, and synced: the old content is gone before it is used
             pass
         path.unlink()
         return secret or None
 
     def keep_secret(self, name: str, secret: bytes) -> None:
         """Write a secret for the next message."""
-        with replacing(self.folder / name) as file:
+        with _own(self.folder / name) as file:
             file.write(secret)
 
     def _forget_runs(self, count: int) -> None:

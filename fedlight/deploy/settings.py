@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -113,7 +114,8 @@ class Parts:
 def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Parts], None] | None = None) -> Parts:
     """Return what ``write_settings`` described; ``set_up`` lets a network make its layers, before its parameters are looked at.
 
-    Nothing is imported before every dotted name in the text is of fedlight, a layer or a loss of torch, or begins with one of ``allowed``.
+    Nothing is imported before every dotted name in the text is of fedlight, a layer or a loss of torch, or begins with one of ``allowed``,
+    and nothing is built before the same is true of all that short names stand for. What a module of these merely imports is not of it.
 
     Raises:
         NotAllowedError: if it names anything else.
@@ -123,13 +125,12 @@ def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Pa
     model = dict(given["model"])
     if given["augmentation"] is not None:
         model["augmentation"] = given["augmentation"]
-    for name in _dotted([model]):
-        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in ("fedlight", "torch.nn", "torch.optim", *allowed)):
-            raise NotAllowedError(
-                f"Expected a class of fedlight or one that node.yaml allows but the server names {name}: add it to `allow`"
-            )
+    prefixes = ("fedlight", "torch.nn", "torch.optim", *allowed)
+    _refuse_others(model, prefixes)
     try:
-        parts = build(Parts, model, "model")
+        parts = build(Parts, model, "model", lambda parsed: _refuse_others(parsed, prefixes))
+    except NotAllowedError:
+        raise
     except Exception as error:  # whatever the classes raise
         raise ConfigurationError(f"Expected settings that can be built here but: {error}") from error
     terms = given["terms"]
@@ -160,13 +161,44 @@ def _check_constants(network: nn.Module, expected: Mapping[str, str]) -> None:
             )
 
 
-def build(cls: type[T], arguments: Mapping[str, Any], name: str) -> T:
-    """Return an object of a class with these arguments, parts in it by `class_path` and `init_args`; errors call it ``name``."""
+def build(cls: type[T], arguments: Mapping[str, Any], name: str, check: Callable[[Mapping[str, Any]], None] | None = None) -> T:
+    """Return an object of a class with these arguments, parts in it by `class_path` and `init_args`; errors call it ``name``.
+
+    ``check`` is given the arguments with every class by its whole name, before anything is made.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, name)
     make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    made: T = make(parser.parse_object({name: dict(arguments)}))[name]
+    parsed = parser.parse_object({name: dict(arguments)})
+    if check is not None:
+        check(parsed[name].as_dict())
+    made: T = make(parsed)[name]
     return made
+
+
+def _refuse_others(values: Any, prefixes: Collection[str]) -> None:
+    """Refuse names that begin with no prefix, before anything is imported, and then what a module only imports."""
+    names = set(_dotted(values))
+    for name in sorted(name for name in names if not _below(name, prefixes)) or sorted(
+        name for name in names if not _at_home(name, prefixes)
+    ):
+        raise NotAllowedError(f"Expected a class of fedlight or one that node.yaml allows but the server names {name}: add it to `allow`")
+
+
+def _below(name: str, prefixes: Collection[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _at_home(name: str, prefixes: Collection[str]) -> bool:
+    """Whether what a name stands for was made in a module below a prefix: `fedlight.core.files.os.system` was not."""
+    if name in prefixes:
+        return True
+    module, _, last = name.rpartition(".")
+    try:
+        home = getattr(import_module(module), last).__module__
+    except (ImportError, AttributeError):
+        return False
+    return _below(home, (*prefixes, "torch._C._nn"))  # where torch has the functions of torch.nn.functional that are in C++
 
 
 def _dotted(values: Any) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fedlight.core.codec import Codec, Decoder, Encoder
 from fedlight.core.errors import CodecMismatchError, MessageError
-from fedlight.core.export import codec_from_config, load_encoder
-from fedlight.core.layout import Layout
+from fedlight.core.export import load_replaying
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor, pack, unpack
 from fedlight.rounds.coded import coded_weights, is_change, levels_of, read_change
@@ -244,15 +241,6 @@ def read_codec(data: bytes) -> tuple[Encoder, Decoder]:
         path = Path(folder) / "encoder.safetensors"
         path.write_bytes(data)
         try:
-            encoder = load_encoder(path)
+            return load_replaying(path)
         except CodecMismatchError as error:
             raise MessageError(f"Expected an encoder in the download but {error}") from error
-        with safe_open(path, framework="pt") as file:
-            description = json.loads(file.metadata()["codec"])
-    codec = codec_from_config(description["config"])
-    decoder = codec.make_decoder(Layout.from_json(description["layout"]), description["plan"])
-    shared = encoder.state_dict()
-    own = decoder.state_dict()
-    decoder.load_state_dict({name: shared[name] if name in shared and shared[name].shape == t.shape else t for name, t in own.items()})
-    decoder.digest = encoder.digest
-    return encoder, decoder.requires_grad_(False)

@@ -30,6 +30,7 @@ from fedlight.core.export import (
     load_codec,
     load_decoder,
     load_encoder,
+    load_replaying,
     restore_codec,
     save_codec,
 )
@@ -201,6 +202,21 @@ def test_a_larger_limit_takes_what_the_usual_one_refuses(tmp_path: Path) -> None
         load(path)
         with pytest.raises(CodecMismatchError, match="bytes in all but one of"):
             load(path, limit=4000)
+
+
+def test_a_decoder_that_is_made_of_an_encoders_file_has_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ENCODER_FILE
+    path.write_bytes(encoder_file(LinearCodec(3, "random", block_size=12).bind(Layout.vector(24))))
+    make = LinearCodec.make_decoder
+    assert load_replaying(path)[1].digest == load_encoder(path).digest
+
+    def large(codec: LinearCodec, layout: Layout, plan: Any) -> Any:
+        torch.zeros(10**12)
+        return make(codec, layout, plan)
+
+    monkeypatch.setattr(LinearCodec, "make_decoder", large)
+    with pytest.raises(CodecMismatchError, match="bytes in all but one of 4,000,000,000,000"):
+        load_replaying(path)
 
 
 @pytest.mark.parametrize("codec", [chain(), LinearCodec(3, block_size=12)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from fedlight.aggregation.secure import Directory
 from fedlight.codecs import IdentityCodec, TopKCodec, TransformCodec
@@ -158,6 +159,18 @@ def test_the_name_of_a_run_leaves_no_folder(tmp_path: Path, run: str) -> None:
     assert not list(tmp_path.glob("**/states"))
 
 
+class LoadedElsewhere(nn.Module):
+    """A layer that the owner has imported and allows nobody to name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        raise AssertionError("made")
+
+
+def measures_with(function: str) -> dict[str, Any]:
+    return class_path("torch.nn.TripletMarginWithDistanceLoss", distance_function=function)
+
+
 TERMS = Terms(IdentityCodec().config(), tuple(NODES))
 
 
@@ -169,11 +182,23 @@ TERMS = Terms(IdentityCodec().config(), tuple(NODES))
         {"network": class_path("torch.nn.Sequential", args=[class_path("pathlib.Path")])},
         {"network": class_path("fedlightx.Evil")},
         {"network": class_path("torch.hub.load")},
+        {"network": class_path("torch.nn.Identity"), "loss": measures_with("fedlight.core.files.os.system")},
+        {"network": class_path("torch.nn.Identity"), "loss": measures_with("torch.nn.functional.importlib.import_module")},
+        {"network": class_path("torch.nn.Identity"), "loss": measures_with("fedlight.deploy.disk.torch.load")},
+        {"network": class_path("fedlight.deploy.disk.Path")},
+        {"network": class_path("LoadedElsewhere")},
+        {"network": class_path("fedlight.modules.LoRA", network=class_path("LoadedElsewhere"))},
     ],
 )
 def test_a_class_that_the_owner_does_not_allow_is_not_even_imported(model: dict[str, Any]) -> None:
     with pytest.raises(NotAllowedError, match="add it to `allow`"):
         read_settings(write_settings(model, None, TERMS))
+
+
+def test_functions_of_torch_may_be_named() -> None:
+    for name in ("gelu", "relu"):
+        loss = measures_with(f"torch.nn.functional.{name}")
+        read_settings(write_settings({"network": class_path("torch.nn.Identity"), "loss": loss}, None, TERMS))
 
 
 def test_frozen_parts_that_are_not_the_servers_are_refused_by_name() -> None:
@@ -209,6 +234,8 @@ def test_only_the_owner_can_read_the_state(tmp_path: Path) -> None:
     deployment(model={"algorithm": class_path("fedlight.clients.Scaffold", **LOCAL)}, nodes=InProcess(answers(tmp_path), NODES)).run(1)
     folders = [path.parent for path in tmp_path.glob("*/*/states")]
     assert folders and all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files and all(file.stat().st_mode & 0o077 == 0 for file in files)
 
 
 def test_old_attempts_and_old_runs_go(tmp_path: Path) -> None:
