@@ -45,9 +45,15 @@ def node(arguments: Sequence[str]) -> int:
     made = OneSentence("fedlight node", description="Run one client of a deployed federation until it is stopped.")
     made.add_argument("file", type=Path, help="the node's node.yaml")
     file = made.parse_args(arguments).file
-    with waiting("Starting the node"):  # takes seconds: torch
-        from fedlight.flower.worker import run_node
-    return run_node(file)
+    from fedlight.flower.processes import StopError, stoppable
+
+    try:
+        with stoppable():  # from the beginning: a shell lets what it starts in the background ignore Ctrl-C
+            with waiting("Starting the node"):  # takes seconds: torch
+                from fedlight.flower.worker import run_node
+            return run_node(file)
+    except StopError as stopped:
+        return stopped.status
 
 
 def flower(arguments: Sequence[str]) -> int:

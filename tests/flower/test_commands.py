@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,15 @@ from fedlight.flower.worker import Link, Supervisor
 from tests.federation import environment, heavy_imports
 
 NAMES = ["north", "south"]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Give this process its signals back: a command that has ended listens to none."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -189,3 +199,16 @@ def test_a_data_module_is_known_by_its_short_name_in_node_yaml(tmp_path: Path) -
     code = "from pathlib import Path; from fedlight.deploy import NodeConfig; print(len(NodeConfig.read(Path('node.yaml')).data.load()[0]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "64", done.stderr[-2000:]
+
+
+def test_a_node_that_is_stopped_while_it_starts_ends_at_once(lab: Path) -> None:
+    """Also by Ctrl-C where a shell, which has started it in the background, lets it ignore that."""
+    command = [sys.executable, "-u", "-m", "fedlight", "node", str(lab / "north.yaml")]
+    ignored = f"import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv({sys.executable!r}, {command!r})"
+    with subprocess.Popen([sys.executable, "-c", ignored], env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Starting the node ...\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        assert "Traceback" not in process.stderr.read()
+    assert not (lab / "state").exists()
