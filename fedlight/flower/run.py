@@ -98,5 +98,5 @@ def require_completed(run: Mapping[str, Any]) -> None:
         why = str(run.get("status-details") or "").strip()
         raise ConfigurationError(
             f"Expected run {run['run-id']} to complete but it is {run['status']}{f' ({why})' if why else ''}: what it said last is above. "
-            "Mend that, and go on from the newest checkpoint with --run-config 'resume=true'"
+            "Mend that and run it again; --run-config 'resume=true' goes on from its newest checkpoint"
         )

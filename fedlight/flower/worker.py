@@ -143,7 +143,7 @@ class Supervisor:
         said = self.output.read_text(errors="replace")
         _, found, why = said.rpartition("Exit Code")
         told = (found + why).partition("For more information")[0] if found else said[-300:]
-        return " ".join(told.split())[:400] or "it said nothing"
+        return " ".join(told.split())[:400].rstrip(".") or "it said nothing"
 
     def joined(self) -> bool:
         """Return whether the SuperNode that runs has been let in."""

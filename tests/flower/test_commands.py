@@ -146,7 +146,7 @@ def test_a_supernode_that_is_refused_is_told_with_its_reason(tmp_path: Path, mon
     supervisor = Supervisor([sys.executable, "-c", words], tmp_path / "log")
     monkeypatch.setattr("fedlight.flower.worker.REFUSED", 0.0)
     monkeypatch.setattr("fedlight.flower.worker.AGAIN", 0.0)
-    with pytest.raises(ConfigurationError, match=r"\[code: 2004\] Not registered\.\. Check address"):
+    with pytest.raises(ConfigurationError, match=r"\[code: 2004\] Not registered\. Check address"):
         looking(supervisor, 60)
     supervisor.stop()
 
