@@ -49,7 +49,7 @@ def node(arguments: Sequence[str]) -> int:
 
     try:
         with stoppable():  # from the beginning: a shell lets what it starts in the background ignore Ctrl-C
-            with waiting("Starting the node"):  # takes seconds: torch
+            with waiting(f"Starting the node of {file.name}"):  # takes seconds: torch
                 from fedlight.flower.worker import run_node
             return run_node(file)
     except StopError as stopped:
@@ -89,7 +89,8 @@ Everything for one machine is in {root}. In four terminals:
 
   cd {root} && fedlight flower superlink --ssl-ca-certfile ca.crt --ssl-certfile superlink.crt --ssl-keyfile superlink.key \\
       --enable-supernode-auth --database state.db
-  export FLWR_HOME={root}/flower && cd {root} && for n in {nodes}; do flwr supernode register keys/$n.node.pub lab --name $n; done
+  export FLWR_HOME={root}/flower FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+      cd {root} && for n in {nodes}; do flwr supernode register keys/$n.node.pub lab --name $n; done
   cd {root} && ( for n in {nodes}; do fedlight node $n.yaml & done; wait )
   export FLWR_HOME={root}/flower && fedlight flower run {root}/app lab --stream
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def run_superlink(arguments: Sequence[str]) -> int:
                 superexec = subprocess.Popen(
                     [program("flower-superexec"), "--runtime-api-address", address, *trust, *guard, *watched], start_new_session=True
                 )
+                print(f"The SuperLink is up at {address}: register nodes, start them, start a run", file=sys.stderr, flush=True)
                 while superlink.poll() is None and superexec.poll() is None:
                     time.sleep(0.2)
                 raise ConfigurationError(_ended(superlink, superexec))

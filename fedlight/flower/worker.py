@@ -252,9 +252,9 @@ def run_node(path: Path) -> int:
     try:
         with stoppable():
             supervisor.look()
-            with waiting("Reading the data"):
+            with waiting(f"{node.config.name} reads its data"):
                 worker = Worker(path, link, secret)
-            with waiting(f"Waiting for the SuperLink at {link.superlink}"):
+            with waiting(f"{node.config.name} waits for the SuperLink at {link.superlink}"):
                 while not supervisor.joined():
                     supervisor.look()
                     time.sleep(POLL)

@@ -207,7 +207,7 @@ def test_a_node_that_is_stopped_while_it_starts_ends_at_once(lab: Path) -> None:
     ignored = f"import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv({sys.executable!r}, {command!r})"
     with subprocess.Popen([sys.executable, "-c", ignored], env=environment(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "Starting the node ...\n"
+        assert process.stderr.readline() == "Starting the node of north.yaml ...\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
         assert "Traceback" not in process.stderr.read()
