@@ -117,11 +117,7 @@ class Collector(ABC):
 
     @abstractmethod
     def finish(self) -> RunningSum:
-        """Return the sum.
-
-        Raises:
-            MessageError: if there is none.
-        """
+        """Return the sum; raises ``MessageError`` if there is none."""
 
 
 class Aggregator(ABC):

@@ -29,11 +29,7 @@ class Strip:
 
 
 def draw(strips: list[Strip], title: str) -> Figure:
-    """Return a figure with one row per strip.
-
-    Raises:
-        ConfigurationError: if matplotlib is not installed.
-    """
+    """Return a figure with one row per strip; raises ``ConfigurationError`` if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

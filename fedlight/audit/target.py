@@ -186,11 +186,7 @@ def _tampering(attack: Attack | None) -> str:
 
 
 def pixel_constants(data: FederatedDataModule) -> Pixels:
-    """Return the constants that the data module standardizes images with.
-
-    Raises:
-        ConfigurationError: if the data is not images.
-    """
+    """Return the constants that the data module standardizes images with; raises ``ConfigurationError`` if the data is not images."""
     if len(data.input_shape) != 3:
         raise ConfigurationError(f"Expected images [channels, height, width] to audit but the data has inputs {list(data.input_shape)}")
     channels = data.input_shape[0]

@@ -56,11 +56,7 @@ class UpdateRecorder(FederatedCallback):
             self._rounds.append(torch.stack(self._current))
 
     def bank(self, layout: Layout) -> UpdateBank:
-        """Return what was recorded.
-
-        Raises:
-            ConfigurationError: if nothing was.
-        """
+        """Return what was recorded; raises ``ConfigurationError`` if nothing was."""
         if not self._rounds:
             raise ConfigurationError(f"Expected at least one recorded round but no round had {self.clients} usable clients")
         return UpdateBank(torch.stack(self._rounds), layout)

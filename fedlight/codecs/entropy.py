@@ -110,11 +110,7 @@ class EntropyCodec(Codec):
         self.ratio = ratio
 
     def message_bytes(self, layout: Layout) -> int:
-        """Return the mean length that messages are kept at.
-
-        Raises:
-            ConfigurationError: if it leaves no room for a code.
-        """
+        """Return the mean length that messages are kept at; raises ``ConfigurationError`` if it leaves no room for a code."""
         bytes = int(4 * layout.dim / self.ratio)
         if bytes < HEADER.size + 8:
             raise ConfigurationError(

@@ -78,11 +78,7 @@ class TopKDecoder(Decoder):
         self.values, self.indices = format.parts
 
     def open(self, code: Tensor) -> Tensor:
-        """Return the decoded update ``[..., dim]``, float32.
-
-        Raises:
-            MessageError: if an index is out of range or repeated.
-        """
+        """Return the decoded update ``[..., dim]``, float32; raises ``MessageError`` if an index is out of range or repeated."""
         places = code[..., self.values.length :].long() + self.indices.limit
         if (places >= self.dim).any() or (places[..., 1:] <= places[..., :-1]).any():
             raise MessageError(f"Expected ascending indices below {self.dim:,} but the message holds others")

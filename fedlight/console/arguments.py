@@ -98,11 +98,7 @@ def _file(value: str) -> list[tuple[Path, Tree]]:
 
 
 def read_yaml(path: Path) -> Tree:
-    """Return the settings in a file.
-
-    Raises:
-        ConfigurationError: if it cannot be read, is no YAML, or holds no mapping.
-    """
+    """Return the settings in a file; raises ``ConfigurationError`` if it cannot be read, is no YAML, or holds no mapping."""
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, ValueError) as error:

@@ -106,11 +106,7 @@ def _writable(place: Path) -> str:
 
 
 def command(args: Sequence[str]) -> None:
-    """Print the report.
-
-    Raises:
-        ConfigurationError: if there are arguments: it takes none.
-    """
+    """Print the report; raises ``ConfigurationError`` if there are arguments: it takes none."""
     OneSentence("fedlight doctor", description=SUBCOMMANDS["doctor"]).parse_args(args)
     lines = list(report())
     width = max(len(what) for what, _ in lines)

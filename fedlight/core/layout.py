@@ -73,11 +73,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Return the layout that ``to_json`` wrote.
-
-        Raises:
-            CodecMismatchError: if the text is something else.
-        """
+        """Return the layout that ``to_json`` wrote; raises ``CodecMismatchError`` if the text is something else."""
         try:
             items = [(name, tuple(shape)) for name, shape in json.loads(text)]
         except (TypeError, ValueError, RecursionError) as error:

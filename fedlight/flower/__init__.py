@@ -39,11 +39,7 @@ except ImportError as error:
 
 
 def program(name: str) -> str:
-    """Return the path of one of Flower's programs.
-
-    Raises:
-        ConfigurationError: if it is not there.
-    """
+    """Return the path of one of Flower's programs; raises ``ConfigurationError`` if it is not there."""
     found = shutil.which(name)
     if found is None:
         raise ConfigurationError(f"Expected the program {name} but it is not on the path: pip install 'fedlight[flower]'")

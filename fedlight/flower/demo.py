@@ -94,11 +94,7 @@ class Lab:
             )
 
     def wait(self, until: Callable[[], bool], what: str) -> None:
-        """Wait for something.
-
-        Raises:
-            ConfigurationError: if it does not happen in time, or a program ended meanwhile.
-        """
+        """Wait for something; raises ``ConfigurationError`` if it does not happen in time, or a program ended meanwhile."""
         end = time.monotonic() + START
         with waiting(f"Waiting for {what}"):
             while not until():

@@ -105,11 +105,7 @@ class Supervisor:
         self._next = 0.0
 
     def look(self) -> None:
-        """Start the SuperNode if it does not run.
-
-        Raises:
-            ConfigurationError: if it cannot reach or convince the SuperLink.
-        """
+        """Start the SuperNode if it does not run; raises ``ConfigurationError`` if it cannot reach or convince the SuperLink."""
         now = time.monotonic()
         if self._process is not None and self._process.poll() is None:
             if now - self._started > LASTED:

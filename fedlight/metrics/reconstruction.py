@@ -39,11 +39,7 @@ class ReconstructionError(Metric):
         self.add_state("squared_norm", default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, decoded: Tensor, true: Tensor) -> None:
-        """Add one or several updates ``[..., dim]``.
-
-        Raises:
-            ConfigurationError: if the shapes differ.
-        """
+        """Add one or several updates ``[..., dim]``; raises ``ConfigurationError`` if the shapes differ."""
         if decoded.shape != true.shape:
             raise ConfigurationError(f"Expected `decoded` and `true` of one shape but got {list(decoded.shape)} and {list(true.shape)}")
         true = true.float()

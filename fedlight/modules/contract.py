@@ -97,11 +97,7 @@ LOADER_SPEED = (
 
 
 def check_contract(own: LightningModule, algorithm: Algorithm) -> None:
-    """Refuse what clients would not honour.
-
-    Raises:
-        ConfigurationError: naming the hook, and the way out.
-    """
+    """Refuse what clients would not honour; raises ``ConfigurationError`` naming the hook, and the way out."""
     name = type(own).__name__
     if not own.automatic_optimization:
         raise ConfigurationError(

@@ -112,11 +112,7 @@ def named_metrics(metrics: Mapping[str, Metric | MetricCollection] | MetricColle
 
 
 def one_number(name: str, metric: Metric) -> float:
-    """Return a metric's value.
-
-    Raises:
-        ConfigurationError: if it is not a single number, such as a confusion matrix.
-    """
+    """Return a metric's value; raises ``ConfigurationError`` if it is not a single number, such as a confusion matrix."""
     value = metric.compute()
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise ConfigurationError(

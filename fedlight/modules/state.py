@@ -23,11 +23,7 @@ from fedlight.modules.global_model import trainable
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse Trainer flags that mean something else in a federated run.
-
-    Raises:
-        ConfigurationError: naming the flag and the way out.
-    """
+    """Refuse Trainer flags that mean something else in a federated run; raises ``ConfigurationError`` naming the flag and the way out."""
     flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches", "limit_train_batches")
     if refused := refused_flag({name: getattr(trainer, name) for name in flags}):
         raise ConfigurationError(refused)

@@ -99,11 +99,7 @@ def _opendp_sampler(deviation: float) -> Any:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the optional dependencies ``privacy``.
-
-    Raises:
-        ConfigurationError: if it is not installed.
-    """
+    """Return a module of the optional dependencies ``privacy``; raises ``ConfigurationError`` if it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -12,11 +12,7 @@ from fedlight.subcommands import SUBCOMMANDS
 
 
 def command(args: Sequence[str]) -> None:
-    """Write the report of the runs named.
-
-    Raises:
-        ConfigurationError: if there is no run where one is named.
-    """
+    """Write the report of the runs named; raises ``ConfigurationError`` if there is no run where one is named."""
     parser = OneSentence("fedlight report", description=SUBCOMMANDS["report"])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a folder with runs below, such as logs/digits")
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the file to write (report.html if not given)")

@@ -101,11 +101,7 @@ def one_experiment(folders: Sequence[Path]) -> str:
 
 
 def read_run(folder: Path, name: str) -> RunData:
-    """Return a run's figures.
-
-    Raises:
-        ConfigurationError: if a file is damaged.
-    """
+    """Return a run's figures; raises ``ConfigurationError`` if a file is damaged."""
     run = RunData(name, folder)
     try:
         for file, target in ((SUMMARY_FILE, run.summary), (LAYERS_FILE, run.layers)):

@@ -113,11 +113,7 @@ def is_change(message: bytes) -> bool:
 
 
 def read_change(message: bytes, levels: bytes, fingerprint: int) -> Change:
-    """Return the change that ``write_change`` wrote.
-
-    Raises:
-        MessageError: if the message is damaged or belongs to another codec.
-    """
+    """Return the change that ``write_change`` wrote; raises ``MessageError`` if the message is damaged or belongs to another codec."""
     if len(message) < HEADER.size:
         raise MessageError(f"Expected a change of at least {HEADER.size} bytes but got {len(message)}")
     magic, version, exponent, since, until, codec, count = HEADER.unpack_from(message)

@@ -220,11 +220,7 @@ def beyond_encoder(codec: Codec) -> bytes:
 
 
 def write_decoder(decoder: Decoder, data: bytes) -> None:
-    """Give a decoder what ``beyond_encoder`` returned.
-
-    Raises:
-        MessageError: if it is not of this decoder.
-    """
+    """Give a decoder what ``beyond_encoder`` returned; raises ``MessageError`` if it is not of this decoder."""
     tensors, own = unpack(data), decoder.state_dict()
     if not isinstance(tensors, dict) or any(name not in own or own[name].shape != tensor.shape for name, tensor in tensors.items()):
         raise MessageError(f"Expected tensors of a {type(decoder).__name__} but got others")

@@ -93,11 +93,7 @@ def seal(key: bytes, plain: bytes, bound_to: bytes, nonce: bytes = _NO_NONCE) ->
 
 
 def unseal(key: bytes, sealed: bytes, bound_to: bytes, whose: str, nonce: bytes = _NO_NONCE) -> bytes:
-    """Return what was sealed.
-
-    Raises:
-        ProtocolError: if it was changed, or sealed by or for somebody else or for another session.
-    """
+    """Return what was sealed; raises ``ProtocolError`` if it was changed, or sealed by or for somebody else or for another session."""
     try:
         return ChaCha20Poly1305(key).decrypt(nonce, sealed, bound_to)
     except InvalidTag as error:

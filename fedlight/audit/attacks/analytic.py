@@ -47,11 +47,7 @@ class BiasTrick(Attack):
 
     @staticmethod
     def layer(victim: Victim) -> str:
-        """Return the name of the first layer.
-
-        Raises:
-            ConfigurationError: if it is not linear with a bias.
-        """
+        """Return the name of the first layer; raises ``ConfigurationError`` if it is not linear with a bias."""
         for name, module in victim.network.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
                 if isinstance(module, nn.Linear) and {f"{name}.weight", f"{name}.bias"} <= set(victim.layout.names):
@@ -90,11 +86,7 @@ class LastLayerLabels(Attack):
 
     @staticmethod
     def layer(victim: Victim) -> str:
-        """Return the name of the last layer.
-
-        Raises:
-            ConfigurationError: if it is not linear.
-        """
+        """Return the name of the last layer; raises ``ConfigurationError`` if it is not linear."""
         own = [(n, m) for n, m in victim.network.named_modules() if next(m.parameters(recurse=False), None) is not None]
         if not own or not isinstance(own[-1][1], nn.Linear) or f"{own[-1][0]}.weight" not in victim.layout.names:
             raise ConfigurationError("the network has no linear last layer, which labels are read from")
