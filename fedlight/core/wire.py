@@ -182,16 +182,8 @@ def pack_unsigned(values: np.ndarray, bits: int) -> bytes:
     """Pack integers ``[n]`` of 0 to ``2**bits - 1`` (not checked) into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits."""
     if bits in (8, 16, 32):
         return values.astype(f"<u{bits // 8}").tobytes()
-    # Eight integers fill `bits` bytes: they are put together in 64-bit words, all groups of eight at once.
-    groups = np.zeros((-(-values.size // 8), 8), dtype=np.uint64)
-    groups.reshape(-1)[: values.size] = values
-    words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
-    for place in range(8):
-        word, shift = divmod(place * bits, 64)
-        words[:, word] |= groups[:, place] << np.uint64(shift)
-        if shift + bits > 64:
-            words[:, word + 1] |= groups[:, place] >> np.uint64(64 - shift)
-    return words.view(np.uint8)[:, :bits].tobytes()[: -(-values.size * bits // 8)]
+    places = np.unpackbits(values.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little")
+    return np.packbits(places, bitorder="little").tobytes()
 
 
 def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
@@ -208,18 +200,10 @@ def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.n
     raw = np.frombuffer(payload, dtype=np.uint8)
     if bits in (8, 16, 32):
         return raw.view(f"<u{bits // 8}").astype(np.int64)
-    groups = np.zeros((-(-length // 8), 8), dtype=np.int64)
-    padded = np.zeros((len(groups), bits), dtype=np.uint8)
-    padded.reshape(-1)[: len(raw)] = raw
-    words = np.zeros((len(groups), -(-bits // 8)), dtype="<u8")
-    words.view(np.uint8)[:, :bits] = padded
-    for place in range(8):
-        word, shift = divmod(place * bits, 64)
-        value = words[:, word] >> np.uint64(shift)
-        if shift + bits > 64:
-            value |= words[:, word + 1] << np.uint64(64 - shift)
-        groups[:, place] = value & np.uint64((1 << bits) - 1)
-    return groups.reshape(-1)[:length]
+    places = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
+    values = np.zeros((length, 8), np.uint8)
+    values[:, : -(-bits // 8)] = np.packbits(places, axis=1, bitorder="little")
+    return values.view("<i8")[:, 0].astype(np.int64)
 
 
 @cache

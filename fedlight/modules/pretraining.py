@@ -21,7 +21,7 @@ from fedlight.callbacks.board import RunBoard
 from fedlight.clients.proxy import record_bank
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Private, State
+from fedlight.core.codec import Codec, Context, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.core.progress import is_terminal
@@ -143,83 +143,58 @@ class CodecPretrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class LightningCodecTrainer:
-    """Trains codecs with a Lightning Trainer of its own on one device (a `TrainCodec`).
+def layer_trainer(
+    training: CodecTraining, held_out: UpdateBank, device: torch.device, log_dir: Path | None, progress: bool, seed: int
+) -> TrainCodec:
+    """Return what trains a codec with a Lightning Trainer of its own on one device, and stops early on the ``held_out`` updates.
 
-    Args:
-        training: how to train.
-        held_out: recorded updates that decide when to stop.
-        device: where to train.
-        log_dir: folder of the TensorBoard events (under `pretrain/`), or None.
-        progress: whether to show a progress bar.
-        seed: seed of the cohorts.
+    TensorBoard's events go under `pretrain/` in ``log_dir``, if there is one; the seed is that of the cohorts.
     """
 
-    def __init__(
-        self, training: CodecTraining, held_out: UpdateBank, device: torch.device, log_dir: Path | None, progress: bool, seed: int
-    ) -> None:
-        self.training = training
-        self.held_out = held_out
-        self.device = device
-        self.log_dir = log_dir
-        self.progress = progress
-        self.seed = seed
-
-    def __call__(self, codec: Codec, bank: UpdateBank) -> dict[str, float]:
-        """Train on the bank, stop early on the held-out updates, and return the number of steps taken."""
-        if not self.training.steps:
+    def train(codec: Codec, bank: UpdateBank) -> dict[str, float]:
+        if not training.steps:
             return {"pretrain_steps": 0.0}
-        held_out = self.held_out
-        if bank.layout != held_out.layout:  # a later stage of a chain sees codes
-            bank, held_out = bank.split(self.training.holdout)
-        trainer = self._trainer()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*(does not have many workers|num_workers|sync_dist).*")
-            trainer.fit(CodecPretrainingModule(codec, bank, held_out, self.training, self.seed))
-        codec.to("cpu")
-        return {"pretrain_steps": float(trainer.global_step)}
-
-    def _trainer(self) -> Trainer:
-        settings = self.training
-        show = self.progress and is_terminal(sys.stderr)
+        bank, held = (bank, held_out) if bank.layout == held_out.layout else bank.split(training.holdout)  # later stages see codes
+        show = progress and is_terminal(sys.stderr)
         bar = [RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))] if show else []
         with quiet("lightning.pytorch.utilities.rank_zero", level=logging.WARNING):  # the list of devices was printed before
-            return Trainer(
-                accelerator=self.device.type,
-                devices=1 if self.device.type == "cpu" else [self.device.index or 0],
-                max_steps=settings.steps,
-                val_check_interval=min(settings.check_every, settings.steps),
+            trainer = Trainer(
+                accelerator=device.type,
+                devices=1 if device.type == "cpu" else [device.index or 0],
+                max_steps=training.steps,
+                val_check_interval=min(training.check_every, training.steps),
                 check_val_every_n_epoch=None,
                 num_sanity_val_steps=-1,
-                logger=RunBoard(str(self.log_dir), name="pretrain", version="") if self.log_dir else False,
+                logger=RunBoard(str(log_dir), name="pretrain", version="") if log_dir else False,
                 log_every_n_steps=10,
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 enable_progress_bar=show,
-                callbacks=[EarlyStopping("pretrain/held_out_error", patience=settings.patience), *bar],
+                callbacks=[EarlyStopping("pretrain/held_out_error", patience=training.patience), *bar],
             )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(does not have many workers|num_workers|sync_dist).*")
+            trainer.fit(CodecPretrainingModule(codec, bank, held, training, seed))
+        codec.to("cpu")
+        return {"pretrain_steps": float(trainer.global_step)}
+
+    return train
 
 
 def fit_codec(
     codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
 ) -> dict[str, float]:
     """Fit a codec to a bank; return its error on rounds that neither training nor stopping saw, and its references' errors there."""
-    # A codec that trains layers has a bar of its own on a terminal; the others measure and solve in one go.
-    with shown_progress(f"Fitting {type(codec).__name__}", None, progress and not is_terminal(sys.stderr)):
-        return _fit_and_measure(codec, bank, training, device, log_dir, progress, seed)
-
-
-def _fit_and_measure(
-    codec: Codec, bank: UpdateBank, training: CodecTraining, device: torch.device, log_dir: Path | None, progress: bool, seed: int
-) -> dict[str, float]:
     fit, rest = bank.split(max(2 * training.holdout, 1 / (bank.rounds // 2)))  # a round for each of the two, however few there are
     stop, report = rest.split(0.5)
-    figures = codec.fit(fit, LightningCodecTrainer(training, stop, device, log_dir, progress, seed))
-    codec.to("cpu")
-    figures["held_out_error"] = reconstruction_error(codec, report)
-    for name, reference in codec.references().items():
-        reference.fit(fit, lambda *_: {})
-        figures[f"held_out_error_{name}"] = reconstruction_error(reference, report)
+    # A codec that trains layers has a bar of its own on a terminal; the others measure and solve in one go.
+    with shown_progress(f"Fitting {type(codec).__name__}", None, progress and not is_terminal(sys.stderr)):
+        figures = codec.fit(fit, layer_trainer(training, stop, device, log_dir, progress, seed))
+        codec.to("cpu")
+        figures["held_out_error"] = reconstruction_error(codec, report)
+        for name, reference in codec.references().items():
+            reference.fit(fit, lambda *_: {})
+            figures[f"held_out_error_{name}"] = reconstruction_error(reference, report)
     return figures
 
 

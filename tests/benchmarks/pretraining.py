@@ -27,7 +27,7 @@ from fedlight.core.pretraining import CodecTraining
 from fedlight.core.random import derive_seed
 from fedlight.data import FederatedDataModule, Torchvision, Uniform
 from fedlight.modules import MLP, LeNet5
-from fedlight.modules.pretraining import LightningCodecTrainer, errors_by_cohort, reconstruction_error
+from fedlight.modules.pretraining import errors_by_cohort, layer_trainer, reconstruction_error
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def record(data: FederatedDataModule, network: torch.nn.Module, algorithm: FedAv
 
 def fit(codec: Codec, bank: UpdateBank, stop: UpdateBank, training: CodecTraining) -> Codec:
     """Fit a codec with an early stop on ``stop``."""
-    codec.fit(bank, LightningCodecTrainer(training, stop, CPU, None, False, 0))
+    codec.fit(bank, layer_trainer(training, stop, CPU, None, False, 0))
     return codec
 
 

@@ -102,7 +102,7 @@ def test_what_travels_as_bytes_is_what_a_simulation_sees(downlink) -> None:
         more = {} if downlink is None else {"downlink": downlink()}
         module = fedlight.federate(own, num_clients=6, cohort_size=2, clients=clients, algorithm=ClientOptimizer(steps=3), **more)
         trainer(5).fit(module)
-        runs.append((own.state_dict(), module.server_state.traffic.state_dict()))
+        runs.append((own.state_dict(), vars(module.server_state.traffic)))
     (plain, bytes_plain), (carried, bytes_carried) = runs
     assert all(torch.equal(plain[name], carried[name]) for name in plain) and bytes_plain == bytes_carried
     assert not torch.equal(plain["teacher.weight"], Lit(*kinds).teacher.weight)
