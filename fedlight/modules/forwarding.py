@@ -268,12 +268,12 @@ class _OnException(Callback):
         self.data.on_exception(exception)
 
 
-def _has(module: nn.Module | None, name: str) -> bool:
+def _has(module: nn.Module, name: str) -> bool:
     """Whether a module holds an attribute, or its class says that it will; nothing is computed to find out."""
-    held = [vars(module), *(vars(module)[table] for table in ("_modules", "_parameters", "_buffers"))]
-    return any(name in one for one in held) or any(
-        name in vars(kind) or name in inspect.get_annotations(kind) for kind in type(module).__mro__
-    )
+    own = vars(module)
+    tables = [own, own["_modules"], own["_parameters"], own["_buffers"]]
+    tables += [table for kind in type(module).__mro__ for table in (vars(kind), inspect.get_annotations(kind))]
+    return any(name in table for table in tables)
 
 
 def _is_plain(value: Any) -> bool:
