@@ -167,7 +167,7 @@ class FederatedCLI(LightningCLI):
         """Add the usual callbacks and loggers to those in the configuration."""
         config = self._get(self.config_init, "trainer")
         if self._get(self.config, "baseline"):
-            self._label = run_label(self._get(self.config_init, "model"))
+            self._label = "this run"
         given = list(config.callbacks or [])
         wanted: list[Callback] = [RunSummary(), LearningRateMonitor("step")] if config.logger is not False else []
         if self._get(self.config, "threads") is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlight.callbacks.pictures import can_draw, draw_clients, draw_codes, draw_layers
 from fedlight.core.layout import Layout
-from fedlight.core.metric_names import RESULTS, shown
+from fedlight.core.metric_names import RESULTS, own_validation, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,9 +113,9 @@ class RunBoard(TensorBoardLogger):
         self._last[name] = (step, value)
 
     def _log_by_kilobytes(self, metrics: Any) -> None:
-        """Write accuracies into the companion run, at the kilobytes sent so far."""
+        """Write accuracies, and a user's own metrics, into the companion run, at the kilobytes sent so far."""
         sent = [self._last[name][1] for name in ("bytes/uplink", "bytes/downlink") if name in self._last]
-        named = [name for name in _OVER_BYTES if name in metrics]
+        named = [name for name in _OVER_BYTES if name in metrics] + own_validation(metrics)
         if not sent or not named:
             return
         if self._kilobytes is None:

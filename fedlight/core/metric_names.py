@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -98,6 +99,15 @@ def shown(name: str) -> Shown:
     if found := re.fullmatch(r"(val|test)/(\w+)", name):
         return Shown(f"accuracy/{found.group(2)}_{'validation' if found.group(1) == 'val' else 'test'}", "A metric of your own.")
     return Shown(name, "")
+
+
+def own_validation(names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that a user's own module or `model.metrics` gave its validation, in alphabetical order.
+
+    >>> own_validation(["val_f1", "val/accuracy", "lr-SGD", "val/f1", "val_f1"])
+    ['val/f1', 'val_f1']
+    """
+    return sorted({name for name in names if name.startswith("val")} - {*metric_names()})
 
 
 def metric_names() -> list[str]:

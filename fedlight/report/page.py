@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fedlight.core.figures import Row, format_bytes, rows, with_total
-from fedlight.core.metric_names import metric_names
+from fedlight.core.metric_names import own_validation
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
 
@@ -104,7 +104,7 @@ def _accuracy(runs: Sequence[RunData]) -> str:
     by_bytes = line_chart(sent, "bytes sent both ways (log scale)", "accuracy", format_bytes, percent, log_x=True)
     loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
     local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
-    own = sorted({metric for run in runs for metric in run.series if metric.startswith("val") and metric not in metric_names()})
+    own = own_validation(metric for run in runs for metric in run.series)
     return _section(
         "Accuracy and loss",
         [

@@ -34,13 +34,14 @@ def test_a_metric_is_a_curve_from_its_first_step_once_it_changes(tmp_path):
     assert curve(tmp_path / "0", "clients/dropped") == curve(tmp_path / "0", "epoch") == []
 
 
-def test_accuracy_is_drawn_over_the_kilobytes_of_both_directions(tmp_path):
+@pytest.mark.parametrize(("metric", "tag"), [("val/accuracy", "accuracy_validation"), ("val_f1", "val_f1")])
+def test_validation_is_drawn_over_the_kilobytes_of_both_directions(metric, tag, tmp_path):
     board = RunBoard(str(tmp_path))
     for step, accuracy in enumerate([0.5, 0.6]):
         board.log_metrics({"bytes/uplink": 2000.0 * (step + 1), "bytes/downlink": 5000.0 * (step + 1)}, step=step)
-        board.log_metrics({"val/accuracy": accuracy}, step=step)
+        board.log_metrics({metric: accuracy}, step=step)
     board.finalize("success")
-    points = curve(tmp_path / "0" / BY_KILOBYTES, "by_kilobytes/accuracy_validation")
+    points = curve(tmp_path / "0" / BY_KILOBYTES, f"by_kilobytes/{tag}")
     assert [step for step, _ in points] == [7, 14] and [value for _, value in points] == pytest.approx([0.5, 0.6])
 
 
