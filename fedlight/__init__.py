@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         TopKCodec,
         TransformCodec,
         TwoSidedCodec,
+        WindowCodec,
     )
     from fedlight.core.codec import Codec, Context, Decoder, Encoder, Private
     from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, MessageError, RoundFailedError
@@ -264,6 +265,7 @@ __all__ = [
     "Uniform",
     "UpdateRecorder",
     "Vectorized",
+    "WindowCodec",
     "WithClients",
     "codec_callbacks",
     "federate",

@@ -117,6 +117,12 @@ class SecureAggregator(Aggregator):
                 f"Expected `model.min_clients` of at most the threshold of {self.threshold} but got {setting.min_clients}: sums of fewer "
                 "codes would be opened, and thrown away for those of a repeated round. Raise `model.aggregator.init_args.threshold`"
             )
+        if codec.most_clients and (self.cohort > codec.most_clients or self.max_weight > 1):
+            raise ConfigurationError(
+                f"Expected sums of at most the {codec.most_clients} codes that the codec has room for, all of weight 1, but the declared "
+                f"{self.cohort} clients have weights of up to {self.max_weight}: raise `clients` of WindowCodec and leave "
+                "`model.aggregator.init_args.max_weight` out"
+            )
         if setting.largest_weight > self.max_weight:
             raise ConfigurationError(
                 f"Expected weights of at most the declared {self.max_weight} but the largest is {setting.largest_weight}: raise "
@@ -269,11 +275,14 @@ class SecureCollector(Collector):
         The server learns how many codes are in it and the sum of their weights; where weights differ it does not learn how much, so all
         count equally in the sum's effective number.
         """
-        total, weight = self.server.total()
+        total, weight, wrapped, lost = self.server.total()
+        if lost:
+            log.warning("%.3g %% of the sum left its windows and could not be put right: it is left out", 100 * lost)
         self.faults = dict.fromkeys(sorted(self.server.liars), "the share that it revealed, or was dealt, is wrong")
         codes = RunningSum()
         codes.total = torch.from_numpy(total).to(self.device)
         codes.count = len(self.server.survivors())
         codes.weight = weight
         codes.squares = Fraction(weight * weight, codes.count)
+        codes.wrapped, codes.lost = wrapped, lost
         return codes

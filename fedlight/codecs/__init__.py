@@ -15,6 +15,7 @@ from fedlight.codecs.stacked import StackedCodec
 from fedlight.codecs.top_k import TopKCodec
 from fedlight.codecs.transform import TransformCodec
 from fedlight.codecs.two_sided import TwoSidedCodec
+from fedlight.codecs.window import WindowCodec
 
 __all__ = [
     "AutoencoderCodec",
@@ -32,4 +33,5 @@ __all__ = [
     "TopKCodec",
     "TransformCodec",
     "TwoSidedCodec",
+    "WindowCodec",
 ]

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fedlight.core.wire import digit_group
+from fedlight.core.digits import digit_group
 
 WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)
 """The numbers of bits that a coefficient can have."""

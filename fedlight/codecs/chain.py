@@ -155,6 +155,7 @@ class ChainCodec(Codec):
         self.client_state = any(codec.client_state for codec in codecs)
         self.integer = codecs[-1].integer
         self.fixed_width = codecs[-1].fixed_width
+        self.most_clients = codecs[-1].most_clients
         self.needs_fit = any(codec.needs_fit for codec in codecs)
         self.trained = any(codec.trained for codec in codecs)
 

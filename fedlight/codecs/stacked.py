@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec, require_fixed_width
+from fedlight.core.codec import (
+    Codec,
+    CodecPart,
+    Context,
+    Decoder,
+    Encoder,
+    Plan,
+    Private,
+    State,
+    TrainCodec,
+    require_fixed_width,
+    require_room,
+)
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
@@ -141,11 +153,14 @@ class StackedCodec(Codec):
         scalars: number of further numbers in an upload.
 
     Raises:
-        ConfigurationError: if the codec's messages differ in length: nothing would tell where a vector ends.
+        ConfigurationError: if the codec's messages differ in length: nothing would tell where a vector ends; or its sums have windows,
+            which only whole codes have.
     """
 
     def __init__(self, codec: Codec, vectors: int = 2, scalars: int = 0) -> None:
-        require_fixed_width(codec, "an algorithm whose clients upload several vectors or numbers")
+        why = "an algorithm whose clients upload several vectors or numbers"
+        require_fixed_width(codec, why)
+        require_room(codec, why)
         self.codec = codec
         self.vectors = vectors
         self.scalars = scalars

@@ -65,16 +65,18 @@ class Context:
 class ServerContext(Context):
     """What the server knows besides: how many codes were summed (the effective number, if weights differ), and ``noise``.
 
-    That is the variance of the noise that privacy put on every entry of their mean, in the code's own units.
+    That is the variance of the noise that privacy put on every entry of their mean, in the code's own units. ``lost`` is the share of the
+    entries that are known to be wrong and were set to 0 (``fedlight.core.windows``).
     """
 
     clients: float = 0
     noise: float = 0
+    lost: float = 0
 
     @classmethod
-    def of(cls, context: Context, clients: float, noise: float = 0) -> ServerContext:
+    def of(cls, context: Context, clients: float, noise: float = 0, lost: float = 0) -> ServerContext:
         """Return a context with what the server knows of the sum."""
-        return cls(context.seed, context.round, context.attempt, context.step, context.broadcast, clients, noise)
+        return cls(context.seed, context.round, context.attempt, context.step, context.broadcast, clients, noise, lost)
 
 
 @dataclass
@@ -240,6 +242,7 @@ class Codec(ABC):
         client_state: whether clients remember something from one of their rounds to the next.
         integer: whether codes are integers.
         fixed_width: whether all messages have the same length, so that masks can hide codes.
+        most_clients: how many codes a masked sum has room for, and of equal weight; 0 if there is room for whatever is declared.
     """
 
     additive: bool = True
@@ -251,6 +254,7 @@ class Codec(ABC):
     client_state: bool = False
     integer: bool = False
     fixed_width: bool = True
+    most_clients: int = 0
 
     layout: Layout | None = None
     encoder: Encoder
@@ -399,4 +403,13 @@ def require_fixed_width(codec: Codec, why: str) -> None:
         raise ConfigurationError(
             f"Expected a codec whose messages have one length, which {why} needs, but those of {type(codec).__name__} are entropy-coded: "
             "choose TransformCodec, or QuantizeCodec in the place of EntropyCodec"
+        )
+
+
+def require_room(codec: Codec, why: str) -> None:
+    """Raise ``ConfigurationError`` unless masked sums of the codec have room for whatever is declared, which ``why`` needs."""
+    if codec.most_clients:
+        raise ConfigurationError(
+            f"Expected a codec whose sums have room for any codes, which {why} needs, but {type(codec).__name__} makes windows for its "
+            "codes as they are: choose TransformCodec, or QuantizeCodec in the place of WindowCodec"
         )

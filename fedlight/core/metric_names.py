@@ -42,6 +42,8 @@ METRICS: dict[str, Shown] = {
     "sim/absent": Shown("simulation/absent", "Invited clients that never answered." + _SIMULATED),
     "sim/dropped": Shown("simulation/dropped", "Clients that answered and whose code did not count." + _SIMULATED),
     "round/attempts": Shown("clients/attempts", "Attempts that the round took; more than one if too few clients answered."),
+    "round/wrapped": Shown("codec/sums_put_right", "Numbers of the sum of codes that had left their window and were put right."),
+    "round/lost": Shown("codec/sums_lost", "Share of the sum of codes that left its window, could not be put right and was left out."),
     "round/aggregate_norm": Shown("codec/aggregate_length", "Euclidean length of the decoded aggregate."),
     "pretrain/held_out_error": Shown("codec/held_out_error", "Relative error of the decoded mean on recorded updates that no fit saw."),
     "pretrain/loss": Shown("codec/pretraining_loss", "Squared error of the decoded mean that codec training minimises."),

@@ -22,6 +22,8 @@ class RunningSum:
         weight: the sum of the weights.
         count: how many terms were added.
         squares: the sum of the squared weights, or an equivalent for the effective count if the weights are hidden.
+        wrapped: how many numbers of the sum had left the window that they are counted in and were put right.
+        lost: the share of the sum that left its window, could not be put right and is 0.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class RunningSum:
         self.weight = 0
         self.count = 0
         self.squares: int | Fraction = 0
+        self.wrapped = 0
+        self.lost = 0.0
 
     def add(self, term: Tensor, weight: int = 1) -> None:
         """Add ``weight * term``, a term ``[n]``; raises RuntimeError if its length is not that of the others."""

@@ -25,7 +25,7 @@ from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
-from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width
+from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width, require_room
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
 from fedlight.core.kinds import Kinds, refuse_other_lightning
@@ -262,6 +262,7 @@ def _check_codec(codec: Codec, name: str) -> None:
     """Refuse codecs whose codes no one norm bounds, or that take several releases a round."""
     require_additive(codec, name)
     require_fixed_width(codec, name)  # a message's length would tell of the code without noise
+    require_room(codec, name)  # noise needs some of its own
     if codec.passes > 1:
         raise ConfigurationError(
             f"Expected a one-pass codec under {name} but {type(codec).__name__} takes {codec.passes} passes, each a release of its own: "

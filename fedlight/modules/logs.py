@@ -36,6 +36,8 @@ def round_metrics(server: Server, call: Call, dim: int) -> dict[str, float]:
         "bytes/codec": float(traffic.codec),
         "bytes/ratio": traffic.ratio(dim),
     }
+    if server.codec.most_clients:
+        metrics |= {"round/wrapped": float(call.codes.wrapped), "round/lost": call.codes.lost}
     if server.aggregator.hides_messages:
         metrics["bytes/handshake"] = float(traffic.handshake_up + traffic.handshake_down)
     if (privacy := server.privacy) is None:

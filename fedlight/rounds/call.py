@@ -292,7 +292,7 @@ class Call:
                 server.privacy, server.codec, self.context, self.codes, self.inside, device, server.aggregator.opened_by is not None
             )
         with server.watch.section("decode"):
-            known = ServerContext.of(self.context, self.codes.effective_count, self.noise)
+            known = ServerContext.of(self.context, self.codes.effective_count, self.noise, self.codes.lost)
             self.aggregate = server.decode(server.codec.decoder, self.codes.mean(), known, self.decoder_state)
             server.watch.on_cohort_end(self)
         self.over = self.context.step + 1 == server.codec.passes

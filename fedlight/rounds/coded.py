@@ -19,6 +19,7 @@ from fedlight.core.codec import Context, Decoder
 from fedlight.core.entropy import TOP, EntropyFormat
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.precision import exactly
+from fedlight.core.windows import WindowFormat
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
 MAGIC = b"FC"
@@ -87,8 +88,9 @@ def levels_of(format: Format) -> bytes:
     """Return what is public of how far a code's entries spread, a level an entry (`EntropyFormat`): wider ones have more bits."""
     if isinstance(format, EntropyFormat):
         return format.levels
-    parts = format.parts if isinstance(format, JointFormat) else (format,)
-    return b"".join(bytes([min(TOP, 2 * part.bits)]) * part.length for part in parts if isinstance(part, CodeFormat))
+    parts = format.parts if isinstance(format, JointFormat | WindowFormat) else (format,)
+    limits = [(1 << part.bits, part.length) if isinstance(part, CodeFormat) else part for part in parts]
+    return b"".join(bytes([min(TOP, round(2 * math.log2(limit)))]) * length for limit, length in limits)
 
 
 @lru_cache(maxsize=4)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from fedlight.aggregation.secure import Session
 from fedlight.aggregation.secure import messages as wire
 from fedlight.aggregation.secure.messages import HEADER, SERVER, Stage
+from fedlight.core.digits import digit_group
 from fedlight.core.errors import MessageError, ProtocolError
-from fedlight.core.wire import digit_group
 from tests.aggregation.parties import Play
 
 Reader = Callable[[bytes], object]

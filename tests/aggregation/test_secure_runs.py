@@ -30,6 +30,8 @@ from fedlight.codecs import (
     StackedCodec,
     TopKCodec,
     TransformCodec,
+    TwoSidedCodec,
+    WindowCodec,
 )
 from fedlight.core.codec import Context
 from fedlight.core.digest import digest_context
@@ -99,15 +101,21 @@ def same_rounds(one: Spy, other: Spy) -> None:
         assert one.broadcast[number] == other.broadcast[number]
 
 
-def test_a_run_on_digits_is_the_run_without_it_bit_for_bit():
+CODES = {
+    "room for any sum": lambda: TransformCodec(16, secure_cohort=8, encoder_share=1.0),
+    "windows": lambda: ChainCodec([TwoSidedCodec(2.5, encoder_share=1.0), WindowCodec(6.4, 8, tails=5)]),
+}
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+def test_a_run_on_digits_is_the_run_without_it_bit_for_bit(code):
     """With a learned code whose coordinates have several widths, a refresh that changes them, and clients that catch up on sums."""
 
     def digits(aggregator) -> Spy:
         torch.manual_seed(0)
         data = FederatedDataModule(source=Digits(), num_clients=20, sampler=Uniform(8), proxy_samples=200, seed=3)
         algorithm = FedAvg(lr=0.2, steps=5, batch_size=16)
-        codec = TransformCodec(16, secure_cohort=8, encoder_share=1.0)
-        module = federated(MLP(64, [16], 10), codec=codec, algorithm=algorithm, aggregator=aggregator, downlink=CatchUp())
+        module = federated(MLP(64, [16], 10), codec=code(), algorithm=algorithm, aggregator=aggregator, downlink=CatchUp())
         return run(module, 5, data, callbacks=[CodecRefresh(3, ProxyFederation(rounds=8, clients=4))])
 
     same_rounds(digits(None), digits(SecureAggregator(8)))
@@ -187,6 +195,35 @@ def test_with_drop_outs_it_is_the_plain_run_of_the_survivors(drop_outs):
         # Whoever fell silent once its code had arrived is in the sum, and neither absent nor dropped.
         assert history.rounds("round/absent")[number] == silent.count("advertise_keys")
         assert history.rounds("round/dropped")[number] == silent.count("share_keys") + silent.count("train")
+
+
+def windows(tails: float = 4.0, clients: int = CLIENTS) -> WindowCodec:
+    return WindowCodec(6, clients, tails)
+
+
+@pytest.mark.parametrize(("tails", "drop_outs"), [(4.0, StageDropOut(clients=2, seed=0)), (2.5, None)], ids=["drop-outs", "overflows"])
+def test_sums_in_windows_are_those_in_the_clear(tails, drop_outs):
+    """Whoever drops out, and where sums leave their windows: they are put right, counted, and the model is the same to the last bit."""
+    history = History()
+    aggregator = SecureAggregator(CLIENTS, threshold=5, sim_logs=True)
+    module = federated(MLP(64, [16], 10), codec=windows(tails), aggregator=aggregator, availability=drop_outs, sim_every=1)
+    torch.manual_seed(0)
+    data = FederatedDataModule(source=Digits(), num_clients=CLIENTS, sampler=Uniform(CLIENTS), proxy_samples=200, seed=3)
+    secure = run(module, 6, data, logger=history)
+    wrapped, lost = history.rounds("round/wrapped"), history.rounds("round/lost")
+    assert len(wrapped) == len(lost) == 6 and set(lost.values()) == {0.0}
+    assert (sum(wrapped.values()) > 0) == (tails == 2.5)
+    if drop_outs is None:
+        data = FederatedDataModule(source=Digits(), num_clients=CLIENTS, sampler=Uniform(CLIENTS), proxy_samples=200, seed=3)
+        same_rounds(secure, run(federated(MLP(64, [16], 10), codec=windows(tails), sim_every=1), 6, data))
+    else:
+        assert set(history.rounds("round/clients").values()) <= {6, 7, 8} and min(history.rounds("round/clients").values()) < 8
+
+
+@pytest.mark.parametrize(("clients", "weight"), [(CLIENTS - 1, 1), (CLIENTS, 50)])
+def test_windows_of_fewer_clients_or_of_equal_weights_are_refused(clients, weight):
+    with pytest.raises(ConfigurationError, match="at most the .* codes that the codec has room for, all of weight 1"):
+        run(federated(codec=windows(clients=clients), aggregator=SecureAggregator(CLIENTS, max_weight=weight)), 1)
 
 
 def ordered(module, last: FederatedCallback) -> list[FederatedCallback]:

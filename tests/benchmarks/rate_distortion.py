@@ -1,10 +1,13 @@
 """Rate-distortion on real updates: the error of the decoded mean of a cohort at equal bytes, codec beside codec.
 
-    python tests/benchmarks/rate_distortion.py [--ratios 64 128 256 512 1024]
+    python tests/benchmarks/rate_distortion.py [--table clear | secure | encoders] [--clients 10] [--ratios 64 128 256 512 1024]
 
 MNIST over 100 clients, 10 a round, LeNet-5 (configs/mnist.yaml), trained without a codec. At round 60 every codec is fitted to 20 rounds
 recorded on proxy data; then it carries the updates that clients really made in rounds 60 to 96. The error is the energy of what the decoded
 mean misses, relative to the mean's, averaged over these rounds. Prints a table and writes it to logs/benchmarks/rate_distortion.json.
+
+`secure`: sums of `--clients` masked codes, whose bytes are those of masked messages (with a header of 16 bytes, as in the clear); with more
+than 10, that many clients train beside the round's own in every fourth of the rounds. `encoders`: what codings of the factors weigh.
 """
 
 from __future__ import annotations
@@ -13,18 +16,20 @@ import argparse
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedlight.aggregation.secure import SumFormat
 from fedlight.clients import FedAvg, LocalModel, record_bank
-from fedlight.codecs import ChainCodec, EntropyCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import ChainCodec, EntropyCodec, TransformCodec, TwoSidedCodec, WindowCodec
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, State
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.entropy import EntropyFormat
 from fedlight.core.export import encoder_file
 from fedlight.core.random import derive_seed, torch_generator
@@ -36,7 +41,7 @@ from fedlight.modules import LeNet5
 FITTED, ROUNDS, PROXY_ROUNDS = 60, 97, 20
 
 
-def record() -> tuple[UpdateBank, Tensor]:
+def record(clients: int = 10) -> tuple[UpdateBank, Tensor]:
     """Return the proxy bank of round ``FITTED`` and the real updates ``[rounds, clients, dim]`` from then on."""
 
     def objective(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -57,23 +62,67 @@ def record() -> tuple[UpdateBank, Tensor]:
             samples, seed = len(data.y) // data.num_population, derive_seed(0, "proxy")
             trained = (weights.clone(), model.buffers.clone(), algorithm, data.proxy, data.num_classes)
             bank = record_bank(proxies, *trained, PROXY_ROUNDS, 10, samples, 0.5, seed, first_round=number)
-        updates = []
-        for client in data.cohort(number).tolist():
+        updates, cohort = [], data.cohort(number).tolist()
+        more = [client for client in range(data.num_population) if client not in cohort][: clients - len(cohort)]
+        measured = number >= FITTED and (not more or number % 4 == 0)
+        for client in cohort + more * measured:
             model.load(weights, model.buffers)
             updates.append(algorithm.run(model, *data.client_data(client), number, torch_generator(0, number, client, "train")).update)
-        if number >= FITTED:
+        if measured:
             made.append(torch.stack(updates))
-        weights = weights - torch.stack(updates).mean(0)
+        weights = weights - torch.stack(updates[: len(cohort)]).mean(0)
     return bank, torch.stack(made)
 
 
-def entropy_coded(ratio: float) -> Codec:
+def entropy_coded(ratio: float, bits: float = 6, share: float = 0.22, coding: Literal["fixed", "entropy"] = "fixed") -> Codec:
     """Return a two-sided basis with some 20 coefficients for each float of a message: as many as the encoder's budget allows."""
-    share = min(20.0, ratio / 4.5)
-    return ChainCodec([TwoSidedCodec(ratio / share, factor_bits=6, encoder_share=0.22), EntropyCodec(share)])
+    each = min(20.0, ratio / 4.5)
+    return ChainCodec([TwoSidedCodec(ratio / each, factor_bits=bits, encoder_share=share, factor_coding=coding), EntropyCodec(each)])
 
 
-CODECS = {"transform": TransformCodec, "entropy": entropy_coded}
+def windows(ratio: float, clients: int) -> Codec:
+    """Return a two-sided basis with some 6 coefficients for each float of a masked message."""
+    return ChainCodec([TwoSidedCodec(ratio / 6, factor_bits=6, encoder_share=0.22), WindowCodec(6, clients)])
+
+
+def codecs(table: str, ratio: float, clients: int) -> dict[str, Codec]:
+    """Return what a table compares at a ratio, by name."""
+    if table == "secure":
+        return {"transform": TransformCodec(ratio, cohort=clients, secure_cohort=clients), "windows": windows(ratio, clients)}
+    if table == "encoders":
+        entropy = {f"{bits} bits, {share:.0%}": entropy_coded(ratio, bits, share, "entropy") for bits, share in ENCODERS}
+        return {"6 bits, fixed": entropy_coded(ratio), **entropy}
+    return {"transform": TransformCodec(ratio), "entropy": entropy_coded(ratio)}
+
+
+ENCODERS = ((2.5, 0.22), (2.5, 0.16), (3, 0.13), (2.5, 0.1), (2.5, 0.07))
+"""Mean bits of entropy-coded factors, and the share of the model's bytes that they would have if all had these bits."""
+
+
+def measure_masked(codec: Codec, rounds: Tensor) -> dict[str, float]:
+    """Return the error of rounds ``[rounds, clients, dim]``, the bytes of a masked message, and what shares of sums overflow."""
+    state: State = {}
+    format, errors, wrapped, lost = SumFormat.of(codec.encoder.format, rounds.shape[1]), [], 0, 0.0
+    for number, updates in enumerate(rounds):
+        context = Context(round=number, broadcast=codec.decoder.broadcast(state))
+        codes = codec.encoder.encode(updates, context, Private(torch_generator("masked", number)))
+        words = np.stack([format.words(code.numpy(), 1) for code in codes]).sum(0) % format.modulus
+        total = format.read_sum(words, len(updates))
+        known = ServerContext.of(context, len(updates), 0, total.lost)
+        decoded = codec.decoder.decode(torch.from_numpy(total.code).float() / len(updates), known, state)
+        mean = updates.mean(0)
+        errors.append(float((decoded - mean).square().sum() / mean.square().sum()))
+        wrapped, lost = wrapped + total.wrapped, lost + total.lost
+    bytes = HEADER.size + format.payload_bytes
+    return {
+        "error": fmean(errors),
+        "bytes": bytes,
+        "ratio": 4 * codec.encoder.dim / bytes,
+        "coefficients": codec.encoder.code_dim,
+        "encoder_bytes": len(encoder_file(codec)),
+        "wrapped": wrapped / len(rounds) / format.code_length,
+        "lost": lost / len(rounds),
+    }
 
 
 def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:
@@ -104,29 +153,27 @@ def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:
 def main() -> None:
     """Record, fit, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=["clear", "secure", "encoders"], default="clear")
+    parser.add_argument("--clients", type=int, default=10, help="clients of a secure sum (default: 10)")
     parser.add_argument("--ratios", type=float, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--out", type=Path, default=Path("logs/benchmarks/rate_distortion.json"))
     given = parser.parse_args()
-    bank, rounds = record()
+    bank, rounds = record(given.clients)
+    rounds = rounds[::5] if given.table == "encoders" else rounds
     rows: list[dict[str, Any]] = []
-    table = Table("codec", "asked", "ratio", "bytes", "ideal", "coefficients", "encoder kB", "error")
+    last = "overflows put right, lost" if given.table == "secure" else "ideal"
+    table = Table("codec", "asked", "ratio", "bytes", "coefficients", "encoder kB", "error", last)
     for asked in given.ratios:
-        for name, make in CODECS.items():
-            codec = make(asked)
+        for name, codec in codecs(given.table, asked, given.clients).items():
             codec.fit(bank, lambda *_: {})
-            row = {"codec": name, "asked": asked, **measure(codec, rounds)}
+            row: dict[str, Any] = {"codec": name, "asked": asked}
+            row |= measure_masked(codec, rounds) if given.table == "secure" else measure(codec, rounds)
             rows.append(row)
-            table.add_row(
-                name,
-                f"{asked:g}x",
-                f"{row['ratio']:.0f}x",
-                f"{row['bytes']:.0f}",
-                f"{row['ideal_bytes']:.0f}",
-                f"{row['coefficients']:,}",
-                f"{row['encoder_bytes'] / 1e3:.0f}",
-                f"{row['error']:.4f}",
-            )
-    Console(width=100).print(table)
+            ideal = f"{row['wrapped']:.1e}, {row['lost']:.1e}" if given.table == "secure" else f"{row['ideal_bytes']:.0f}"
+            size = f"{row['encoder_bytes'] / 1e3:.1f}"
+            cells = [f"{row['ratio']:.1f}x", f"{row['bytes']:.0f}", f"{row['coefficients']:,}", size, f"{row['error']:.4f}", ideal]
+            table.add_row(name, f"{asked:g}x", *cells)
+    Console(width=110).print(table)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(rows, indent=1))
 

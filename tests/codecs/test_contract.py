@@ -35,6 +35,7 @@ from fedlight.codecs import (
     TopKCodec,
     TransformCodec,
     TwoSidedCodec,
+    WindowCodec,
 )
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.core.bank import UpdateBank
@@ -76,6 +77,8 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "entropy": lambda: EntropyCodec(4),
     "two-sided and entropy": lambda: ChainCodec([TwoSidedCodec(1.5), EntropyCodec(5)]),
     "autoencoder and entropy": lambda: ChainCodec([AutoencoderCodec(2, block_size=16, width=8), EntropyCodec(5)]),
+    "windows": lambda: WindowCodec(6, 5),
+    "two-sided and windows": lambda: ChainCodec([TwoSidedCodec(1.5), WindowCodec(6, 5, tails=4)]),
     "qsgd 8": lambda: QSGDCodec(8),
     "qsgd 4, small buckets, max": lambda: QSGDCodec(4, 16, "max"),
     "top-k": lambda: TopKCodec(4),
@@ -114,7 +117,7 @@ ROWS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK.values(
 def draws(codec: Codec) -> bool:
     """Whether encoding draws random numbers: else integers are rounded to nearest, and precision is not lost without bias."""
     last = stages_of(codec)[-1]
-    return (last.integer and last.fixed_width) or (last.unbiased and not last.linear)
+    return (last.integer and last.fixed_width and not isinstance(last, WindowCodec)) or (last.unbiased and not last.linear)
 
 
 def rows(wanted: Callable[[Codec], bool]) -> pytest.MarkDecorator:

@@ -25,6 +25,7 @@ from fedlight.codecs import (
     TopKCodec,
     TransformCodec,
     TwoSidedCodec,
+    WindowCodec,
 )
 from fedlight.codecs.identity import IdentityDecoder
 from fedlight.core.checkpoint import read_checkpoint, write_checkpoint
@@ -491,6 +492,7 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ({"codec": TopKCodec(4)}, {}, "codes can be summed, which CentralDP needs"),
         ({"codec": PowerSGDCodec(1)}, {}, "one-pass codec under CentralDP"),
         ({"codec": ChainCodec([LinearCodec(2, block_size=16), QuantizeCodec(6)])}, {}, "one common step.*TransformCodec"),
+        ({"codec": WindowCodec(4, 8)}, {}, "sums have room for any codes, which CentralDP needs"),
         ({}, {"sampler": Uniform(4)}, "`data.sampler` to Poisson or Everyone"),
         ({}, {"normalize": True}, "`data.normalize` false under CentralDP"),
         ({}, {"client_holdout": 0.2}, "`data.client_holdout` 0 under CentralDP"),
@@ -511,7 +513,7 @@ def test_two_processes_release_one_sum(name, tmp_path):
         ),
         ({"privacy": shares(threshold=7), "aggregator": SecureAggregator(8, threshold=6)}, {}, r"at least that of DistributedDP \(7\)"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_what_cannot_be_accounted_for_is_refused_before_training(changes, federation, message):
     module = federated(**{"privacy": central()} | changes)

@@ -11,7 +11,7 @@ from fedlight.aggregation.secure import messages
 from fedlight.aggregation.secure.messages import SERVER, Keys, Request, Stage
 from fedlight.aggregation.secure.primitives import KEY, KeyPair, combine, verify
 from fedlight.aggregation.secure.session import Session, require_enough, require_known
-from fedlight.aggregation.secure.sums import add_mask
+from fedlight.aggregation.secure.sums import MaskedSum, add_mask
 from fedlight.core.errors import ProtocolError
 
 TRIES = 1_000
@@ -145,8 +145,8 @@ class SecureServer:
             raise ProtocolError(f"Expected client {sender}'s shares of everybody who shared but got them of another list")
         self._unmasking[sender] = revealed
 
-    def total(self) -> tuple[np.ndarray, int]:
-        """Return (sum of ``weight * code`` of the survivors, int64 ``[code_length]``; sum of their weights).
+    def total(self) -> MaskedSum:
+        """Return the survivors' sum.
 
         Others take the place of a wrong share, whose sender ``liars`` then names, as long as there are enough.
 

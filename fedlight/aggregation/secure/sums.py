@@ -1,21 +1,36 @@
-"""How sums of integer codes are kept exact: a modulus for every coordinate that the declared cohort cannot overflow."""
+"""How sums of integer codes are kept exact: a modulus for every coordinate, which the cohort cannot overflow or hardly ever does."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from fedlight.aggregation.secure.primitives import keystream
+from fedlight.core.digits import digit_bytes, pack_digits, unpack_digits
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
-from fedlight.core.wire import Format, JointFormat, digit_bytes, pack_digits, unpack_digits
+from fedlight.core.windows import PRIME, WindowFormat, checks, count_checks, mend
+from fedlight.core.wire import Format, JointFormat
 
 MOST_BITS = 32
 
 BLOCK = 64
 """Bytes of a block of the keystream."""
+
+
+class MaskedSum(NamedTuple):
+    """The sum of ``weight * code`` (int64 ``[code_length]``) and that of the weights.
+
+    ``wrapped`` coordinates had left their windows and were put right; ``lost`` is the share that had to be left out (`core.windows`).
+    """
+
+    code: np.ndarray
+    weight: int
+    wrapped: int = 0
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,10 +41,14 @@ class SumFormat:
     to always fits, and no number is left over. Numbers lie on the wire in the base of their modulus (``digit_group``): 21 values take 4.4
     bits. Where weights differ the weight itself is one more coordinate at the end, so that the server learns their sum alone.
 
+    With ``windowed`` a coordinate is counted modulo ``2 * L + 1``: sums of the declared cohort lie within ``+-L`` nearly always, and the
+    checks that follow the code (``fedlight.core.windows``) tell of those that do not.
+
     Args:
         limits: (largest magnitude, number of coordinates) of the code's parts, one behind the other.
         clients: the declared cohort: no more clients may take part.
         max_weight: the largest integer weight; 1 if all count equally.
+        windowed: whether sums, and not only codes, are expected within the limits.
 
     Raises:
         ConfigurationError: if a number is out of range, or a coordinate would need more than 32 bits.
@@ -38,6 +57,7 @@ class SumFormat:
     limits: tuple[tuple[int, int], ...]
     clients: int
     max_weight: int = 1
+    windowed: bool = False
 
     def __post_init__(self) -> None:
         if self.clients < 1 or self.max_weight < 1 or any(limit < 1 or count < 1 for limit, count in self.limits) or not self.limits:
@@ -56,8 +76,15 @@ class SumFormat:
         """Return the format of sums of codes of this format.
 
         Raises:
-            ConfigurationError: if codes are not integers, or sums would need more than 32 bits.
+            ConfigurationError: if codes are not integers, sums would need more than 32 bits, or windows are those of fewer clients.
         """
+        if isinstance(format, WindowFormat):
+            if clients > format.clients or max_weight > 1:
+                raise ConfigurationError(
+                    f"Expected sums of at most the {format.clients} codes that their windows are made for, all of weight 1, but got "
+                    f"{clients} clients of weight up to {max_weight}"
+                )
+            return cls(format.parts, clients, windowed=True)
         if not format.bits:
             raise ConfigurationError(
                 "Expected codes of integers, which secure aggregation needs, but these are floats: put a QuantizeCodec behind the codec"
@@ -74,8 +101,14 @@ class SumFormat:
     def moduli(self) -> tuple[tuple[int, int], ...]:
         """(modulus, number of coordinates) of the parts, the weight's included; each part begins with a byte of its own."""
         most = self.clients * self.max_weight
-        code = [(2 * most * limit + 1, count) for limit, count in self.limits]
-        return (*code, *([(most + 1, 1)] if self.weighted else []))
+        reach = 1 if self.windowed else most
+        code = [(2 * reach * limit + 1, count) for limit, count in self.limits]
+        return (*code, *([(PRIME, self.checks)] if self.windowed else []), *([(most + 1, 1)] if self.weighted else []))
+
+    @property
+    def checks(self) -> int:
+        """Number of checks that follow the code."""
+        return count_checks(self.code_length) if self.windowed else 0
 
     @property
     def code_length(self) -> int:
@@ -85,7 +118,7 @@ class SumFormat:
     @property
     def length(self) -> int:
         """Number of coordinates that are masked."""
-        return self.code_length + self.weighted
+        return self.code_length + self.checks + self.weighted
 
     @property
     def kind(self) -> int:
@@ -122,7 +155,7 @@ class SumFormat:
             at = int(beyond.argmax())
             raise ProtocolError(f"Expected integers within +-{self._limit[at]} but the one at coordinate {at} is larger")
         values *= weight
-        whole = np.append(values, weight) if self.weighted else values
+        whole = np.concatenate([values, checks(values) if self.windowed else [], [weight] if self.weighted else []]).astype(np.int64)
         return (whole % self.modulus.astype(np.int64)).astype(np.uint64)
 
     def pack(self, words: np.ndarray) -> bytes:
@@ -150,19 +183,22 @@ class SumFormat:
         code = words[: self.code_length].astype(np.int64)
         return np.where(code > modulus >> 1, code - modulus, code)
 
-    def read_sum(self, words: np.ndarray, clients: int) -> tuple[np.ndarray, int]:
-        """Return (sum of ``weight * code`` int64 ``[code_length]``, sum of the weights) of unmasked words of ``clients`` clients.
+    def read_sum(self, words: np.ndarray, clients: int) -> MaskedSum:
+        """Return what unmasked words of ``clients`` clients say.
 
         Raises:
             ProtocolError: if so many clients within the declared limits cannot make that sum: one of them masked something else.
         """
         code = self.integers(words)
+        if self.windowed:
+            found = mend(code, self._limit, words[self.code_length :].astype(np.int64))
+            return MaskedSum(found.sums, clients, found.wrapped, found.lost)
         weight = int(words[-1]) if self.weighted else clients
         if not clients <= weight <= clients * self.max_weight or (np.abs(code) > weight * self._limit).any():
             raise ProtocolError(
                 f"Expected a sum that {clients} clients within the declared limits can make but got another: one sent nonsense"
             )
-        return code, weight
+        return MaskedSum(code, weight)
 
     def _places(self) -> list[tuple[int, int, int]]:
         """(first coordinate, modulus, number of coordinates) of the parts."""
