@@ -158,6 +158,7 @@ class _Rounds(Tqdm):
             file=sys.stderr,
             gui=not live,  # then tqdm prints nothing by itself
             mininterval=_SECONDS if live else 0.0,
+            maxinterval=math.inf,  # else the thread of Lightning's bars makes a line of every round, once rounds are slow
             miniters=refresh_rate if live else every,
             dynamic_ncols=True,
             unit="",

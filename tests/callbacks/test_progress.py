@@ -5,13 +5,16 @@ import logging
 import pickle
 import re
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader, IterableDataset
+from tqdm._monitor import TMonitor
 
 from fedlight.callbacks.progress import RoundProgressBar
 from fedlight.core.errors import ConfigurationError
@@ -121,6 +124,18 @@ def test_a_line_says_which_run_and_how_old_its_accuracy_is(capsys: pytest.Captur
     assert all(line.startswith("no-codec · Round ") for line in shown) and len(shown) == 10
     assert ["val acc" in line for line in shown[:4]] == [False, False, False, True]
     assert "val acc 4.0% ·" in shown[3] and "val acc 4.0% after 4 ·" in shown[5] and "val acc 8.0% after 8 ·" in shown[9]
+
+
+def test_slow_rounds_have_no_more_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The thread of Lightning's bars, which looks at ours too, shows every step of a bar that has not moved for ten seconds."""
+    monkeypatch.setattr(Tqdm, "monitor", None)
+    monkeypatch.setattr(Tqdm, "monitor_interval", 0.01)
+    monkeypatch.setattr(TMonitor, "_test", {"time": lambda: time.time() + 60})
+    monkeypatch.setattr(Federated, "on_train_batch_start", lambda *_: time.sleep(0.03), raising=False)
+    trainer(RoundProgressBar()).fit(Federated(), ROUNDS)
+    assert Tqdm.monitor is not None and Tqdm.monitor.is_alive()
+    Tqdm.monitor.exit()
+    assert rounds(lines(capsys.readouterr().err)) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
 
 @pytest.mark.parametrize(("max_steps", "expected"), [(3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])])
