@@ -176,10 +176,7 @@ class Decoder(CodecPart, ABC):
         return aggregate
 
     def open(self, code: Tensor) -> Tensor:
-        """Return what the server adds up for one received code: the code itself, unless the codec cannot be summed.
-
-        ``code`` may be the message's own memory: it must not be changed in place.
-        """
+        """Return what the server adds up for a code, which must not be changed in place: the code itself, if it can be summed."""
         return code
 
     def sum_length(self, step: int = 0) -> int:
