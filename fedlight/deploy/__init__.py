@@ -6,12 +6,14 @@
 | ``settings.py`` | what the server tells clients of how to train |
 | ``nodes.py`` | clients in other processes as one more member of the port ``rounds.Clients`` |
 | ``node.py`` | a client: its configuration, and its answer to a letter |
+| ``files.py``, ``keys.py``, ``data.py`` | its `node.yaml`, the keys and the samples that it names |
 | ``disk.py`` | what it keeps between messages |
 
 Nothing here needs Lightning, and nothing knows which network it is: that is `fedlight.flower`.
 """
 
-from fedlight.deploy.node import ClientData, Node, NodeConfig, OwnData, Share
+from fedlight.deploy.data import ClientData, OwnData, Share
+from fedlight.deploy.node import Node, NodeConfig
 from fedlight.deploy.nodes import InProcess, Nodes
 
 __all__ = ["ClientData", "InProcess", "Node", "NodeConfig", "Nodes", "OwnData", "Share"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import secrets
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
 from fedlight.core.errors import ConfigurationError, MessageError, require
 from fedlight.core.kinds import derives_from, refuse_other_lightning
-from fedlight.data.arrays import Arrays
-from fedlight.data.federated import FederatedData
-from fedlight.data.sampling import Everyone
-from fedlight.data.sources import DataSource
+from fedlight.deploy.data import ClientData, Pair
 from fedlight.deploy.disk import RunFolder
 from fedlight.deploy.files import read_section
-from fedlight.deploy.keys import require_key
 from fedlight.deploy.protocol import Envelope, Letter, OtherVersionError, Status, answer, settings_digest
 from fedlight.deploy.settings import NotAllowedError, Parts, read_settings
 from fedlight.rounds.held import HeldModels
@@ -34,78 +28,6 @@ from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import Download, Request
 
 log = logging.getLogger(__name__)
-
-Pair = tuple[Tensor, Tensor]
-
-
-class ClientData(ABC):
-    """The samples of one client."""
-
-    @abstractmethod
-    def load(self) -> Pair:
-        """Return inputs ``[samples, ...]`` and targets ``[samples]``."""
-
-    def start_from(self, folder: Path) -> None:  # noqa: B027 (some have no paths)
-        """Let relative paths in the arguments start from a folder, that of `node.yaml`."""
-
-
-class OwnData(ClientData):
-    """All training samples of a data source on this machine.
-
-    Args:
-        source: Where the samples come from.
-        root: Folder of data files, from which paths in ``source`` start. In a `node.yaml` a relative one starts from its folder.
-        mean: What is taken from every channel of an image (nothing if not given): the same at every client and at the server.
-        deviation: What every channel is divided by then.
-    """
-
-    def __init__(
-        self, source: DataSource, root: str = ".", mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
-    ) -> None:
-        self.source = source
-        self.root = Path(root).expanduser()
-        self.mean = mean
-        self.deviation = deviation
-
-    def load(self) -> Pair:
-        """Return the samples."""
-        self.source.prepare(self.root)
-        data: Arrays = self.source.load(self.root)
-        x = data.x_train
-        if self.mean is not None:
-            x = x - torch.tensor(self.mean).view(1, -1, 1, 1)
-        if self.deviation is not None:
-            x = x / torch.tensor(self.deviation).view(1, -1, 1, 1)
-        return x, data.y_train
-
-    def start_from(self, folder: Path) -> None:
-        """Let a relative ``root`` start from a folder."""
-        self.root = folder / self.root
-
-
-class Share(ClientData):
-    """One client's share of a public data set, as a simulation makes it: to try out a deployment.
-
-    Args:
-        data: The data set and its partition, as in the section `data` of a simulation.
-        client: Which of its clients this one is.
-    """
-
-    def __init__(self, data: FederatedData, client: int) -> None:
-        self.data = data
-        self.source = data.source
-        self.data.sampler = Everyone()  # who takes part in a round is the server's matter
-        self.client = client
-
-    def load(self) -> Pair:
-        """Return the client's samples, in the simulation's order."""
-        self.data.prepare_data()
-        self.data.setup()
-        return self.data.client_data(self.client)
-
-    def start_from(self, folder: Path) -> None:
-        """Let a relative `root` of the data start from a folder."""
-        self.data.root = folder / self.data.root
 
 
 class NodeConfig:
@@ -155,6 +77,8 @@ class NodeConfig:
         config = read_section(path, "node", cls)
         config.start_from(path.parent)
         if config.identity is not None:
+            from fedlight.deploy.keys import require_key  # needs packages that the rest does without
+
             require_key(path, "node.identity", config.identity)
         if config.directory is not None:
             require(config.directory.is_dir(), f"Expected node.directory in {path} to be a folder but there is no {config.directory}")
