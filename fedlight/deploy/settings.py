@@ -128,7 +128,7 @@ def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Pa
     prefixes = ("fedlight", "torch.nn", "torch.optim", *allowed)
     _refuse_others(model, prefixes)
     try:
-        parts = build(Parts, model, "model", lambda parsed: _refuse_others(parsed, prefixes))
+        parts = build(Parts, model, "model", lambda parsed: _refuse_others([*_class_paths(parsed)], prefixes))
     except NotAllowedError:
         raise
     except Exception as error:  # whatever the classes raise
@@ -199,6 +199,16 @@ def _at_home(name: str, prefixes: Collection[str]) -> bool:
     except (ImportError, AttributeError):
         return False
     return _below(home, (*prefixes, "torch._C._nn"))  # where torch has the functions of torch.nn.functional that are in C++
+
+
+def _class_paths(values: Any) -> Iterator[str]:
+    """Yield the classes of all parts; other texts among the arguments may be a class's own defaults."""
+    if isinstance(values, Mapping):
+        if isinstance(path := values.get("class_path"), str):
+            yield path
+        values = list(values.values())
+    for value in values if isinstance(values, (list, tuple)) else ():
+        yield from _class_paths(value)
 
 
 def _dotted(values: Any) -> Iterator[str]:

@@ -201,6 +201,22 @@ def test_functions_of_torch_may_be_named() -> None:
         read_settings(write_settings({"network": class_path("torch.nn.Identity"), "loss": loss}, None, TERMS))
 
 
+class NamesAFile(nn.Module):
+    """A layer with a default that looks like a class."""
+
+    def __init__(self, start: str = "start.pt") -> None:
+        super().__init__()
+
+
+def test_defaults_of_the_owners_classes_are_the_owners() -> None:
+    network = class_path("tests.deploy.test_node.NamesAFile")
+    read_settings(write_settings({"network": network}, None, TERMS), ["tests.deploy"])
+    with pytest.raises(NotAllowedError, match=r"names start\.pt"):
+        read_settings(
+            write_settings({"network": class_path("tests.deploy.test_node.NamesAFile", start="start.pt")}, None, TERMS), ["tests.deploy"]
+        )
+
+
 def test_frozen_parts_that_are_not_the_servers_are_refused_by_name() -> None:
     """They never travel: a client that drew others would train another model."""
     model = {
