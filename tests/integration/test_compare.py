@@ -161,6 +161,6 @@ def test_every_option_is_explained_in_help(capsys):
         main(["compare", "--help"])
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for action in (one for one in settings_parser("compare", Comparison)._actions if one.dest != "help"):
+    for action in (one for one in settings_parser("compare", Comparison)._actions if one.dest not in ("help", "print_config")):
         assert action.help and len(action.help.split("(type")[0].split()) >= 4, action.dest
         assert f"--{action.dest}" in printed
