@@ -15,11 +15,13 @@ class OneSentence(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the sentence, which names the nearest choice."""
-        near, usage = "", f" ({self.prog} --help)"
+        usage = f" ({self.prog} --help)"
         if found := re.fullmatch(r"the following arguments are required: (.*)", message):
             raise ConfigurationError(f"Expected {found.group(1)} after `{self.prog}` but got none{usage}")
         if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
             raise ConfigurationError(f"`{self.prog}` takes no {found.group(1)}{usage}")
-        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            near = did_you_mean(found.group(1), re.findall(r"[\w-]+", found.group(2)))
-        raise ConfigurationError(f"{self.prog}: {message}{near}{usage}")
+        if found := re.fullmatch(r"argument (.*): invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            what, given, choices = found.group(1), found.group(2), re.findall(r"[\w-]+", found.group(3))
+            near = did_you_mean(given, choices)
+            raise ConfigurationError(f"Expected {what} after `{self.prog}` to be one of {', '.join(choices)} but got {given}{near}{usage}")
+        raise ConfigurationError(f"{self.prog}: {message}{usage}")

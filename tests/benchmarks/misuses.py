@@ -83,7 +83,7 @@ MISUSES = {
     "report of a folder without runs": "report empty",
     "node without settings": "node",
     "audit of nothing": "audit",
-    "missing extra": f"{DIGITS} --model.aggregator SecureAggregator --model.aggregator.cohort 2",
+    "secure sum of two": f"{DIGITS} --model.aggregator SecureAggregator --model.aggregator.cohort 2",
     "no subcommand of flower": "flower",
     "misspelt subcommand of flower": "flower dmeo",
     "copy of a configuration that is not there": "configs digitss",

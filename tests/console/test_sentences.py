@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentError
 
 import pytest
 
+from fedlight.console.completion import command
 from fedlight.console.errors import mendable, one_sentence
 from fedlight.console.sentences import one_sentence_of
 from fedlight.core.errors import ConfigurationError
@@ -70,3 +72,16 @@ def test_only_what_a_user_can_mend_is_told_without_a_traceback(capsys):
     with pytest.raises(SystemExit) as ended, one_sentence():
         raise ConfigurationError("Expected this")
     assert ended.value.code == 2 and capsys.readouterr().err == "fedlight: error: Expected this\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ([], "Expected shell after `fedlight completion` but got none (fedlight completion --help)"),
+        (["bahs"], "Expected shell after `fedlight completion` to be one of bash, zsh but got bahs; did you mean bash?"),
+        (["bash", "--to", "x"], "`fedlight completion` takes no --to x"),
+    ],
+)
+def test_small_subcommands_speak_alike(args, sentence):
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        command(args)
