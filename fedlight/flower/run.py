@@ -36,7 +36,9 @@ def run_app(arguments: Sequence[str]) -> int:
         print(f"The run goes on: `flwr log {named} --stream` shows it again, `flwr stop {named}` stops it", file=sys.stderr)
         return 130
     if status == 0 and started:
-        require_completed(listed(os.environ, "list", *link, "--run-id", started[0])["runs"][0])
+        with waiting("Asking the SuperLink how the run ended"):
+            ended = listed(os.environ, "list", *link, "--run-id", started[0])["runs"][0]
+        require_completed(ended)
     return status
 
 
