@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 DESCRIPTION = (
     "Federated learning with learned codes: clients send short codes of their updates, the server decodes only their sum. "
     "Start with `fedlight fit --config digits`; the number of rounds is --trainer.max_steps."
@@ -22,3 +24,15 @@ SUBCOMMANDS = {
     "completion": "Write a script that completes subcommands, options and names in bash or zsh.",
     "doctor": "Show versions, extras, threads, data and devices, what is missing and the command that adds it.",
 }
+
+_EPILOG = "For the options of a subcommand: fedlight fit --help."
+
+
+def overview() -> str:
+    """Return the text of `fedlight --help`."""
+    parser = argparse.ArgumentParser("fedlight", description=DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_subparsers(title="subcommands", metavar="<subcommand>")
+    for name, what in SUBCOMMANDS.items():
+        commands.add_parser(name, help=what)
+    return parser.format_help()

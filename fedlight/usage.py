@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 
-from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
-
-_EPILOG = "For the options of a subcommand: fedlight fit --help."
-
-
-def overview() -> str:
-    """Return the text of `fedlight --help`."""
-    parser = argparse.ArgumentParser("fedlight", description=DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("--version", action="store_true", help="show the version and exit")
-    commands = parser.add_subparsers(title="subcommands", metavar="<subcommand>")
-    for name, what in SUBCOMMANDS.items():
-        commands.add_parser(name, help=what)
-    return parser.format_help()
+from fedlight.subcommands import overview
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fedlight.cli import DryRun, FederatedCLI, open_cli
-from fedlight.usage import DESCRIPTION, SUBCOMMANDS
+from fedlight.subcommands import DESCRIPTION, SUBCOMMANDS
 from tests.federation import TINY, environment
 
 FIT = ["fit", *TINY, "--trainer.max_steps", "1", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]

@@ -10,6 +10,7 @@ from fedlight.console.help import choices_of, of_choice, of_subcommand, plain
 from fedlight.console.names import did_you_mean
 from fedlight.console.options import RUNS, SETTINGS, annotation_of
 from fedlight.core.errors import ConfigurationError
+from fedlight.subcommands import overview
 
 
 def asked_for(args: Sequence[str]) -> str | None:
@@ -20,6 +21,8 @@ def asked_for(args: Sequence[str]) -> str | None:
     Raises:
         ConfigurationError: if a name is given that is not in the list.
     """
+    if args and args[0] in ("-h", "--help"):
+        return overview()
     if not args or args[0] not in (*RUNS, *SETTINGS):
         return None
     for word, following in zip(args, [*args[1:], ""], strict=True):

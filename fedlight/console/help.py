@@ -60,10 +60,10 @@ def of_class(found: Class, prefix: str) -> Iterator[tuple[str, Option]]:
             continue
         if prefix == "trainer." and name in TRAINER:
             yield prefix + name, TRAINER[name]
-        elif inner is not None and {*catalogue.family(inner.name)} <= {inner.name} and inner.own:
+            continue
+        yield prefix + name, Option(annotation, meanings.get(name, ""), _default(defaults.get(name)))
+        if inner is not None and {*catalogue.family(inner.name)} <= {inner.name} and inner.own:
             yield from of_class(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + name, Option(annotation, meanings.get(name, ""), _default(defaults.get(name)))
 
 
 def choices_of(part: str, annotation: str) -> tuple[str, dict[str, Class]]:

@@ -53,15 +53,15 @@ data.cohort(0)
 print({MARK!r} + json.dumps([time.process_time() - before[0], time.time() - before[1]]))
 """
 
-HELP = "import sys; from fedlight.usage import main; sys.argv = ['fedlight', '--help']; main()"
-OPTIONS = "from fedlight.cli import main; main(['fit', '--help'])"
+COMMAND = "import sys; from fedlight.usage import main; sys.argv = ['fedlight', *{!r}]; main()"
 
 STEPS = {
     "import torch": "import torch",
     "import lightning.pytorch.cli": "import lightning.pytorch.cli",
     "import fedlight.cli": "import fedlight.cli",
-    "fedlight --help": HELP,
-    "fedlight fit --help": OPTIONS,
+    "fedlight --help": COMMAND.format(["--help"]),
+    "fedlight fit --help": COMMAND.format(["fit", "--help"]),
+    "fedlight fit --config digits --print_config": COMMAND.format(["fit", "--config", "digits", "--print_config"]),
     "fedlight fit --config configs/digits.yaml, to the first round": FIRST_ROUND,
     f"set-up of {CLIENTS:,} clients, {SAMPLES:,} samples: IID": POPULATION.format(partitioner="IID"),
     f"set-up of {CLIENTS:,} clients, {SAMPLES:,} samples: Dirichlet": POPULATION.format(partitioner="Dirichlet"),

@@ -22,7 +22,7 @@ from tests.federation import environment
 
 PARTS = ["model.network", "model.algorithm", "model.privacy", "data.partitioner", "data.source", "model.engine", "trainer.callbacks"]
 HIDDEN = {"weights_only", "return_predictions", "optimizer", "lr_scheduler", "model.seed", "data.seed"}
-GROUPS = {"model", "data", "trainer", "pretraining", "pretraining.proxy", "pretraining.training", "checkpoint"}
+GROUPS = {"model", "data", "trainer", "pretraining", "checkpoint"}
 
 
 def is_configurable(name: str) -> bool:

@@ -299,7 +299,7 @@ def test_every_option_of_ours_is_explained_in_help(command, capsys):
     assert {"--model.codec", "--data.num_clients", "--pretraining.proxy", "--checkpoint.every_n_rounds", "--baseline"} <= set(texts)
     config_files = {"--model", "--data", "--pretraining", "--checkpoint"}
     for name in set(texts) - config_files:
-        text = texts[name].split("(type:")[0].split("(required")[0]
+        text = texts[name].split("; default:")[0].split("(required")[0]
         assert len(text.split()) >= 3, f"{name} has no help: {texts[name]!r}"
 
 
@@ -325,7 +325,7 @@ def test_options_of_parts_are_explained(option, capsys):
     texts = options(capsys.readouterr().out)
     assert texts
     for name, text in texts.items():
-        assert len(text.split("(type:")[0].split("(required")[0].split()) >= 2, f"{name} has no help: {text!r}"
+        assert len(text.split("; default:")[0].split("(required")[0].split()) >= 2, f"{name} has no help: {text!r}"
 
 
 LOCAL = {"lr", "batch_size", "epochs", "steps", "momentum", "weight_decay", "max_grad_norm", "schedule"}
@@ -340,7 +340,7 @@ TERMS = {"clip", "noise_multiplier", "target_epsilon", "delta", "accountant", "s
         ("algorithm", "FedDyn", LOCAL - {"momentum"} | {"alpha"}),
         ("algorithm", "Ditto", LOCAL | {"lam"}),
         ("algorithm", "QFedAvg", LOCAL | {"q"}),
-        ("privacy", "CentralDP", TERMS | {"adaptive"}),
+        ("privacy", "CentralDP", TERMS | {"adaptive", "adaptive.quantile", "adaptive.rate", "adaptive.bit_noise"}),
         ("privacy", "DistributedDP", TERMS - {"accountant"} | {"threshold", "colluding", "grid", "bits"}),
         ("privacy", "LocalDP", TERMS),
     ],
