@@ -95,7 +95,7 @@ def codecs(table: str, ratio: float, clients: int) -> dict[str, Codec]:
     return {"transform": TransformCodec(ratio), "entropy": entropy_coded(ratio)}
 
 
-ENCODERS = ((2.5, 0.22), (2.5, 0.16), (3, 0.13), (2.5, 0.1), (2.5, 0.07))
+ENCODERS = ((2.5, 0.22), (2.5, 0.1), (2.5, 0.07))
 """Mean bits of entropy-coded factors, and the share of the model's bytes that they would have if all had these bits."""
 
 
