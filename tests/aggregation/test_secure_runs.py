@@ -212,8 +212,8 @@ def test_sums_in_windows_are_those_in_the_clear(tails, drop_outs):
     secure = run(module, 6, data, logger=history)
     wrapped, lost = history.rounds("round/wrapped"), history.rounds("round/lost")
     assert len(wrapped) == len(lost) == 6 and set(lost.values()) == {0.0}
-    assert (sum(wrapped.values()) > 0) == (tails == 2.5)
     if drop_outs is None:
+        assert sum(wrapped.values()) > 0
         data = FederatedDataModule(source=Digits(), num_clients=CLIENTS, sampler=Uniform(CLIENTS), proxy_samples=200, seed=3)
         same_rounds(secure, run(federated(MLP(64, [16], 10), codec=windows(tails), sim_every=1), 6, data))
     else:
