@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from fedlight.callbacks.tell import tell
 from fedlight.core.codec import Codec, require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
@@ -126,15 +126,13 @@ class GradientCodes(Callback):
         self._names = {id(p): name for name, p in self._parameters.items()}
         self._channels = {name: self._channel(name) for name, p in self._parameters.items() if p.requires_grad}
         if all(channel.codec is None for channel in self._channels.values()):
-            rank_zero_warn(
+            tell(
                 f"GradientCodes encodes nothing: no parameter tensor has `min_size` ({self.min_size}) numbers and a code that is shorter, "
                 "so that gradients travel in full. Lower `min_size`, or remove GradientCodes"
             )
         wide = [name for name, channel in self._channels.items() if channel.codec and self._parameters[name].dtype == torch.float64]
         if wide:
-            rank_zero_warn(
-                f"Codes are float32 at most, gradients of {wide[0]} float64: what a code rounds off is in the next gradient, if any"
-            )
+            tell(f"Codes are float32 at most, gradients of {wide[0]} float64: what a code rounds off is in the next gradient, if any")
         self._step_bytes = 0
         if self._resumed is not None:
             self._restore(self._resumed, trainer)

@@ -44,7 +44,8 @@ class TransformCodec(TwoSidedOptions):
     """Learned two-sided basis, 2 to 8 bits a coefficient where they save most, stochastic rounding, one public gain.
 
     Args:
-        ratio: how many times smaller a message is than the update in float32, header included.
+        ratio: at least how many times smaller a message is than the update in float32, header included; more where `encoder_share`
+            pays for no more coefficients, or recorded updates have energy in no more directions.
         cohort: clients a round, over which rounding errors average out; what the bits are worth depends on it.
         rank: most columns of a factor.
         factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
@@ -191,6 +192,7 @@ class TransformCodec(TwoSidedOptions):
         taken = torch.zeros(len(energy), dtype=torch.bool)
 
         def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
+            self.factors_full = not bool(allowed.all())
             # No more than one coefficient in two bits of budget can be kept: the others need not be looked at.
             offered = torch.where(allowed, energy, torch.zeros(()))
             places = offered.topk(min(budget // 2, len(offered), self._room(matrices))).indices

@@ -25,7 +25,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.errors import require, require_choice, require_least
 from fedlight.core.layout import Layout
-from fedlight.core.wire import CodeFormat
+from fedlight.core.wire import HEADER, CodeFormat
 
 
 class _TwoSidedHalf(CodecPart):
@@ -97,6 +97,8 @@ class TwoSidedOptions(Codec):
     """A codec with the options of a learned two-sided basis; those of `TwoSidedCodec` and `TransformCodec` alike."""
 
     needs_fit = True
+    factors_full = False
+    """Whether `encoder_share` kept the last fit from coefficients that it would have taken."""
 
     ratio: float = 16.0
     cohort: int = 10
@@ -122,6 +124,10 @@ class TwoSidedOptions(Codec):
             del config["init_args"]["factor_coding"]
         return config
 
+    def fitted_ratio(self) -> float:
+        """Return how many times smaller a message of the bound codec is than the update in float32, header included."""
+        return 4 * self.encoder.dim / (HEADER.size + self.encoder.format.payload_bytes)
+
     def coded(self, factors: list[Tensor], worth: list[Tensor]) -> bytes:
         """Return the factors entropy-coded by what their columns are worth; nothing where they have a fixed width."""
         return code_columns(factors, worth, self.factor_bits) if self.factor_coding == "entropy" else b""
@@ -132,7 +138,8 @@ class TwoSidedCodec(TwoSidedOptions):
     """Projects every weight matrix from the left and from the right on directions learned from recorded updates.
 
     Args:
-        ratio: how many times shorter the code is than the update.
+        ratio: at least how many times shorter the code is than the update; more where `encoder_share` pays for no more coefficients, or
+            recorded updates have energy in no more directions.
         cohort: cohort size whose mean update the projection is fitted to; 0 takes the recorded cohorts' means.
         rank: most columns of a factor.
         factor_bits: bits of a factor's entries; encoder and decoder compute with the same rounded factors.
@@ -168,6 +175,7 @@ class TwoSidedCodec(TwoSidedOptions):
         count = budget_numbers(bank.layout, self.ratio)
 
         def choose(allowed: Tensor) -> tuple[Tensor, Tensor]:
+            self.factors_full = not bool(allowed.all())
             offered = torch.where(allowed, energy, torch.zeros(()))
             best = offered.topk(min(count, len(offered))).indices
             bits = torch.zeros(len(offered), dtype=torch.long)

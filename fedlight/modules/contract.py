@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from fedlight.callbacks.tell import tell
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.core.errors import ConfigurationError
@@ -142,4 +142,4 @@ def differences(own: LightningModule, algorithm: Algorithm, loader: DataLoader[A
 def tell_differences(own: LightningModule, algorithm: Algorithm, loader: DataLoader[Any] | None) -> None:
     """Say once, before training, what is different for clients of this module and loader."""
     if found := differences(own, algorithm, loader):
-        rank_zero_warn(f"{type(own).__name__} is trained by clients, otherwise than by a Trainer: {'; '.join(found)}")
+        tell(f"{type(own).__name__} is trained by clients, otherwise than by a Trainer: {'; '.join(found)}")

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.callbacks.tell import tell
 from fedlight.core.errors import ConfigurationError
 from fedlight.metrics import ClientSpread, accuracy_by_size
 from fedlight.rounds.reduce import reduce_sum
@@ -124,7 +124,7 @@ def one_number(name: str, metric: Metric) -> float:
 def warn_of_unseen_models(module: FederatedRun) -> None:
     """Warn, before training, of personal models that no held-out data of their clients will ever evaluate."""
     if module.algorithm.personal_models and not module.data.client_holdout:
-        rank_zero_warn(
+        tell(
             f"{type(module.algorithm).__name__} trains a model of its own for every client but `data.client_holdout` is 0, so that none of "
             "them is evaluated: they only go into checkpoints. Hold out a share of every client's samples, such as `data.client_holdout` "
             "0.2 (for a classifying network on a data set in memory), or take FedAvg, which saves their training"

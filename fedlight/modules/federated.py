@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -18,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from fedlight.aggregation import Aggregator, PlainAggregator
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.pretraining import CodecPretraining
+from fedlight.callbacks.tell import tell
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.auto import Auto
 from fedlight.clients.engine import Engine
@@ -270,7 +270,7 @@ class FederatedModule(Forwarding):
         self.data.to(self.device)
         self.codec.to(self.device)
         if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
-            rank_zero_warn("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
+            tell("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
         begin_ledger(self)
         self._connect()
 

@@ -17,11 +17,14 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedlight.callbacks.base import FederatedCallback
+from fedlight.callbacks.tell import tell
+from fedlight.codecs.stacked import StackedCodec
+from fedlight.codecs.two_sided import TwoSidedOptions
+from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
 
 REFUSED: Mapping[type[Callback], str] = {
@@ -156,4 +159,17 @@ def _of_clients(given: Any) -> list[str]:
 def tell_flags(trainer: Trainer, validates: bool, own: bool = False) -> None:
     """Warn once of each flag that leaves the run without figures, or means something else."""
     for sentence in silent_flags(trainer, validates, own):
-        rank_zero_warn(sentence)
+        tell(sentence)
+
+
+def tell_ratio(codec: Codec) -> None:
+    """Warn of a fitted codec whose messages are more than 1.25 times smaller than was asked for, and of what limits them."""
+    one = codec.codec if isinstance(codec, StackedCodec) else codec
+    if not isinstance(one, TwoSidedOptions) or one.fitted_ratio() <= 1.25 * one.ratio:
+        return
+    limit = (
+        f"`encoder_share` ({one.encoder_share:g}) pays for no more: raise it for larger messages and a smaller error"
+        if one.factors_full
+        else f"recorded updates have energy in no more directions (`rank` allows {one.rank} a side)"
+    )
+    tell(f"`ratio` {one.ratio:g} of {type(one).__name__} was asked for but its messages are {one.fitted_ratio():.1f}x smaller: {limit}")

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from fedlight.callbacks.base import FederatedRun
+from fedlight.callbacks.tell import tell
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.core.errors import ConfigurationError
 from fedlight.data.own import LightningData
@@ -198,13 +198,13 @@ class LocalSteps(LocalModel):
         counted = [name for name, metric in self._metrics.items() if metric.update_called and any(metric._persistent.values())]
         self._told = bool(changed or counted)
         if counted:
-            rank_zero_warn(
+            tell(
                 f"Training updates `{counted[0]}` of {type(self._own).__name__}, a metric whose state is persistent, but every client "
                 "begins every round with one that has seen nothing, and no checkpoint holds what clients count: measure in "
                 "`validation_step`, or keep it in a buffer (`register_buffer`)"
             )
         if changed:
-            rank_zero_warn(
+            tell(
                 f"Training changes `{changed[0]}` of {type(self._own).__name__}, but every client begins every round with it as it was "
                 "when training began: make what rounds hand on a buffer (`register_buffer`), or let it follow from `self.current_epoch`"
             )

@@ -29,6 +29,7 @@ from fedlight.core.progress import progress as shown_progress
 from fedlight.core.quiet import quiet
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
+from fedlight.modules.notices import tell_ratio
 
 
 class Cohorts:
@@ -192,6 +193,8 @@ def fit_codec(
         figures = codec.fit(fit, layer_trainer(training, stop, device, log_dir, progress, seed))
         codec.to("cpu")
         figures["held_out_error"] = reconstruction_error(codec, report)
+        if codec.version == 1:  # a refresh asks for the same again
+            tell_ratio(codec)
         for name, reference in codec.references().items():
             reference.fit(fit, lambda *_: {})
             figures[f"held_out_error_{name}"] = reconstruction_error(reference, report)

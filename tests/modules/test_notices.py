@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import pytest
@@ -25,6 +26,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 import fedlight
+from fedlight.callbacks.tell import tell
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.data import IID, Explicit, LightningData, build_arrays
@@ -80,6 +82,13 @@ def test_a_run_that_shows_nothing_says_so_once_and_names_the_flag(flags, expecte
 def test_callbacks_that_cannot_do_what_they_say_are_refused(callback, message):
     with pytest.raises(ConfigurationError, match=message):
         trainer(1, callbacks=[callback()]).fit(federated(), datamodule=federated_data())
+
+
+def test_a_notice_is_shown_as_its_sentence_alone(monkeypatch):
+    shown, before = [], warnings.formatwarning
+    monkeypatch.setattr(warnings, "showwarning", lambda *args: shown.append(warnings.formatwarning(*args[:4])))
+    tell("Nothing will be validated")
+    assert shown == ["Nothing will be validated\n"] and warnings.formatwarning is before
 
 
 class Watching(Callback):

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from fedlight.callbacks import CodecPretraining
-from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec, TwoSidedCodec
+from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec, TransformCodec, TwoSidedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context, Private
 from fedlight.core.errors import ConfigurationError
@@ -71,6 +73,43 @@ def test_training_lowers_the_error_and_keeps_the_best_weights():
     assert after["held_out_error"] < 0.5 * before["held_out_error"]
     assert after["pretrain_steps"] == 300
     assert {"held_out_error_pca", "held_out_error_random"} <= set(after)
+
+
+def one_direction_bank() -> UpdateBank:
+    """Multiples of one matrix of rank 1."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.outer(torch.ones(20), torch.ones(30)).flatten()
+    return UpdateBank(torch.rand(20, 5, 1, generator=generator) * direction, Layout(("weight",), ((20, 30),)))
+
+
+def full_bank() -> UpdateBank:
+    """Noise in all directions of a matrix."""
+    return UpdateBank(torch.randn(20, 5, 600, generator=torch.Generator().manual_seed(0)), Layout(("weight",), ((20, 30),)))
+
+
+PAYS = r"`ratio` 8 of \w+ was asked for but its messages are [\d.]+x smaller: `encoder_share` \(0.05\) pays for no more"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bank", "share", "told"),
+    [
+        (TransformCodec, full_bank, 10.0, ""),
+        (TwoSidedCodec, full_bank, 10.0, ""),
+        (TransformCodec, full_bank, 0.05, PAYS),
+        (TwoSidedCodec, full_bank, 0.05, PAYS),
+        (TransformCodec, one_direction_bank, 10.0, "`ratio` 8 of .* energy in no more directions"),
+    ],
+)
+def test_a_ratio_far_above_the_one_asked_for_is_told_with_what_limits_it(kind, bank, share, told, recwarn):
+    codec = kind(8, encoder_share=share)
+    for _ in range(2):  # a refresh says nothing new
+        fit_codec(codec, bank(), CodecTraining(steps=0), CPU, None, False, 0)
+    said = [str(item.message) for item in recwarn if "asked for" in str(item.message)]
+    assert len(said) == bool(told) and re.match(told, "".join(said))
+    context = Context(broadcast=codec.decoder.broadcast({}))
+    message = codec.encoder.encode_message(bank().updates[0, 0], context, Private(torch.Generator()))
+    assert codec.fitted_ratio() == 4 * 600 / len(message)
+    assert (codec.fitted_ratio() > 1.25 * 8) == bool(told)
 
 
 def test_the_best_weights_are_put_back():
