@@ -147,6 +147,13 @@ def test_an_argument_of_another_kind_is_named(given, message):
         fedlight.federate(**{"network": LitClassifier(), "data": Points(), **given})
 
 
+def test_a_cohort_larger_than_the_population_is_refused_as_on_the_command_line():
+    data = fedlight.federate(LitClassifier(), Points(), num_clients=4).own_data
+    assert data.sampler.cohort_size == 4
+    with pytest.raises(fedlight.ConfigurationError, match="cohort larger than the population: expected at most 4, got 8; lower"):
+        fedlight.federate(LitClassifier(), Points(), num_clients=4, cohort_size=8).own_data.setup()
+
+
 def test_numbers_of_numpy_and_classes_of_optimizers_are_of_their_kind():
     fedlight.federate(LitClassifier(), Points(), num_clients=np.int64(4), server_optimizer=torch.optim.SGD)
 

@@ -32,10 +32,9 @@ def card(module: FederatedRun, summary: dict[str, Any], steady: dict[str, float]
 
 def final_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """Return the figures of the HParams tab, those that the run has."""
-    sent = summary["uplink_bytes"] + summary["downlink_bytes"]
     seconds = summary["train_seconds"] + summary["pretrain_seconds"]
     worst = summary.get("test_client_accuracy_worst", summary.get("val_client_accuracy_worst"))
-    values = (summary.get("test_accuracy"), worst, sent / 1e6, summary["uplink_ratio"], seconds)
+    values = (summary.get("test_accuracy"), worst, summary["total_bytes"] / 1e6, summary["uplink_ratio"], seconds)
     return {name: float(value) for name, value in zip(RESULTS, values, strict=True) if value is not None}
 
 

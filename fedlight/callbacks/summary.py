@@ -93,6 +93,7 @@ def summarize(trainer: Trainer, module: FederatedRun) -> dict[str, Any]:
             "uplink_bytes_per_client": traffic.mean_message,
             "uplink_bytes": traffic.uplink,
             "downlink_bytes": traffic.downlink,
+            "total_bytes": traffic.uplink + traffic.downlink,
             "codec_bytes": traffic.codec,
             "encoder_bytes": len(encoder_file(module.codec)) if module.codec.version else 0,
             "uplink_ratio": traffic.ratio(module.layout.dim),

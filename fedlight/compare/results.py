@@ -20,7 +20,7 @@ from fedlight.metrics import format_bytes
 Row = dict[str, Any]
 
 METRICS_FILE = "metrics.csv"
-_MEANS = ("uplink_bytes", "downlink_bytes", "codec_bytes", "encoder_bytes")
+_MEANS = ("uplink_bytes", "downlink_bytes", "codec_bytes", "encoder_bytes", "total_bytes")
 _SECONDS = ("pretrain_seconds", "train_seconds")
 
 
@@ -99,7 +99,6 @@ def make_row(codec: str, outcomes: Sequence[Outcome], reference: Sequence[Outcom
         "gap_points": gap,
         "gap_ci95": half,
         **{key: fmean(summary[key] for summary in summaries) for key in _MEANS},
-        "total_bytes": fmean(summary["uplink_bytes"] + summary["downlink_bytes"] for summary in summaries),
         "bytes_to_target": to_target[0],
         "rounds_to_target": to_target[1],
         "server_lr": outcomes[0].run.lr,

@@ -25,13 +25,6 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.{decimals}f} {unit}"
 
 
-def with_total(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a summary with the bytes of both directions together, where it counts bytes."""
-    if "uplink_bytes" not in summary:
-        return dict(summary)
-    return {**summary, "total_bytes": summary["uplink_bytes"] + summary["downlink_bytes"]}
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 

@@ -35,4 +35,10 @@ def refused_flag(flags: Mapping[str, Any]) -> str | None:
             f"Expected no `trainer.limit_train_batches` but got {share}: a federated run is one endless epoch of rounds. Set "
             "`trainer.max_steps` for fewer rounds, `steps` of `algorithm` for fewer local batches, or give a smaller training set"
         )
+    epochs, rounds = flags.get("max_epochs"), flags.get("max_steps")
+    if isinstance(rounds, int) and rounds > 0 and epochs not in (None, -1) and not isinstance(share, int):
+        return (
+            f"Expected no `trainer.max_epochs` beside `trainer.max_steps` {rounds} but got {epochs}: a federated run is one endless epoch, "
+            "and its number of rounds is `trainer.max_steps`"
+        )
     return None

@@ -52,7 +52,7 @@ _KINDS: Kinds = {
     "network": nn.Module,
     "data": LightningDataModule | LightningModule | None,
     "num_clients": Integral,
-    "cohort_size": Integral,
+    "cohort_size": Integral | None,
     "partitioner": Partitioner | None,
     "sampler": ClientSampler | None,
     "proxy_samples": Integral | None,
@@ -64,7 +64,7 @@ def federate(
     network: nn.Module,
     data: LightningDataModule | None = None,
     num_clients: int = 20,
-    cohort_size: int = 10,
+    cohort_size: int | None = None,
     partitioner: Partitioner | None = None,
     sampler: ClientSampler | None = None,
     proxy_samples: int | None = None,
@@ -77,7 +77,7 @@ def federate(
         network: A LightningModule, untouched (its `training_step`, optimizer and evaluation are used), or any network with `loss=`.
         data: A LightningDataModule, untouched; the module's own loaders if not given. A FederatedDataModule is used as it is.
         num_clients: Number of clients that share the training set.
-        cohort_size: Number of clients in a round (all of them, if there are fewer).
+        cohort_size: Number of clients in a round (10, or all of fewer, if not given).
         partitioner: How to split the training set over clients (evenly at random, IID, if not given).
         sampler: Which clients take part in a round, instead of `cohort_size` random ones.
         proxy_samples: Number of training samples set aside to pretrain the codec on (a twentieth of them if the codec needs any).
@@ -95,7 +95,7 @@ def federate(
         raise TypeError(f"There is no argument {name} of federate{did_you_mean(name, (*_KINDS, *ModuleSettings.__annotations__))}")
     module = FederatedModule(network, **settings)
     if isinstance(data, FederatedDataModule):
-        asked = (num_clients, cohort_size) != (20, 10) or any(part is not None for part in (partitioner, sampler, proxy_samples, labels))
+        asked = num_clients != 20 or any(part is not None for part in (cohort_size, partitioner, sampler, proxy_samples, labels))
         if asked:
             raise ConfigurationError(
                 "Expected none of `num_clients`, `cohort_size`, `partitioner`, `sampler`, `proxy_samples` and `labels` with a "
@@ -111,7 +111,7 @@ def federate(
         source=LightningData(network if data is None else data, labels),  # type: ignore[arg-type]
         partitioner=partitioner or IID(),
         num_clients=num_clients,
-        sampler=sampler or Uniform(min(cohort_size, num_clients)),
+        sampler=sampler or Uniform(min(10, num_clients) if cohort_size is None else cohort_size),
         proxy_fraction=0.05 if module.codec.needs_fit and not module.codec_path else 0.0,
         proxy_samples=proxy_samples,
         normalize=False,

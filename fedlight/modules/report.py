@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedlight.core.figures import rows, with_total
+from fedlight.core.figures import rows
 
 
 def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console: Console) -> None:
     """Print accuracies, bytes and seconds of (name, (summary, folder)) runs side by side, and where to look next."""
     table = Table("", *(name for name, _ in runs), title="Federated run")
-    summaries = [with_total(summary) for _, (summary, _) in runs]
+    summaries = [summary for _, (summary, _) in runs]
     for title, key, show in rows(summaries):
         table.add_row(title, *(show(summary[key]) if key in summary else "" for summary in summaries))
     console.print(table)

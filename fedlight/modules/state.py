@@ -24,7 +24,7 @@ from fedlight.modules.global_model import trainable
 
 def check_trainer(trainer: Trainer) -> None:
     """Refuse Trainer flags that mean something else in a federated run; raises ``ConfigurationError`` naming the flag and the way out."""
-    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches", "limit_train_batches")
+    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches", "limit_train_batches", "max_epochs", "max_steps")
     if refused := refused_flag({name: getattr(trainer, name) for name in flags}):
         raise ConfigurationError(refused)
     if trainer.state.fn == "fit" and not trainer.fit_loop._data_source.is_module():

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fedlight.core.figures import Row, format_bytes, rows, with_total
+from fedlight.core.figures import Row, format_bytes, rows
 from fedlight.core.metric_names import own_validation
 from fedlight.report.read import RunData
 from fedlight.report.svg import bars, line_chart
@@ -216,7 +216,7 @@ _MORE: tuple[Row, ...] = (
 
 
 def _table(runs: Sequence[RunData]) -> str:
-    figures = [with_total(run.summary) for run in runs]
+    figures = [run.summary for run in runs]
     lines = []
     for title, key, show in (*rows(figures), *_MORE):
         if any(one.get(key) is not None for one in figures):

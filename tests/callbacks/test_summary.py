@@ -19,6 +19,7 @@ KEYS = {
     "uplink_bytes_per_client",
     "uplink_bytes",
     "downlink_bytes",
+    "total_bytes",
     "codec_bytes",
     "encoder_bytes",
     "additive",
@@ -54,6 +55,7 @@ def test_every_promised_figure_is_there_and_right(finished):
     assert (summary["rounds"], summary["clients"], summary["seed"]) == (4, 8, 3)
     traffic = module.server_state.traffic
     assert (summary["uplink_bytes"], summary["downlink_bytes"]) == (traffic.uplink, traffic.downlink)
+    assert summary["total_bytes"] == traffic.uplink + traffic.downlink
     assert summary["codec_bytes"] == traffic.codec > 0
     assert summary["encoder_bytes"] == len((folder / "encoder.safetensors").read_bytes())
     assert summary["additive"] is True

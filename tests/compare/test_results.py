@@ -30,6 +30,7 @@ def outcome(folder, codec="mine", seed=0, accuracy=0.9, lr=1.0, rows=(), **chang
         "uplink_ratio": 8.0,
         "uplink_bytes": 100,
         "downlink_bytes": 1000 + seed,
+        "total_bytes": 1100 + seed,
         "codec_bytes": 50,
         "encoder_bytes": 25,
         "additive": True,

@@ -47,6 +47,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "at most 20, got 21",
     ),
     "threads": ([*DIGITS, "--threads", "0"], "`threads` >= 1 but got 0"),
+    "epochs": ([*DIGITS, "--trainer.max_epochs", "5"], "no `trainer.max_epochs` beside `trainer.max_steps` 100 but got 5: .* one endless"),
     "clipping": ([*DIGITS, "--trainer.gradient_clip_val", "1"], "no `trainer.gradient_clip_val` but got 1.*max_grad_norm"),
     "checkpoint": (["test", "--config", "digits", "--ckpt_path", "last.ckpt"], "no file last.ckpt"),
     "damaged checkpoint": ([*DIGITS, "--ckpt_path", "damaged.ckpt"], "damaged or none"),

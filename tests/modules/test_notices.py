@@ -152,6 +152,11 @@ def test_what_is_looked_for_in_the_wrong_place_or_given_twice_names_the_right_on
         trainer(1, limit_train_batches=0.5).fit(fedlight.federate(own, num_clients=2))
 
 
+def test_epochs_beside_rounds_are_refused():
+    with pytest.raises(ConfigurationError, match="no `trainer.max_epochs` beside `trainer.max_steps` 2 but got 5: a federated run"):
+        trainer(2, max_epochs=5).fit(federated(), datamodule=federated_data())
+
+
 def test_batches_to_overfit_are_refused_and_loaders_that_are_not_made_again_are_told(recwarn):
     with pytest.raises(ConfigurationError, match="no `trainer.overfit_batches` but got 1"):
         trainer(1, overfit_batches=1).fit(federated(), datamodule=federated_data())

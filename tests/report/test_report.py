@@ -16,7 +16,8 @@ from fedlight.report.svg import bars, line_chart
 
 SUMMARY = {
     "test_accuracy": 0.91, "val_accuracy": 0.9, "rounds": 4, "clients": 6, "seed": 0, "parameters": 1000, "uplink_bytes_per_client": 100,
-    "uplink_bytes": 1200, "downlink_bytes": 24000, "codec_bytes": 4000, "uplink_ratio": 40.0, "train_seconds": 1.0, "pretrain_seconds": 0.5,
+    "uplink_bytes": 1200, "downlink_bytes": 24000, "total_bytes": 25200, "codec_bytes": 4000,
+    "uplink_ratio": 40.0, "train_seconds": 1.0, "pretrain_seconds": 0.5,
 }  # fmt: skip
 
 
