@@ -157,7 +157,7 @@ def make_trainer(first: Callback, rounds: int, repeat: int, folder: str, more: S
         check_val_every_n_epoch=None,
         val_check_interval=10,
         enable_model_summary=False,
-        logger=run_loggers("benchmark", folder),
+        logger=run_loggers("benchmark", folder, "fedlight"),
         default_root_dir=folder,
         callbacks=[first, RunSummary(), LearningRateMonitor("step"), RoundProgressBar(), RoundCheckpoint(min(10, repeat)), *more],
         **flags,
