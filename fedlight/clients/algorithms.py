@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
 from fedlight.core.codec import State
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import require
 from fedlight.core.pieces import flat_gradient
 
 
@@ -134,11 +134,10 @@ class FedAvg(Algorithm):
         schedule: Schedule | None = None,
     ) -> None:
         check_local_steps(epochs, steps, batch_size)
-        if lr <= 0 or not 0 <= momentum < 1 or weight_decay < 0 or (max_grad_norm is not None and max_grad_norm <= 0):
-            raise ConfigurationError(
-                "Expected `lr` > 0, `momentum` in [0, 1), `weight_decay` >= 0 and `max_grad_norm` > 0 but got "
-                f"{lr}, {momentum}, {weight_decay} and {max_grad_norm}"
-            )
+        require(lr > 0, f"Expected `lr` > 0 but got {lr}")
+        require(0 <= momentum < 1, f"Expected `momentum` in [0, 1) but got {momentum}")
+        require(weight_decay >= 0, f"Expected `weight_decay` >= 0 but got {weight_decay}")
+        require(max_grad_norm is None or max_grad_norm > 0, f"Expected `max_grad_norm` > 0 but got {max_grad_norm}")
         self.lr = lr
         self.batch_size = batch_size
         self.epochs = epochs

@@ -15,7 +15,7 @@ from fedlight.console.arguments import Tree, read
 from fedlight.console.catalogue import Arguments
 from fedlight.console.configs import require_command, shipped
 from fedlight.console.foreign import exists, lightning_classes, names_in
-from fedlight.console.names import did_you_mean
+from fedlight.console.names import did_you_mean, did_you_mean_option
 from fedlight.console.options import LIGHTNINGS, SETTINGS, annotation_of, group, options
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.flags import NO_ROUNDS
@@ -81,7 +81,8 @@ class _Checker:
         for key, value in tree.items():
             name = str(key).rstrip("+")
             if name not in scope or (not path and name == "config" and self.where):
-                near = did_you_mean(path + name, [path + one for one in scope])
+                of_run = not path and "trainer" in scope
+                near = (did_you_mean_option if of_run else did_you_mean)(path + name, [path + one for one in scope])
                 raise ConfigurationError(f"There is no option {path}{name}{self.where}{near}")
             self.value(scope[name], value, path + name)
 
@@ -176,6 +177,12 @@ class _Checker:
                 near = did_you_mean(short, [*catalogue.family("Module"), *catalogue.family("Optimizer"), *others])
                 raise ConfigurationError(f"{path}: there is no class {named}{self.where}{near}")
             if short not in known:
+                theirs = {one.lower(): one for one in names_in("torchvision.datasets")} if kind == "source" else {}
+                if one := theirs.get(named.lower()):
+                    raise ConfigurationError(
+                        f"{path}: there is no source {named}{self.where}, but torchvision has it: use Torchvision with `dataset: {one}` "
+                        f"(--{path} Torchvision --{path}.dataset {one})"
+                    )
                 shown = [name for name, found in known.items() if not found.abstract]
                 lists = f" (`--{path}.help` lists them)" if path.startswith(("model.", "data.")) and path.count(".") == 1 else ""
                 raise ConfigurationError(f"{path}: there is no {kind} {named}{self.where}{did_you_mean(named, shown)}{lists}")

@@ -5,6 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+USUAL = {
+    "rounds": "trainer.max_steps",
+    "num_rounds": "trainer.max_steps",
+    "max_steps": "trainer.max_steps",
+    "epochs": "trainer.max_steps (rounds), or model.algorithm.epochs (of a client)",
+    "seed": "seed_everything",
+    "clients": "data.num_clients",
+    "num_clients": "data.num_clients",
+    "cohort_size": "data.sampler.cohort_size",
+    "lr": "model.algorithm.lr",
+    "learning_rate": "model.algorithm.lr",
+    "batch_size": "model.algorithm.batch_size",
+    "codec": "model.codec",
+}
+"""The field's usual words that are no options of a run, and the options that are meant."""
+
+
+def did_you_mean_option(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for a run's option that a usual word stands for, or else for the nearest one known.
+
+    >>> did_you_mean_option("rounds", ["trainer"]), did_you_mean_option("trainr", ["trainer"])
+    ('; did you mean trainer.max_steps?', '; did you mean trainer?')
+    """
+    usual = USUAL.get(name.replace("-", "_"))
+    return f"; did you mean {usual}?" if usual else did_you_mean(name, known)
+
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is nearest to ``name``, regardless of case, or None if none is near.

@@ -61,5 +61,5 @@ class CodecTraining:
 
     def __post_init__(self) -> None:
         require_least(self, steps=0, rounds_per_step=1, check_every=1, patience=1)
-        valid = self.lr > 0 and 0 < self.holdout <= 0.25
-        require(valid, f"Expected `lr` > 0 and `holdout` in (0, 0.25] but got {self.lr} and {self.holdout}")
+        require(self.lr > 0, f"Expected `lr` > 0 but got {self.lr}")
+        require(0 < self.holdout <= 0.25, f"Expected `holdout` in (0, 0.25] but got {self.holdout}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 
 
 class AdaptiveServer(torch.optim.Optimizer, ABC):
@@ -20,10 +20,10 @@ class AdaptiveServer(torch.optim.Optimizer, ABC):
     """
 
     def __init__(self, params: ParamsT, lr: float, beta1: float, tau: float, **more: float) -> None:
-        if lr <= 0 or not 0 <= beta1 < 1 or tau <= 0 or not 0 <= more.get("beta2", 0.0) < 1:
-            raise ConfigurationError(
-                f"Expected `lr` > 0, `beta1` and `beta2` in [0, 1) and `tau` > 0 but got {lr}, {beta1}, {more.get('beta2')} and {tau}"
-            )
+        for name, value in (("lr", lr), ("tau", tau)):
+            require(value > 0, f"Expected `{name}` > 0 but got {value}")
+        for name, value in (("beta1", beta1), ("beta2", more.get("beta2", 0.0))):
+            require(0 <= value < 1, f"Expected `{name}` in [0, 1) but got {value}")
         super().__init__(params, {"lr": lr, "beta1": beta1, "tau": tau, **more})
 
     @abstractmethod

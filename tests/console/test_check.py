@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from fedlight.cli import DryRun, open_cli
 from fedlight.console import catalogue
 from fedlight.console.check import check
 from fedlight.console.configs import shipped
-from fedlight.console.options import all_options
+from fedlight.console.names import USUAL
+from fedlight.console.options import all_options, annotation_of, options
 from fedlight.core.errors import ConfigurationError
 from tests.federation import CODEC, TINY, environment
 
@@ -30,6 +32,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "option of another subcommand": ([*DIGITS, "--cohort_rounds", "1"], "no option cohort_rounds"),
     "Trainer's option": ([*DIGITS, "--trainer.max_step", "1"], "no option trainer.max_step; did you mean trainer.max_steps?"),
     "codec": ([*DIGITS, "--model.codec", "TransfromCodec"], "no codec TransfromCodec; did you mean TransformCodec?"),
+    "rounds": ([*DIGITS, "--rounds", "5"], "no option rounds; did you mean trainer.max_steps?"),
+    "seed": ([*DIGITS, "--seed", "5"], "no option seed; did you mean seed_everything?"),
+    "torchvision's data": (
+        [*DIGITS, "--data.source", "mnist"],
+        "no source mnist, but torchvision has it: use Torchvision with `dataset: MNIST`",
+    ),
     "codec in a chain": (
         [*DIGITS, "--model.codec", json.dumps({"class_path": "ChainCodec", "init_args": {"codecs": [{"class_path": "LinarCodec"}]}})],
         "no codec LinarCodec; did you mean LinearCodec?",
@@ -65,6 +73,15 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def test_every_usual_word_is_no_option_and_stands_for_one():
+    for word, meant in USUAL.items():
+        assert word not in options("fit")
+        for name in re.findall(r"[\w.]+\.\w+|^\w+$", meant):
+            known = name.startswith("model.algorithm.") and name.rpartition(".")[2] in catalogue.arguments("FedAvg")
+            known |= name == "data.sampler.cohort_size" and "cohort_size" in catalogue.arguments("Uniform")
+            assert known or annotation_of("fit", name) is not None
 
 
 @pytest.mark.parametrize("name", MISTAKES)
