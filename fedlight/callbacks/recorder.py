@@ -12,7 +12,7 @@ from torch import Tensor
 from fedlight.callbacks.base import FederatedCallback, FederatedRun
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require_counts
 from fedlight.core.layout import Layout
 from fedlight.rounds.call import Call
 from fedlight.rounds.messages import ClientUpdate
@@ -28,8 +28,7 @@ class UpdateRecorder(FederatedCallback):
     """
 
     def __init__(self, clients: int = 10, every_n_rounds: int = 1, path: str | None = None) -> None:
-        if clients < 1 or every_n_rounds < 1:
-            raise ConfigurationError(f"Expected `clients` >= 1 and `every_n_rounds` >= 1 but got {clients} and {every_n_rounds}")
+        require_counts(clients=clients, every_n_rounds=every_n_rounds)
         self.clients = clients
         self.every_n_rounds = every_n_rounds
         self.path = path

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from fedlight.callbacks.base import FederatedCallback, FederatedRun, section
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.precision import exactly
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.rounds.call import Call
@@ -48,12 +48,9 @@ class CodecRefresh(FederatedCallback):
         stop_after: int | None = None,
         history: int = 0,
     ) -> None:
-        if history < 0:
-            raise ConfigurationError(f"Expected `history` >= 0 but got {history}")
-        if every_n_rounds < 1 or (growth is not None and growth < 1) or (stop_after is not None and stop_after < 1):
-            raise ConfigurationError(
-                f"Expected `every_n_rounds` >= 1, `growth` >= 1 and `stop_after` >= 1 but got {every_n_rounds}, {growth} and {stop_after}"
-            )
+        require(history >= 0, f"Expected `history` >= 0 but got {history}")
+        for name, value in (("every_n_rounds", every_n_rounds), ("growth", growth), ("stop_after", stop_after)):
+            require(value is None or value >= 1, f"Expected `{name}` >= 1 but got {value}")
         self.every_n_rounds = every_n_rounds
         self.proxy = proxy or ProxyFederation(rounds=10)
         self.training = training or CodecTraining(steps=300)

@@ -97,7 +97,8 @@ class QSGDCodec(Codec):
     unbiased = True
 
     def __init__(self, bits: int = 8, bucket: int = 512, norm: Norm = "l2") -> None:
-        require(2 <= bits <= 16 and bucket >= 1, f"Expected `bits` in 2..16 and `bucket` >= 1 but got {bits} and {bucket}")
+        require(2 <= bits <= 16, f"Expected `bits` in 2..16 but got {bits}")
+        require(bucket >= 1, f"Expected `bucket` >= 1 but got {bucket}")
         require_choice("norm", norm, ("l2", "max"))
         self.bits = bits
         self.bucket = bucket

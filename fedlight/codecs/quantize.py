@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, ServerContext, State, TrainCodec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import require
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, JointFormat
 
@@ -132,10 +132,9 @@ class QuantizeCodec(Codec):
     integer = True
 
     def __init__(self, bits: int = 4, clip: float = 3.0, smoothing: float = 0.5) -> None:
-        if not 2 <= bits <= 16 or clip <= 0 or not 0 <= smoothing <= 1:
-            raise ConfigurationError(
-                f"Expected `bits` in 2..16, `clip` > 0 and `smoothing` in [0, 1] but got {bits}, {clip} and {smoothing}"
-            )
+        require(2 <= bits <= 16, f"Expected `bits` in 2..16 but got {bits}")
+        require(clip > 0, f"Expected `clip` > 0 but got {clip}")
+        require(0 <= smoothing <= 1, f"Expected `smoothing` in [0, 1] but got {smoothing}")
         self.bits = bits
         self.clip = clip
         self.smoothing = smoothing

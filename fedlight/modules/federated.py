@@ -27,7 +27,7 @@ from fedlight.clients.store import ClientStore
 from fedlight.core.bank import UpdateBank
 from fedlight.core.checkpoint import RUN
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require, require_counts
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.kinds import require_kinds
 from fedlight.core.layout import Layout
@@ -134,11 +134,8 @@ class FederatedModule(Forwarding):
     ) -> None:
         require_kinds(locals(), MODULE_KINDS, {"clients": "num_clients"})
         super().__init__()
-        if min_clients < 1 or max_attempts < 1 or sim_every < 0:
-            raise ConfigurationError(
-                "Expected `min_clients` >= 1, `max_attempts` >= 1 and `sim_every` >= 0 but got "
-                f"{min_clients}, {max_attempts} and {sim_every}"
-            )
+        require_counts(min_clients=min_clients, max_attempts=max_attempts)
+        require(sim_every >= 0, f"Expected `sim_every` >= 0 but got {sim_every}")
         check_parts(network, loss, server_scheduler)
         self.automatic_optimization = False
         self.network = network

@@ -41,7 +41,8 @@ class LoRA(nn.Module):
         trained: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        require(rank >= 1 and alpha > 0, f"Expected `rank` >= 1 and `alpha` > 0 but got {rank} and {alpha}")
+        require(rank >= 1, f"Expected `rank` >= 1 but got {rank}")
+        require(alpha > 0, f"Expected `alpha` > 0 but got {alpha}")
         if base is not None:
             load_base(network, base)
         self.network = network.requires_grad_(False)

@@ -170,6 +170,6 @@ def tell_ratio(codec: Codec) -> None:
     limit = (
         f"`encoder_share` ({one.encoder_share:g}) pays for no more: raise it for larger messages and a smaller error"
         if one.factors_full
-        else f"recorded updates have energy in no more directions (`rank` allows {one.rank} a side)"
+        else f"recorded updates have energy in no more directions (`rank` allows {one.rank} a side) that more bits would serve"
     )
     tell(f"`ratio` {one.ratio:g} of {type(one).__name__} was asked for but its messages are {one.fitted_ratio():.1f}x smaller: {limit}")

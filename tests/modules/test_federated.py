@@ -293,7 +293,11 @@ def test_a_draft_of_client_state_is_kept_only_if_the_round_succeeds():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"min_clients": 0}, "`min_clients` >= 1"), ({"max_attempts": 0}, "`max_attempts` >= 1"), ({"sim_every": -1}, "`sim_every` >= 0")],
+    [
+        ({"min_clients": 0}, "^Expected `min_clients` >= 1 but got 0$"),
+        ({"max_attempts": 0}, "`max_attempts` >= 1 but got 0$"),
+        ({"sim_every": -1}, "`sim_every` >= 0 but got -1$"),
+    ],
 )
 def test_numbers_out_of_range_are_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
