@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from hypothesis import settings
 settings.register_profile("fedlight", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.register_profile("quick", settings.get_profile("fedlight"), max_examples=12)  # `make test`; all the tests draw all the examples
 settings.load_profile("fedlight")
+
+# A shell's background job ignores Ctrl-C, and so would every run that a test starts and then stops by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
