@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedlight.aggregation.base import TRAIN, AggregationSetting, Aggregator, Collector, Held, Sealer
-from fedlight.core.codec import Codec, Context, Encoder, require_additive, require_fixed_width
+from fedlight.core.codec import Codec, Context, Encoder
+from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.digest import digest_context, digest_tensors, encoder_digest
 from fedlight.core.errors import ConfigurationError, ProtocolError
 from fedlight.core.model import Model

@@ -13,7 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from fedlight.callbacks.tell import tell
-from fedlight.core.codec import Codec, require_additive, require_fixed_width
+from fedlight.core.codec import Codec
+from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange, wide

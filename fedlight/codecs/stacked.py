@@ -20,9 +20,8 @@ from fedlight.core.codec import (
     Private,
     State,
     TrainCodec,
-    require_fixed_width,
-    require_room,
 )
+from fedlight.core.codec_needs import require_fixed_width, require_room
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat

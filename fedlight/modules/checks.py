@@ -25,7 +25,8 @@ from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
 from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
-from fedlight.core.codec import Codec, Context, require_additive, require_fixed_width, require_room
+from fedlight.core.codec import Codec, Context
+from fedlight.core.codec_needs import require_additive, require_fixed_width, require_room
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
 from fedlight.core.kinds import Kinds, refuse_other_lightning

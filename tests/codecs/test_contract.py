@@ -39,7 +39,8 @@ from fedlight.codecs import (
 )
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import Codec, Context, Private, ServerContext, State, TrainCodec, require_additive, require_fixed_width
+from fedlight.core.codec import Codec, Context, Private, ServerContext, State, TrainCodec
+from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.export import (
     codec_from_config,
