@@ -38,7 +38,6 @@ FIRST = 1.5
 GROWTH = 3.0
 """How much of itself is added to the gain where nothing of a sum could be read: for the next to fit, or one of the next."""
 
-
 LARGEST = 1e20
 """The largest gain, and one over the smallest: float32 holds the step times either."""
 

@@ -3,8 +3,8 @@
 What a sum of clients' codes needs is room for the sum that comes about, not for the largest that could (Nazer & Gastpar 2011, IEEE Trans.
 Inf. Theory 57(10), on sums modulo a lattice). A sum outside its window comes back at the other end, off by exactly one window. So each
 block of 128 coordinates has a check beside it: a weighted sum of its integers modulo a prime, which the masks' sum keeps exactly. Of one to
-three such sums in a block the check tells which they are, and they are put right. More of them are noticed (but once in 65,521 times), and
-as their places are not known the whole block is left out.
+three such sums in a block the check tells which they are, and they are put right. A block with more of them is left out as a whole; one
+such block in 94 fits a wrong repair by chance, and nothing shows it.
 """
 
 from __future__ import annotations
