@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedlight.core.errors import require, require_counts
+from fedlight.core.errors import require_counts, require_positive
 
 
 class SigmoidLeNet(nn.Module):
@@ -26,7 +26,7 @@ class SigmoidLeNet(nn.Module):
     def __init__(self, in_channels: int = 1, image_size: int = 28, num_classes: int = 10, channels: int = 12, init: float = 0.5) -> None:
         super().__init__()
         require_counts(in_channels=in_channels, image_size=image_size, num_classes=num_classes, channels=channels)
-        require(init > 0, f"Expected `init` > 0 but got {init}")
+        require_positive(init=init)
         side = (image_size + 3) // 4
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 5, stride=2, padding=2),

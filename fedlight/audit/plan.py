@@ -13,7 +13,7 @@ from fedlight.audit.attacks import Attack
 from fedlight.audit.views import Observation
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec
-from fedlight.core.errors import ConfigurationError, require, require_least
+from fedlight.core.errors import ConfigurationError, require, require_least, require_positive
 from fedlight.data import FederatedDataModule
 
 MOST_TRIALS_FAST = 2
@@ -55,8 +55,8 @@ class Canaries:
 
     def __post_init__(self) -> None:
         require_least(self, count=0, rounds=1, honest=0)
-        valid = all(z >= 0 for z in self.noise) and 0 < self.delta < 1
-        require(valid, f"Expected `noise` >= 0 and `delta` in (0, 1) but got {self.noise} and {self.delta}")
+        require(min(self.noise, default=0) >= 0, f"Expected `noise` >= 0 but got {self.noise}")
+        require(0 < self.delta < 1, f"Expected `delta` in (0, 1) but got {self.delta}")
 
 
 @dataclass
@@ -107,8 +107,7 @@ class Audit:
         for name in ("attacks", "observations", "seeds"):
             require(getattr(self, name), f"Expected `{name}` to name at least one but got an empty list")
         require_least(self, trials=1, proxy_rounds=6, images=1)
-        if (self.lr is not None and self.lr <= 0) or (self.memory_mb is not None and self.memory_mb <= 0):
-            raise ConfigurationError(f"Expected `lr` and `memory_mb` > 0 but got {self.lr} and {self.memory_mb}")
+        require_positive(lr=self.lr, memory_mb=self.memory_mb)
         known = ["base"] if self.codecs is None else list(self.codecs)
         for observation in self.observations:
             if observation.codec is not None and observation.codec not in known:

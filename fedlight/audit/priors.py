@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlight.core.errors import require, require_counts
+from fedlight.core.errors import require, require_counts, require_positive
 from fedlight.core.linalg import eigen
 
 
@@ -124,7 +124,8 @@ class Gaussian(Prior):
     name = "Gaussian"
 
     def __init__(self, share: float = 0.2, least: float = 0.01) -> None:
-        require(0 < share <= 1 and least > 0, f"Expected `share` in (0, 1] and `least` > 0 but got {share} and {least}")
+        require(0 < share <= 1, f"Expected `share` in (0, 1] but got {share}")
+        require_positive(least=least)
         self.share = share
         self.least = least
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlight.codecs.chain import ChainEncoder
 from fedlight.codecs.quantize import QuantizeEncoder
 from fedlight.core.codec import Codec, Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError, require, require_least
+from fedlight.core.errors import ConfigurationError, require, require_least, require_positive
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 from fedlight.privacy.clipping import clip_norm
@@ -48,12 +48,11 @@ class Observation:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        require_least(self, clients=1, batch_size=1, local_steps=1, known=0, rounds=1)
+        require_least(self, clients=1, batch_size=1, local_steps=1, known=0, rounds=1, noise=0)
+        require_positive(clip=self.clip)
         require(
             self.known < self.clients, f"Expected `known` to be less than `clients` but got {self.known} of {self.clients}: nothing is left"
         )
-        if self.noise < 0 or (self.clip is not None and self.clip <= 0):
-            raise ConfigurationError(f"Expected `noise` >= 0 and `clip` > 0 but got {self.noise} and {self.clip}")
 
     @property
     def words(self) -> str:

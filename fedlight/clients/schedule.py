@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from fedlight.core.errors import require
+from fedlight.core.errors import require, require_counts
 
 
 class Schedule(ABC):
@@ -49,7 +49,8 @@ class Cosine(Schedule):
     """
 
     def __init__(self, rounds: int, final: float = 0.0) -> None:
-        require(rounds >= 1 and 0 <= final <= 1, f"Expected `rounds` >= 1 and `final` in [0, 1] but got {rounds} and {final}")
+        require_counts(rounds=rounds)
+        require(0 <= final <= 1, f"Expected `final` in [0, 1] but got {final}")
         self.rounds = rounds
         self.final = final
 

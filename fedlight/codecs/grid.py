@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
 from fedlight.core.codec import Codec, Decoder, Encoder, Plan
-from fedlight.core.errors import require
+from fedlight.core.errors import require, require_positive
 from fedlight.core.layout import Layout
 
 
@@ -26,7 +26,8 @@ class GridCodec(Codec):
     integer = True
 
     def __init__(self, step: float, bits: int = 18) -> None:
-        require(step > 0 and 2 <= bits <= 24, f"Expected `step` > 0 and `bits` in 2..24 but got {step} and {bits}")
+        require_positive(step=step)
+        require(2 <= bits <= 24, f"Expected `bits` in 2..24 but got {bits}")
         self.step = step
         self.bits = bits
 

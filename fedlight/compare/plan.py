@@ -57,9 +57,8 @@ class Comparison:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ConfigurationError(f"Expected `{name}` to be a list of one or more different numbers but got {values}")
+            require(name == "server_lrs" or min(values or [0]) >= 0, f"Expected `{name}` >= 0 but got {values}")
         require(min(self.server_lrs) > 0, f"Expected `server_lrs` > 0 but got {self.server_lrs}")
-        least = min([*self.seeds, *(self.tune_seeds or [])])
-        require(least >= 0, f"Expected `seeds` and `tune_seeds` >= 0 but got {self.seeds} and {self.tune_seeds}")
         require(self.jobs >= 1, f"Expected `jobs` >= 1 but got {self.jobs}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ConfigurationError(f"Expected `target` to be an accuracy in 0..1 but got {self.target}: 95 % is 0.95")

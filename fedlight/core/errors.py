@@ -63,6 +63,12 @@ def require_counts(**counts: int) -> None:
         require(count >= 1, f"Expected `{name}` >= 1 but got {count}")
 
 
+def require_positive(**numbers: float | None) -> None:
+    """Raise ``ConfigurationError`` unless every number is above 0, or None."""
+    for name, number in numbers.items():
+        require(number is None or number > 0, f"Expected `{name}` > 0 but got {number}")
+
+
 def require_least(options: object, **least: float) -> None:
     """Raise ``ConfigurationError`` unless these options, attributes of an object, are at least that large, or None."""
     for name, bound in least.items():

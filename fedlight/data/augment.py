@@ -66,8 +66,10 @@ class Affine(Augmentation):
     """
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1, shift: float = 1.0, shear: float = 0.0) -> None:
-        require(0 <= degrees <= 180 and 0 <= scale < 1, f"Expected `degrees` in 0..180 and `scale` in [0, 1) but got {degrees} and {scale}")
-        require(shift >= 0 and shear >= 0, f"Expected `shift` and `shear` >= 0 but got {shift} and {shear}")
+        require(0 <= degrees <= 180, f"Expected `degrees` in 0..180 but got {degrees}")
+        require(0 <= scale < 1, f"Expected `scale` in [0, 1) but got {scale}")
+        require(shift >= 0, f"Expected `shift` >= 0 but got {shift}")
+        require(shear >= 0, f"Expected `shear` >= 0 but got {shear}")
         self.degrees = degrees
         self.scale = scale
         self.shift = shift

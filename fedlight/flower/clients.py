@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, require, require_positive
 from fedlight.deploy import Nodes
 from fedlight.deploy.protocol import Letter
 
@@ -64,9 +64,8 @@ class FlowerClients(Nodes):
         longest_reply: float = 1024.0,
     ) -> None:
         super().__init__(nodes, keys, reproducible, longest_reply)
-        require(
-            timeout > 0 and wait >= 0 and poll > 0, f"Expected `timeout` and `poll` > 0 and `wait` >= 0 but got {timeout}, {poll}, {wait}"
-        )
+        require_positive(timeout=timeout, poll=poll)
+        require(wait >= 0, f"Expected `wait` >= 0 but got {wait}")
         self.timeout = timeout
         self.wait = wait
         self.poll = poll

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, require, require_counts
 from fedlight.privacy.accounting import discrete_sum_multiplier
 from fedlight.privacy.mechanism import PrivacyMechanism
 from fedlight.privacy.noise import NoiseSource
@@ -56,7 +56,8 @@ class DistributedDP(PrivacyMechanism):
     ) -> None:
         super().__init__(clip, noise_multiplier, accountant="auto", **terms)
         require(0 <= colluding < threshold, f"Expected 0 <= `colluding` < `threshold` but got {colluding} and {threshold}")
-        require(grid >= 1 and 2 <= bits <= 24, f"Expected `grid` >= 1 and `bits` in 2..24 but got {grid} and {bits}")
+        require_counts(grid=grid)
+        require(2 <= bits <= 24, f"Expected `bits` in 2..24 but got {bits}")
         self.threshold = threshold
         self.colluding = colluding
         self.grid = grid

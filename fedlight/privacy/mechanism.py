@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedlight.core.codec import Context, Encoder, Private
-from fedlight.core.errors import ConfigurationError, require, require_choice, require_least
+from fedlight.core.errors import ConfigurationError, require, require_choice, require_least, require_positive
 from fedlight.privacy.accounting import LEAST_MULTIPLIER, calibrate, epsilon
 from fedlight.privacy.clipping import clip_integers, clip_norm
 from fedlight.privacy.ledger import Ledger
@@ -88,7 +88,8 @@ class PrivacyMechanism(ABC):
         simulation_seed: int | None = None,
     ) -> None:
         require_choice("accountant", accountant, ("auto", "pld", "rdp"))
-        require(clip > 0 and 0 < delta < 1, f"Expected `clip` > 0 and `delta` between 0 and 1 but got {clip} and {delta}")
+        require_positive(clip=clip)
+        require(0 < delta < 1, f"Expected `delta` between 0 and 1 but got {delta}")
         if noise_multiplier is None and target_epsilon is None:
             raise ConfigurationError(
                 "Expected `noise_multiplier` or `target_epsilon` but got neither: give one, or both to stop at a budget"

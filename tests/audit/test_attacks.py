@@ -22,6 +22,7 @@ from fedlight.audit.attacks import (
 )
 from fedlight.audit.metrics import matched, psnr
 from fedlight.audit.networks import SigmoidLeNet
+from fedlight.audit.plan import Canaries
 from fedlight.audit.priors import Gaussian, Pixels, Prior, SmallVAE, TotalVariation
 from fedlight.audit.victim import Pixels as Constants
 from fedlight.audit.victim import Victim
@@ -260,14 +261,18 @@ def test_every_attack_goes_through_an_encoder(name, digits, context):
         lambda: DLG(labels="guessed"),
         lambda: InvertingGradients(lr=0.0),
         lambda: RobbingTheFed(1),
+        lambda: RobbingTheFed(strength=0.0),
         lambda: LearnedInverter(0),
         lambda: InvertingGradients(weight=-1.0),
         lambda: Gaussian(0.0),
         lambda: Gaussian(least=0.0),
         lambda: SmallVAE(0),
         lambda: SigmoidLeNet(0),
+        lambda: SigmoidLeNet(init=0.0),
+        lambda: Canaries(noise=[1.0, -1.0]),
+        lambda: Canaries(delta=1.0),
     ],
 )
-def test_options_out_of_range_are_refused(make):
-    with pytest.raises(ConfigurationError, match="Expected `"):
+def test_options_out_of_range_are_refused_and_named_alone(make):
+    with pytest.raises(ConfigurationError, match="^Expected `[a-z_]+`[^`]*$"):
         make()

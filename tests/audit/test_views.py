@@ -145,7 +145,7 @@ def test_noise_has_the_deviation_that_it_says_and_messages_are_clipped():
     "options", [{"clients": 0}, {"batch_size": 0}, {"local_steps": 0}, {"noise": -1.0}, {"clip": 0.0}, {"known": 1}, {"rounds": 0}]
 )
 def test_a_sight_out_of_range_is_refused(options):
-    with pytest.raises(ConfigurationError, match="Expected `"):
+    with pytest.raises(ConfigurationError, match=f"Expected `{next(iter(options))}`"):
         Observation(**options)
 
 

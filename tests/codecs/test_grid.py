@@ -37,7 +37,7 @@ def test_decoding_multiplies_by_the_step_and_nothing_is_learned_from_sums():
 
 @pytest.mark.parametrize("arguments", [{"step": 0.0}, {"step": 1.0, "bits": 1}, {"step": 1.0, "bits": 25}], ids=str)
 def test_arguments_out_of_range_are_refused(arguments):
-    with pytest.raises(ConfigurationError, match="`step` > 0 and `bits` in 2..24"):
+    with pytest.raises(ConfigurationError, match=f"^Expected `{[*arguments][-1]}`[^`]*$"):
         GridCodec(**arguments)
 
 

@@ -1,8 +1,40 @@
-"""The search for fedlight's own error in a chain of errors."""
+"""The search for fedlight's own error in a chain of errors, and errors that name the wrong argument alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from fedlight.aggregation.secure.sums import SumFormat
+from fedlight.clients.schedule import Cosine
+from fedlight.compare.plan import Comparison
 from fedlight.core.errors import ConfigurationError, own_error
+from fedlight.data.augment import Affine
+from fedlight.privacy import CentralDP
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Affine(degrees=181.0), "degrees"),
+        (lambda: Affine(scale=1.0), "scale"),
+        (lambda: Affine(shift=-1.0), "shift"),
+        (lambda: Affine(shear=-1.0), "shear"),
+        (lambda: Cosine(0), "rounds"),
+        (lambda: Cosine(5, 1.5), "final"),
+        (lambda: SumFormat(((3, 4),), clients=0), "clients"),
+        (lambda: SumFormat(((3, 4),), clients=2, max_weight=0), "max_weight"),
+        (lambda: SumFormat(((3, 0),), clients=2), "limits"),
+        (lambda: CentralDP(clip=0.0, noise_multiplier=1.0), "clip"),
+        (lambda: CentralDP(clip=1.0, noise_multiplier=1.0, delta=1.0), "delta"),
+        (lambda: Comparison("digits", {"none": None}, seeds=[-1]), "seeds"),
+        (lambda: Comparison("digits", {"none": None}, tune_seeds=[-1]), "tune_seeds"),
+    ],
+)
+def test_the_wrong_argument_is_named_alone(make: Callable[[], object], name: str):
+    with pytest.raises(ConfigurationError, match=f"^Expected `{name}` [^`]*$"):
+        make()
 
 
 def test_the_own_error_is_found_among_causes_and_contexts():

@@ -182,3 +182,9 @@ def test_the_configuration_of_a_run_becomes_a_command_line(tmp_path) -> None:
     path.touch()
     assert last_checkpoint(tmp_path / "logs") == path
     assert arguments(given | {"resume": True}, [tmp_path])[-2:] == ["--ckpt_path", str(path)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("timeout", 0.0), ("poll", 0.0), ("wait", -1.0)])
+def test_a_number_out_of_range_is_named_alone(name, value):
+    with pytest.raises(ConfigurationError, match=f"^Expected `{name}` >=? 0 but got"):
+        FlowerClients(NAMES, **{name: value})

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedlight.aggregation.secure.primitives import keystream
 from fedlight.core.digits import digit_bytes, pack_digits, unpack_digits
-from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
+from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError, require, require_counts
 from fedlight.core.windows import PRIME, WindowFormat, checks, count_checks, mend
 from fedlight.core.wire import Format, JointFormat
 
@@ -60,11 +60,9 @@ class SumFormat:
     windowed: bool = False
 
     def __post_init__(self) -> None:
-        if self.clients < 1 or self.max_weight < 1 or any(limit < 1 or count < 1 for limit, count in self.limits) or not self.limits:
-            raise ConfigurationError(
-                f"Expected a code of at least one coordinate, `clients` >= 1 and `max_weight` >= 1 but got {self.limits}, "
-                f"{self.clients} and {self.max_weight}"
-            )
+        require_counts(clients=self.clients, max_weight=self.max_weight)
+        some = self.limits and all(limit >= 1 and count >= 1 for limit, count in self.limits)
+        require(some, f"Expected `limits` of a code of at least one coordinate but got {self.limits}")
         if (widest := max(modulus - 1 for modulus, _ in self.moduli).bit_length()) > MOST_BITS:
             raise ConfigurationError(
                 f"Expected sums of at most {MOST_BITS} bits but {self.clients} clients of weight up to {self.max_weight} need {widest}: "

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from fedlight.audit.attacks.base import Attack, Auxiliary, Case, Guess
 from fedlight.audit.victim import Victim
-from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.errors import ConfigurationError, require, require_positive
 from fedlight.core.random import torch_generator
 
 
@@ -156,7 +156,8 @@ class RobbingTheFed(Attack):
     needs_gradients = False
 
     def __init__(self, bins: int = 64, strength: float = 1e-2) -> None:
-        require(bins >= 2 and strength > 0, f"Expected `bins` >= 2 and `strength` > 0 but got {bins} and {strength}")
+        require(bins >= 2, f"Expected `bins` >= 2 but got {bins}")
+        require_positive(strength=strength)
         self.bins = bins
         self.strength = strength
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fedlight.audit.attacks.base import Attack, Case, Guess
 from fedlight.audit.attacks.public import ClassModel, likely_images
 from fedlight.audit.priors import Pixels, Prior, TotalVariation
-from fedlight.core.errors import require, require_choice, require_counts
+from fedlight.core.errors import require, require_choice, require_counts, require_positive
 
 Labels = Literal["known", "inferred", "joint"]
 
@@ -160,7 +160,8 @@ class InvertingGradients(GradientMatching):
         weight: float = 1e-5,
     ) -> None:
         super().__init__(steps, restarts, labels, prior or TotalVariation(), quick_steps=steps)
-        require(lr > 0 and weight >= 0, f"Expected `lr` > 0 and `weight` >= 0 but got {lr} and {weight}")
+        require_positive(lr=lr)
+        require(weight >= 0, f"Expected `weight` >= 0 but got {weight}")
         self.lr = lr
         self.weight = weight
 
