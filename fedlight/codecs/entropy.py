@@ -8,9 +8,7 @@ message would hold.
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.entropy import LEVELS_PER_OCTAVE, TOP, EntropyFormat
 from fedlight.core.errors import ConfigurationError
+from fedlight.core.inflate import deflate_text, inflate_text
 from fedlight.core.layout import Layout
 from fedlight.core.wire import HEADER
 
@@ -122,7 +121,7 @@ class EntropyCodec(Codec):
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return the levels of the coefficients, packed, for they are part of what a client downloads."""
         levels = np.full(layout.dim, TOP) if bank is None else measure_levels(bank)
-        return {"levels": base64.b85encode(zlib.compress(levels.astype(np.uint8).tobytes(), 9)).decode()}
+        return {"levels": deflate_text(levels.astype(np.uint8).tobytes())}
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
@@ -157,4 +156,4 @@ def measure_levels(bank: UpdateBank) -> np.ndarray:
 
 
 def _unpack(plan: Plan, layout: Layout) -> bytes:
-    return zlib.decompressobj().decompress(base64.b85decode(plan["levels"]), layout.dim)
+    return inflate_text(plan["levels"], layout.dim, "levels")

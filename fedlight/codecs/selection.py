@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.moments import TwoSidedMoments
 from fedlight.core.codec import Plan
 from fedlight.core.errors import CodecMismatchError, ConfigurationError
+from fedlight.core.inflate import deflate_text, inflate_text
 
 Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps the coefficients that may be taken, bool ``[n]``, to (bits ``[n]``, 0 for those left out; what each saves ``[n]``)."""
@@ -46,8 +45,7 @@ class Selection:
 
     def to_plan(self) -> Plan:
         """Return the selection as plain data; the bits are packed, for they are part of what a client downloads."""
-        packed = zlib.compress(self.bits.to(torch.uint8).numpy().tobytes(), 9)
-        return {"grids": [list(grid) for grid in self.grids], "bits": base64.b85encode(packed).decode()}
+        return {"grids": [list(grid) for grid in self.grids], "bits": deflate_text(self.bits.to(torch.uint8).numpy().tobytes())}
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Selection:
@@ -59,9 +57,7 @@ class Selection:
         grids = tuple(tuple(grid) for grid in plan["grids"])
         size = sum(map(math.prod, grids))
         bits = torch.zeros(size, dtype=torch.long)  # before anything is unpacked: few bytes can claim many
-        raw = zlib.decompressobj().decompress(base64.b85decode(plan["bits"]), max(size, 1))
-        if len(raw) != size:
-            raise CodecMismatchError(f"Expected the bits of {size:,} coefficients but got those of {len(raw):,}")
+        raw = inflate_text(plan["bits"], size, "bits")
         return cls(grids, bits.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8)) if size else bits)
 
     def check(self, matrices: Matrices) -> None:

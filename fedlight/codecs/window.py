@@ -7,9 +7,7 @@ Put it behind a codec that gathers the energy, such as `TwoSidedCodec`.
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +17,7 @@ from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, ServerContext, State, TrainCodec
 from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
+from fedlight.core.inflate import deflate_text, inflate_text
 from fedlight.core.layout import Layout
 from fedlight.core.windows import Run, WindowFormat
 from fedlight.core.wire import HEADER
@@ -159,7 +158,7 @@ class WindowCodec(Codec):
                 f"Expected a `ratio` that leaves room for a code but at {self.ratio:g} one of {layout.dim:,} numbers has "
                 f"{int(4 * layout.dim / self.ratio)} bytes: choose a smaller `ratio`"
             )
-        return {"windows": base64.b85encode(zlib.compress(windows.byte().numpy().tobytes(), 9)).decode(), "step": step}
+        return {"windows": deflate_text(windows.byte().numpy().tobytes()), "step": step}
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
@@ -212,9 +211,9 @@ class WindowCodec(Codec):
 
     def _unpack(self, layout: Layout, plan: Plan) -> tuple[WindowFormat, Tensor]:
         """Return the format and where the code's entries lie among the coefficients ``[code_dim]``: narrow windows first."""
-        raw = bytearray(zlib.decompressobj().decompress(base64.b85decode(plan["windows"]), layout.dim))
+        raw = bytearray(inflate_text(plan["windows"], layout.dim, "windows"))
         windows = torch.frombuffer(raw, dtype=torch.uint8).long() if raw else torch.zeros(0, dtype=torch.long)
-        if len(windows) != layout.dim or not windows.any() or int(windows.max()) > len(LIMITS):
-            raise CodecMismatchError(f"Expected the windows of {layout.dim:,} coefficients but got {len(windows):,} or other numbers")
+        if not windows.any() or int(windows.max()) > len(LIMITS):
+            raise CodecMismatchError(f"Expected windows of 1 to {len(LIMITS)}, 0 where there is none, but got none or others")
         order = windows.argsort(stable=True)
         return self._format(windows), order[windows[order] > 0]

@@ -101,13 +101,10 @@ def check_checkpoint(path: Path) -> bool:
         ConfigurationError: if its bytes do not have that digest, or it is no zip archive that takes no more memory than its file.
     """
     size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts, comment = archive.infolist(), archive.comment
-    except Exception as error:  # zipfile has no common class for what damaged bytes raise
-        raise ConfigurationError(_damaged(path)) from error
-    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-    require(stored and sum(part.file_size for part in parts) <= size, _damaged(path))
+    with path.open("rb") as file:
+        comment = archive_comment(file, size)
+    if comment is None:
+        raise ConfigurationError(_damaged(path))
     if not comment.startswith(_MARK):
         return False
     with path.open("rb") as file:
@@ -118,6 +115,17 @@ def check_checkpoint(path: Path) -> bool:
     digest.update(bytes(2))
     require(comment == _MARK + digest.hexdigest().encode(), _damaged(path))
     return True
+
+
+def archive_comment(file: BinaryIO, size: int) -> bytes | None:
+    """Return the comment of a zip archive of ``size`` bytes; None if it is none, or its parts would take more memory than its bytes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts, comment = archive.infolist(), archive.comment
+    except Exception:  # zipfile has no common class for what damaged bytes raise
+        return None
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    return comment if stored and sum(part.file_size for part in parts) <= size else None
 
 
 def _damaged(path: Path) -> str:

@@ -29,7 +29,7 @@ DECODER_FILE = "decoder.safetensors"
 
 LIMIT = 64 << 20
 """Bytes that a half may take beside 64 times its file's: for what is drawn from a seed and lies in no file."""
-_WORTH = 64
+WORTH = 64
 
 _AGAIN = "export the codec again"
 
@@ -119,7 +119,7 @@ def restore_codec(codec: Codec, state: dict[str, Any]) -> None:
             f"Expected the checkpoint's codec {json.dumps(description['config'])} but the configuration says "
             f"{json.dumps(codec.config())}: resume with the configuration of that run, or start a new one"
         )
-    with Budget(LIMIT + _WORTH * size):
+    with Budget(LIMIT + WORTH * size):
         _rebuild(codec, description, state["encoder"], state["decoder"])
 
 
@@ -249,7 +249,7 @@ def _sound(path: Path, limit: int) -> Iterator[None]:
     files = [path / ENCODER_FILE, path / DECODER_FILE] if path.is_dir() else [path]
     sizes = [file.stat().st_size for file in files if file.is_file()]
     try:
-        with Budget(sum(limit + _WORTH * size for size in sizes)):
+        with Budget(sum(limit + WORTH * size for size in sizes)):
             yield
     except Exception as error:  # what a file says can fail in any way where it is followed
         if isinstance(error, CodecMismatchError) and str(path) in str(error):

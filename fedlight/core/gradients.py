@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
+from fedlight.core.checkpoint import archive_comment
 from fedlight.core.codec import Codec, Context, Private, ServerContext, State
 from fedlight.core.collectives import Reduce, add_up, agree_on_units, in_units, outgoing
-from fedlight.core.errors import ConfigurationError
-from fedlight.core.export import codec_state, restore_codec
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
+from fedlight.core.export import LIMIT, WORTH, codec_state, restore_codec
+from fedlight.core.inflate import inflate
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
@@ -177,10 +179,20 @@ def pack_codec(codec: Codec) -> bytes:
 
 
 def unpack_codec(codec: Codec, packed: bytes) -> None:
-    """Load the output of ``pack_codec`` into the codec."""
-    state = torch.load(BytesIO(zlib.decompress(packed)), weights_only=True)
-    decoder = {name: state["decoder"].get(name, state["encoder"].get(name)) for name in state["names"]}
-    restore_codec(codec, {**state, "decoder": decoder})
+    """Load the output of ``pack_codec`` into the codec.
+
+    Raises:
+        CodecMismatchError: if it is something else, belongs to a codec of another configuration, or takes more memory than it is worth.
+    """
+    raw = inflate(packed, LIMIT + WORTH * len(packed))
+    try:
+        if archive_comment(BytesIO(raw), len(raw)) is None:
+            raise CodecMismatchError("it is no archive, or a compressed one")
+        state = torch.load(BytesIO(raw), weights_only=True)
+        decoder = {name: state["decoder"].get(name, state["encoder"].get(name)) for name in state["names"]}
+        restore_codec(codec, {**state, "decoder": decoder})
+    except Exception as error:  # what damaged bytes say can fail in any way where it is followed
+        raise CodecMismatchError(f"Expected a packed codec but could not take it over: {error}") from error
 
 
 def _bound(recipe: Codec | None, layout: Layout) -> Codec | None:

@@ -121,7 +121,7 @@ def read_lists(path: Path) -> Partition:
         return from_lists(parts, str(path))
     try:
         return from_lists(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as a .json or .npz of index lists: {error}; see Explicit for the formats.") from error
 
 
@@ -136,7 +136,10 @@ def from_lists(lists: Any, source: str) -> Partition:
 
 
 def _indices(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values) if np.size(values) else np.empty(0, dtype=np.int64)
+    try:
+        array = np.asarray(values) if np.size(values) else np.empty(0, dtype=np.int64)
+    except ValueError as error:  # lists within the list
+        raise DataError(f"{name}: expected a flat list of integers, but {error}.") from error
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"{name}: expected a flat list of integers, got {array.dtype} of shape {array.shape}.")
     return array.astype(np.int64)

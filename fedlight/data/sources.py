@@ -259,10 +259,12 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] | None
             if missing:
                 raise DataError(f"{path}: missing array {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}.")
             wanted = file.files if optional is None else (*required, *optional)
-            return {key: file[key] for key in wanted if key in file.files}
+            found = {key: file[key] for key in wanted if key in file.files}
+            require(all(isinstance(array, np.ndarray) for array in found.values()), "a part of it is no array")
+            return found
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path}: cannot be read as an .npz of plain arrays: {error}. Save it again with numpy.savez, no objects."
         ) from error

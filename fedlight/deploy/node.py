@@ -175,7 +175,7 @@ class Node:
             if settings_digest(text) not in self._parts:
                 try:
                     self._parts[settings_digest(text)] = self._built(text)
-                except (ConfigurationError, ImportError) as error:
+                except Exception as error:  # of whatever a server sent: it must not end the node
                     log.debug("Settings in %s: %s", path, error)  # the process that answers says so
 
     def _built(self, text: str) -> Parts:

@@ -119,12 +119,9 @@ def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Pa
 
     Raises:
         NotAllowedError: if it names anything else.
-        ConfigurationError: if it cannot be built here.
+        ConfigurationError: if it cannot be built here, or is no such text.
     """
-    given = json.loads(text)
-    model = dict(given["model"])
-    if given["augmentation"] is not None:
-        model["augmentation"] = given["augmentation"]
+    model, terms = _read(text)
     prefixes = ("fedlight", "torch.nn", "torch.optim", *allowed)
     _refuse_others(model, prefixes)
     try:
@@ -133,21 +130,33 @@ def read_settings(text: str, allowed: Collection[str] = (), set_up: Callable[[Pa
         raise
     except Exception as error:  # whatever the classes raise
         raise ConfigurationError(f"Expected settings that can be built here but: {error}") from error
-    terms = given["terms"]
-    accounting = None if terms["accounting"] is None else AccountingSetting(**terms["accounting"])
-    parts.terms = Terms(**{**terms, "nodes": tuple(terms["nodes"]), "accounting": accounting})
+    parts.terms = terms
     if set_up is not None:
         set_up(parts)
     _check_constants(parts.network, parts.terms.constants)
-    parts.codec = codec_from_config(terms["codec"])
+    parts.codec = codec_from_config(dict(terms.codec))
     if not parts.codec.needs_fit:
         parts.codec.bind(parts.layout)
     if parts.privacy is not None:
         if parts.privacy.simulation_seed is not None:
             raise ConfigurationError("Expected no `simulation_seed`: whoever knows it can take the noise off. Leave it out")
-        assert accounting is not None, "a run with privacy has it"
-        parts.privacy.calibrate(accounting, parts.terms.population)
+        if terms.accounting is None:
+            raise ConfigurationError("Expected settings that say what the noise of `privacy` is calibrated to but they do not")
+        parts.privacy.calibrate(terms.accounting, terms.population)
     return parts
+
+
+def _read(text: str) -> tuple[dict[str, Any], Terms]:
+    """Return the description of the parts, and the terms."""
+    try:
+        given = json.loads(text)
+        model, terms = dict(given["model"]), given["terms"]
+        if given["augmentation"] is not None:
+            model["augmentation"] = given["augmentation"]
+        accounting = None if terms["accounting"] is None else AccountingSetting(**terms["accounting"])
+        return model, Terms(**{**terms, "nodes": tuple(terms["nodes"]), "accounting": accounting})
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # another text, or one nested too deep
+        raise ConfigurationError(f"Expected the settings of a run but could not read them: {type(error).__name__}: {error}") from error
 
 
 def _check_constants(network: nn.Module, expected: Mapping[str, str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +26,7 @@ from fedlight.codecs import (
     TopKCodec,
     TwoSidedCodec,
 )
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError
 from fedlight.core.gradients import Channel, exchange, pack_codec, unpack_codec
 from tests.data_parallel import SmallResNet, SmallTransformer
 from tests.federation import federated, federated_data, trainer
@@ -226,6 +229,30 @@ def test_a_packed_codec_is_the_same_codec():
     assert theirs.codec.encoder.fingerprint == mine.codec.encoder.fingerprint
     assert torch.equal(theirs.codec.reconstruct(gradient.view(1, -1)), mine.codec.reconstruct(gradient.view(1, -1)))
     unpack_codec(theirs.codec, pack_codec(mine.codec))
+
+
+def archive(compression: int) -> bytes:
+    """What torch would read, of parts that are much longer than it."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        file.writestr("archive/data.pkl", bytes(30_000_000))
+    return zlib.compress(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (zlib.compress(bytes(150_000_000)), "at most [0-9,]+ compressed bytes"),
+        (archive(zipfile.ZIP_DEFLATED), "no archive, or a compressed one"),
+        (archive(zipfile.ZIP_STORED), "could not take it over"),
+        (zlib.compress(b"nothing"), "no archive"),
+        (b"nothing", "could not read them"),
+    ],
+)
+def test_a_packed_codec_takes_no_more_memory_than_it_is_worth(packed: bytes, message: str):
+    codec = Channel("w", (30, 40), TwoSidedCodec(ratio=10), feedback=True, seed=0).codec
+    with pytest.raises(CodecMismatchError, match=message):
+        unpack_codec(codec, packed)
 
 
 @pytest.mark.slow

@@ -181,6 +181,7 @@ def test_explicit_clients(kind, tmp_path):
         ([[0], [6]], "indices in 0..5, got 0..6"),
         ([[0], [-1]], "indices in 0..5, got -1..0"),
         ([[0.5]], "client 0: expected a flat list of integers"),
+        ([[0, [1]]], "client 0: expected a flat list of integers"),
         ([], "expected one list of sample indices per client"),
     ],
 )
@@ -192,7 +193,7 @@ def test_explicit_refuses_wrong_lists(lists, message):
 def test_explicit_refuses_empty_clients_and_bad_files(tmp_path):
     with pytest.raises(ConfigurationError, match="client 1 has 0"):
         Explicit([[0, 1], []]).partition(np.zeros(6, int), None, rng())
-    for name, content in (("absent.json", None), ("broken.json", "[[1,"), ("text.npz", "no archive")):
+    for name, content in (("absent.json", None), ("broken.json", "[[1,"), ("text.npz", "no archive"), ("deep.json", "[" * 10**5)):
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=name):

@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +136,18 @@ def test_missing_and_corrupt_files(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"got a single .npy array"):
         ArrayFile("one.npy").load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [10**13, 10**30, None])
+def test_an_array_that_claims_more_than_there_is_takes_no_memory(count: int | None, tmp_path):
+    header = io.BytesIO(b"no array")
+    if count is not None:
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as file:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            file.writestr(f"{name}.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"set.npz: cannot be read as an .npz of plain arrays"):
+        ArrayFile("set.npz").load(tmp_path)
 
 
 def test_with_clients_attaches_ids_of_the_right_length(tmp_path):

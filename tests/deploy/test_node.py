@@ -17,7 +17,7 @@ from torch import nn
 from fedlight.aggregation.secure import Directory
 from fedlight.codecs import IdentityCodec, TopKCodec, TransformCodec
 from fedlight.core.buffers import constants
-from fedlight.core.errors import ConfigurationError, DataError, RoundFailedError
+from fedlight.core.errors import CodecMismatchError, ConfigurationError, DataError, RoundFailedError
 from fedlight.deploy import InProcess, NodeConfig
 from fedlight.deploy.disk import RunFolder
 from fedlight.deploy.protocol import Envelope, Letter, Status
@@ -193,6 +193,27 @@ TERMS = Terms(IdentityCodec().config(), tuple(NODES))
 def test_a_class_that_the_owner_does_not_allow_is_not_even_imported(model: dict[str, Any]) -> None:
     with pytest.raises(NotAllowedError, match="add it to `allow`"):
         read_settings(write_settings(model, None, TERMS))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        "[" * 10**5,
+        '{"model": {}, "augmentation": null, "terms": {"accounting": null, "nodes": 1}}',
+        write_settings({"network": class_path("torch.nn.Identity")}, None, replace(TERMS, codec={"class_path": "os.system"})),
+    ],
+)
+def test_whatever_text_a_server_sends_ends_no_node(text: str, tmp_path: Path) -> None:
+    """It stays on the node's disk, and is read again before every message."""
+    with pytest.raises((ConfigurationError, CodecMismatchError)):
+        read_settings(text)
+    folder = tmp_path / NODES[0] / "run"
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(text)
+    node(0, tmp_path).preload()
 
 
 def test_functions_of_torch_may_be_named() -> None:
