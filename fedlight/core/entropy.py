@@ -35,6 +35,18 @@ _DECAY = math.sqrt(2) / _DEVIATIONS
 _ZERO, _OTHER = -np.log2(-np.expm1(-_DECAY / 2)), 1 - np.log2(-np.expm1(-_DECAY)) - _DECAY / 2 / math.log(2)
 _SHIFTS = np.arange(-TOP, TOP + 1)
 
+_PRECISION = 24
+"""Bits of a model's chances, as the coder has them."""
+
+_PIECE = 4096
+"""How many entries are read by a short table at a time: fewer cost more calls, of more some entry is too large more often."""
+
+_NEAR = 16
+"""A short table has the integers within so many deviations."""
+
+_WIDEST = 512
+"""The largest integer of a short table: wider ones are hardly faster than the whole."""
+
 
 @dataclass(frozen=True)
 class EntropyFormat:
@@ -98,9 +110,12 @@ class EntropyFormat:
                 f"that begin with {bytes(payload[:1]).hex() or 'nothing'}"
             )
         shift = int(_SHIFTS[payload[0]])
-        decoder = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32))
+        decoder, parts = stream.queue.RangeDecoder(np.frombuffer(payload[2:], "<u4").astype(np.uint32)), []
         try:
-            parts = [decoder.decode(_model(index), count) for index, count in self._models(shift)]
+            for index, count in self._models(shift):
+                for start in range(0, count, _PIECE):
+                    part, decoder = _decode(decoder, index, min(_PIECE, count - start))
+                    parts.append(part)
         except AssertionError as error:
             raise MessageError(f"Expected an entropy-coded payload but could not decode it: {error}") from error
         symbols = np.concatenate([np.zeros(0, np.int32), *parts])
@@ -132,8 +147,8 @@ class EntropyFormat:
     def _bits(self, values: np.ndarray) -> np.ndarray:
         """Return the information of ordered values ``[length]`` under every common factor, ``[shifts]``."""
         levels, counts = self._runs
-        runs = np.split(values, np.cumsum(counts)[:-1])
-        others, sums = np.array([np.count_nonzero(run) for run in runs]), np.array([np.abs(run).sum() for run in runs])
+        starts = np.cumsum(counts) - counts
+        others, sums = (np.add.reduceat(each, starts, dtype=np.int64) for each in (values != 0, np.abs(values)))
         models = np.clip(levels.astype(int) + _SHIFTS[:, None], 0, TOP)
         costs = (counts - others) * _ZERO[models] + others * _OTHER[models] + sums * _DECAY[models] / math.log(2)
         total: np.ndarray = costs.sum(1)
@@ -149,12 +164,44 @@ class EntropyFormat:
         return bytes([shift + TOP, zlib.crc32(words) & 0xFF]) + words
 
 
+def _decode(decoder: stream.queue.RangeDecoder, index: int, count: int) -> tuple[np.ndarray, stream.queue.RangeDecoder]:
+    """Return the next symbols ``[count]``, all of one level, and the decoder behind them.
+
+    Most of the time goes into the search of the table, so a full piece is read by a short one: that tells where an integer beyond it was
+    met, but not which, and the piece is read again by the whole table.
+    """
+    near = math.ceil(_NEAR * _DEVIATIONS[index])
+    if count == _PIECE and near <= _WIDEST:
+        ahead = decoder.clone()
+        try:
+            found = ahead.decode(_model(index, near), count)
+        except AssertionError:  # as what follows an integer beyond the table can do
+            found = np.zeros(1, np.int32)
+        if found.min() > 0 and found.max() <= 2 * near + 1:
+            return found + np.int32(_LIMIT - near - 1), ahead
+    return decoder.decode(_model(index), count), decoder
+
+
 @cache
-def _model(index: int) -> stream.model.Categorical:
-    """Return the model of a level: integers from minus to plus the limit, each at least as likely as 2**-24.
+def _model(index: int, near: int = _LIMIT) -> stream.model.Categorical:
+    """Return the model of a level: integers from minus to plus ``near``, between all smaller and all larger ones where there are any.
 
     A table is decoded four times faster than a function, and its chances are rounded: the same on machines whose exponentials are not.
+    The coder takes off one part in 2**24 of every symbol's chance, and shares out the rest as it is told.
     """
+    bounds = _bounds(index)
+    if near < _LIMIT:
+        bounds = np.concatenate([bounds[:1], bounds[_LIMIT - near : _LIMIT + near + 2], bounds[-1:]])
+    return stream.model.Categorical(np.diff(bounds) - 1.0, perfect=False)
+
+
+@cache
+def _bounds(index: int) -> np.ndarray:
+    """Return where the chances of the integers from minus to plus the limit begin and end, of 2**24: each has at least one part."""
     decay, sizes = _DECAY[index], np.abs(np.arange(-_LIMIT, _LIMIT + 1))
     chances = np.where(sizes, np.exp(-decay * (sizes - 0.5)) * -np.expm1(-decay) / 2, -np.expm1(-decay / 2))
-    return stream.model.Categorical(np.rint(chances * 2**30), perfect=False)
+    sums = np.cumsum(np.concatenate([[0.0], np.rint(chances * 2**30)]))
+    spare = (1 << _PRECISION) - len(sizes)
+    bounds: np.ndarray = (sums * (spare / sums[-1])).astype(np.int64) + np.arange(len(sums))
+    bounds[-1] = 1 << _PRECISION
+    return bounds

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,6 +79,27 @@ def test_long_codes_of_any_size_come_back(scale: float, seed: int) -> None:
     code = laplacian(2.0**scale, seed)
     read = LEVELS.unpack(LEVELS.pack(code))
     assert torch.equal(read, code) and read.dtype == torch.int32
+
+
+@pytest.mark.parametrize("level", [0, 4, 8, 12, 20, 30, TOP])
+def test_long_runs_of_a_level_come_back_with_what_is_far_too_large_for_it(level: int) -> None:
+    """They are read piece by piece by a short table, which knows no large integers."""
+    format = EntropyFormat(bytes([level]) * 20_000)
+    code = laplacian(2.0 ** ((TOP - level) / 2), format=format)
+    for places, value in ((slice(5_000, 5_001), format.limit), (slice(13_000, 19_000, 300), -100), (slice(0, 4), -format.limit)):
+        code[places] = value
+        assert torch.equal(format.unpack(format.pack(code)), code)
+
+
+def test_the_bytes_are_those_of_earlier_versions() -> None:
+    """Of levels whose chances round to whole parts on every machine: files and messages are read by other versions."""
+    payloads = [LEVELS.pack(laplacian(scale)) for scale in (0.3, 1, 8, 1000)]
+    assert [(len(payload), zlib.crc32(payload)) for payload in payloads] == [
+        (34, 1610946740),
+        (182, 831874926),
+        (854, 1111702564),
+        (3978, 4120180895),
+    ]
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1, 2, 8, 30])
