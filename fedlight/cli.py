@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fedlight.clients import FedSGD
 from fedlight.codecs import StackedCodec
-from fedlight.compare.plan import merge, read_base
+from fedlight.compare.plan import read_base
+from fedlight.console.arguments import merge
 from fedlight.console.errors import one_sentence
 from fedlight.console.options import TRAINER_DEFAULTS
 from fedlight.console.prepare import prepare

@@ -65,8 +65,7 @@ def main(module: LightningModule, data: LightningDataModule) -> float:
 
 
 def instantiate(parser: jsonargparse.ArgumentParser, given: list[str]) -> jsonargparse.Namespace:
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    return make(parser.parse_args(given))
+    return parser.instantiate(parser.parse_args(given))
 
 
 def public(package: str) -> set[str]:

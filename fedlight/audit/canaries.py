@@ -23,11 +23,7 @@ LOUDNESS = 10.0  # length of a canary's code, in clip norms: the audit covers cl
 
 
 def audited_mechanism(noise: float, delta: float, clients: int, rounds: int, length: int, seed: int) -> CentralDP | None:
-    """Return the mechanism that canaries attack, at clip norm 1 and with every client in every round; None without noise.
-
-    Raises:
-        ConfigurationError: if ``dp-accounting`` is not installed.
-    """
+    """Return the mechanism that canaries attack, at clip norm 1 and with every client in every round; None without noise."""
     if not noise:
         return None
     mechanism = CentralDP(clip=1.0, noise_multiplier=noise, delta=delta, simulation_seed=derive_seed(seed, "audit noise"))

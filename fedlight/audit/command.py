@@ -14,7 +14,7 @@ from fedlight.audit.parties import canary_rows, membership_rows
 from fedlight.audit.picture import Strip, draw, write_pictures
 from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import READING, Row, show_rows, write_rows
-from fedlight.audit.session import Result, Session, number_of_cohorts
+from fedlight.audit.session import Result, Session
 from fedlight.audit.target import Target, trained_network
 from fedlight.console.errors import told
 from fedlight.console.settings import read_settings, settings_parser
@@ -29,11 +29,7 @@ Build = Callable[[str, Path | None, dict[str, Any], float | None], Parts]
 
 
 def audit(args: list[str], build: Build) -> None:
-    """Run an audit and write its report.
-
-    Raises:
-        ConfigurationError: if a setting or the base configuration cannot work; no attack has run then.
-    """
+    """Run an audit and write its report; raises ``ConfigurationError``, before any attack, if settings or base cannot work."""
     settings, path = settings_of(args)
     name = path.stem if path else "audit"
     parts = build(settings.base, path.parent if path else None, settings.overrides, settings.lr)
@@ -45,7 +41,7 @@ def audit(args: list[str], build: Build) -> None:
     trials = min(settings.membership.trials, FAST_TRIALS) if settings.fast else settings.membership.trials
     for attack in settings.left_out:
         print(f"fedlight audit: {attack.name} is left out of a fast audit: a short run of it shows nothing", file=sys.stderr)
-    with progress("fedlight audit: attack", number_of_cohorts(settings, len(networks))) as step:
+    with progress("fedlight audit: attack", len(networks) * len(settings.tried) * len(settings.observations)) as step:
 
         def advance(words: str) -> None:
             """Show the next step, or, without words, count one attack as done."""
@@ -64,17 +60,12 @@ def audit(args: list[str], build: Build) -> None:
 
 
 def settings_of(args: list[str]) -> tuple[Audit, Path | None]:
-    """Return the settings in arguments and file, and the file if there is one.
-
-    Raises:
-        ConfigurationError: if an option is unknown or of the wrong type, or the settings cannot work.
-    """
+    """Return the settings in arguments and file, and the file if there is one; raises ``ConfigurationError`` for a mistake."""
     parser = settings_parser("audit", Audit)
     given, path = read_settings("audit", parser, args)
     overrides = _plain(given.pop("overrides"))
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     try:
-        made = make(given).as_dict()
+        made = parser.instantiate(given).as_dict()
     except Exception as error:
         raise ConfigurationError(f"audit: {told(error)} (options: fedlight audit --help)") from error
     return Audit(**made, overrides=overrides), path  # classes named in overrides are built with the base, not here

@@ -10,17 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Controls:
-    """Guesses from public images and labels alone.
+    """Guesses from public images and labels alone."""
 
-    Attributes:
-        mean: the mean image ``[c, h, w]``.
-        class_means: mean images ``[classes, c, h, w]``.
-        medoids: for every class the public image nearest to its mean, ``[classes, c, h, w]``.
-    """
-
-    mean: Tensor
-    class_means: Tensor
-    medoids: Tensor
+    mean: Tensor  # image [c, h, w]
+    class_means: Tensor  # images [classes, c, h, w]
+    medoids: Tensor  # for every class the public image nearest to its mean, [classes, c, h, w]
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, classes: int) -> Controls:

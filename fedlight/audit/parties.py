@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,26 +31,11 @@ def membership_rows(
     advance: Callable[[str], None],
 ) -> list[Row]:
     """Return two rows per observation, cosine and likelihood ratio, each with the same test on the plain update."""
-    rows, known = [], dict[Observation, Scores]()
-
-    def scores(observation: Observation) -> Scores:
-        if observation not in known:
-            known[observation] = member_scores(target, observation, trials, settings.shadows, seed)
-        return known[observation]
-
+    rows, scores = [], cache(lambda observation: member_scores(target, observation, trials, settings.shadows, seed))
     for observation in observations:
         advance(f"Membership on {observation.codec or 'no codec'}, {observation.words}")
         for test in ("cosine", "likelihood ratio"):
-            row = Row(
-                f"membership ({test})",
-                observation.words,
-                observation.codec or "none",
-                observation.clients,
-                "none",
-                model=model,
-                seeds=(seed,),
-            )
-            row.batch_size, row.local_steps, row.noise = observation.batch_size, observation.local_steps, observation.noise
+            row = Row.of(f"membership ({test})", observation, "none", model, [seed])
             try:
                 members, others = scores(observation)[test]
                 row.n, row.auc, row.tpr_at_1_percent_fpr = len(members), auc(members, others), tpr_at(members, others)

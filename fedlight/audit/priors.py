@@ -95,7 +95,8 @@ class TotalVariation(Pixels):
 
     def learn(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         """Store the mean absolute difference of neighbors."""
-        self.width = (_variation(images) / max(_differences(images), 1)).clamp(min=1e-6)
+        differences = images.diff(dim=-1).numel() + images.diff(dim=-2).numel()
+        self.width = (_variation(images) / max(differences, 1)).clamp(min=1e-6)
 
     def penalty(self, latent: Tensor) -> Tensor:
         """Return the total variation in units of the mean difference."""
@@ -105,10 +106,6 @@ class TotalVariation(Pixels):
 def _variation(images: Tensor) -> Tensor:
     variation: Tensor = images.diff(dim=-1).abs().sum() + images.diff(dim=-2).abs().sum()
     return variation
-
-
-def _differences(images: Tensor) -> int:
-    return images.diff(dim=-1).numel() + images.diff(dim=-2).numel()
 
 
 class Gaussian(Prior):

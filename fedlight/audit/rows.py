@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedlight.audit.views import Observation
+
 SUCCESS = 3.0
 """dB over the class mean from which an attack counts as working: below that, it may know no more than the label."""
 
@@ -65,6 +67,13 @@ class Row:
     seeds: tuple[int, ...] = ()
     seconds: float = 0.0
     conclusion: str = ""
+
+    @classmethod
+    def of(cls, attack: str, seen: Observation, prior: str, model: str, seeds: Sequence[int]) -> Row:
+        """Return the row of an attack on an observation, without results."""
+        row = cls(attack, seen.words, seen.codec or "none", seen.clients, prior, model=model, seeds=tuple(seeds))
+        row.batch_size, row.local_steps, row.noise = seen.batch_size, seen.local_steps, seen.noise
+        return row
 
     @property
     def skipped(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache, partial
 from statistics import fmean
 
 import torch
@@ -26,39 +27,21 @@ POOL = 100
 
 @dataclass
 class Result:
-    """The results of an attack on one observation, over all cohorts.
+    """The results of an attack on one observation, over all cohorts."""
 
-    Attributes:
-        psnr: PSNR of every image, ``[n]``; empty for attacks on labels.
-        ssim: SSIM of every image, ``[n]``.
-        firsts: the attack's first image of every cohort, ``[cohorts, c, h, w]``.
-        first_psnr: PSNR of each.
-        truth: the true images that belong to them.
-        labels: share of correct labels, if the attack infers labels.
-        found: identification rate.
-        baselines: PSNRs of guesses that see no message, by name.
-        seconds: total time.
-    """
-
-    psnr: Tensor
-    ssim: Tensor
-    firsts: Tensor
+    psnr: Tensor  # of every image, [n]; empty for attacks on labels
+    ssim: Tensor  # of every image, [n]
+    firsts: Tensor  # the attack's first image of every cohort, [cohorts, c, h, w]
     first_psnr: list[float]
-    truth: Tensor
-    labels: float | None
-    found: float | None
-    baselines: dict[str, float]
+    truth: Tensor  # the true images that belong to the first ones
+    labels: float | None  # share of correct labels, if the attack infers labels
+    found: float | None  # identification rate
+    baselines: dict[str, float]  # PSNRs of guesses that see no message, by name
     seconds: float
 
 
 class Session:
-    """Runs attacks and keeps their results on plain updates, the control of several observations.
-
-    Args:
-        audit: the settings.
-        parts: what the base configuration builds.
-        advance: called with words before every cohort, and without words after every attack.
-    """
+    """Runs attacks; ``advance`` is called with words before every cohort, and without words after every attack."""
 
     def __init__(self, audit: Audit, parts: Parts, advance: Callable[[str], None]) -> None:
         self.audit = audit
@@ -66,23 +49,20 @@ class Session:
         self.advance = advance
         self.rows: list[Row] = []
         self.shown: list[tuple[Row, Result, Result]] = []
-        self._results: dict[tuple[str, int, Observation], Result] = {}
 
     def run(self, target: Target, model: str) -> None:
         """Run every attack on every observation of one model; an attack that cannot run becomes a row that says why."""
         controls = Controls.of(target.context.images, target.context.labels, target.context.classes)
         for number, attack in enumerate(self.audit.tried):
             prepared = attack.prepare(target.context, torch_generator(self.parts.seed, "audit prior", number))
+            results = cache(partial(self._attack, target, controls, prepared))  # several observations have one control
             for observation in self.audit.observations:
-                row = Row(attack.name, observation.words, observation.codec or "none", observation.clients, attack.prior.name, model=model)
-                row = replace(row, batch_size=observation.batch_size, local_steps=observation.local_steps, noise=observation.noise)
-                row.seeds = tuple(self.audit.seeds)
+                row = Row.of(attack.name, observation, attack.prior.name, model, self.audit.seeds)
+                self.rows.append(row)
                 try:
-                    control = self._result(target, controls, prepared, number, observation.control, model)
-                    result = self._result(target, controls, prepared, number, observation, model)
+                    control, result = results(observation.control), results(observation)
                 except (ConfigurationError, MemoryError, torch.OutOfMemoryError) as error:
                     row.conclusion = f"skipped: {str(error).splitlines()[0]}"
-                    self.rows.append(row)
                     self.advance("")
                     continue
                 view = target.view(attack, observation)
@@ -93,15 +73,9 @@ class Session:
                     row.code_dim = code.codec.encoder.code_dim
                     if code.codec.fixed_width:
                         row.message_ratio = 4 * code.codec.encoder.dim / code.codec.encoder.format.payload_bytes
-                self.rows.append(fill(row, result, control, most_common(target.context.labels), observation == observation.control))
+                fill(row, result, control, most_common(target.context.labels), observation == observation.control)
                 self.shown.append((row, result, control))
                 self.advance("")
-
-    def _result(self, target: Target, controls: Controls, attack: Attack, number: int, observation: Observation, model: str) -> Result:
-        key = (model, number, observation)
-        if key not in self._results:
-            self._results[key] = self._attack(target, controls, attack, observation)
-        return self._results[key]
 
     def _attack(self, target: Target, controls: Controls, attack: Attack, observation: Observation) -> Result:
         victim, view = target.victim(attack, observation), target.view(attack, observation)
@@ -155,7 +129,6 @@ def fill(row: Row, result: Result, control: Result, chance: float, plain: bool) 
     if not len(result.psnr):
         assert result.labels is not None
         assert control.labels is not None
-        row.n = 0
         row.conclusion = label_verdict(result.labels, control.labels, chance)
         return row
     row.n = len(result.psnr)
@@ -184,8 +157,3 @@ def overlap(guess: Tensor, truth: Tensor) -> float:
 def most_common(labels: Tensor) -> float:
     """Return the share of the most common label: the accuracy of guessing a single label."""
     return float(torch.bincount(labels.cpu()).max() / len(labels))
-
-
-def number_of_cohorts(audit: Audit, models: int) -> int:
-    """Return the number of attacks on observations, for a progress bar."""
-    return models * len(audit.tried) * len(audit.observations)

@@ -33,15 +33,7 @@ CLIP_COHORT = 20
 
 
 class Target:
-    """One model under audit, with everything that is built once for it: victims, fitted codecs, views.
-
-    Args:
-        parts: model, data and codec of the base configuration.
-        network: the model at the audited weights.
-        codecs: codecs by name.
-        lr: clients' learning rate.
-        proxy_rounds: number of recorded rounds to fit codecs to.
-    """
+    """The model under audit at some weights, with all that is built once for it: victims, views, codecs fitted to recorded rounds."""
 
     def __init__(self, parts: Parts, network: nn.Module, codecs: dict[str, Codec], lr: float, proxy_rounds: int) -> None:
         self.parts = parts
@@ -87,11 +79,7 @@ class Target:
         return victims
 
     def view(self, attack: Attack | None, observation: Observation) -> View:
-        """Return the view of updates that belongs to the observation.
-
-        Raises:
-            ConfigurationError: if the audit cannot handle the observation's codec.
-        """
+        """Return the observation's view of updates; raises ``ConfigurationError`` if the audit cannot handle its codec."""
         key = (_tampering(attack), observation)
         if key not in self._views:
             try:
@@ -156,11 +144,7 @@ class Target:
         return self._banks[key]
 
     def draw(self, seed: int, trial: int, clients: int, size: int) -> tuple[Tensor, Tensor]:
-        """Return images ``[clients, size, c, h, w]`` and labels of a cohort of real clients; a larger cohort contains the smaller.
-
-        Raises:
-            ConfigurationError: if too few clients have that many images.
-        """
+        """Return images ``[clients, size, c, h, w]`` and labels of a cohort of real clients; a larger cohort contains the smaller."""
         data, rng = self.parts.data, numpy_generator(seed, "audit", trial)
         able = [client for client in rng.permutation(data.num_population).tolist() if data.client_size(client) >= size]
         require(len(able) >= clients, f"Expected {clients} clients with at least {size} images each but the data has {len(able)}")
@@ -196,11 +180,7 @@ def pixel_constants(data: FederatedDataModule) -> Pixels:
 
 
 def trained_network(network: nn.Module, path: str) -> nn.Module:
-    """Return a copy of the network with the weights of a checkpoint of `fedlight fit`.
-
-    Raises:
-        ConfigurationError: if the file does not exist or holds another network.
-    """
+    """Return a copy of the network with a checkpoint's weights; raises ``ConfigurationError`` if the file holds no such network."""
     require(Path(path).is_file(), f"Expected `ckpt_path` to be a checkpoint but there is no file {path}: correct the path")
     stored = read_checkpoint(Path(path)).get("state_dict", {})
     trained = copy.deepcopy(network)

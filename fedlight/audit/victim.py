@@ -37,13 +37,6 @@ class Victim:
 
     The network runs without dropout and with BatchNorm's global statistics, which favors the attacker: it does not know a client's random
     draws. Every step uses all of a client's images.
-
-    Args:
-        network: the global model.
-        loss: mean loss of logits and targets.
-        pixels: conversion from images to inputs.
-        lr: the client's learning rate.
-        steps: local steps.
     """
 
     def __init__(self, network: nn.Module, loss: Loss, pixels: Pixels, lr: float = 0.1, steps: int = 1) -> None:
@@ -108,9 +101,6 @@ class ManyRounds(Victim):
     """The same clients in several rounds, at known global models: updates ``[rounds * dim]`` lie one behind the other.
 
     What is not an update (layout, network) is the first round's.
-
-    Args:
-        rounds: the clients' computation in each round.
     """
 
     def __init__(self, rounds: list[Victim]) -> None:

@@ -111,13 +111,8 @@ class View:
 class CodeView(View):
     """The mean code of a cohort. Integer codes are scaled back with the public step and gain.
 
-    The prediction leaves rounding out, whose deviation is known, and ends, as integers do, at the largest and smallest integer.
-
-    Args:
-        codec: a fitted one-pass codec whose codes are summed.
-
-    Raises:
-        ConfigurationError: if its codes cannot be summed, take several passes or have no gradients.
+    The prediction leaves rounding out, whose deviation is known, and ends, as integers do, at the largest and smallest integer. Raises
+    ``ConfigurationError`` if the fitted codec's codes cannot be summed, take several passes or have no gradients.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -145,12 +140,11 @@ class CodeView(View):
         joint = self._smooth_codes(drawn.detach().mean(0, keepdim=True))[0]
         return bool((joint - code.detach()).norm() <= 1e-4 * code.detach().norm())
 
-    def _private(self) -> Private:
-        return Private(torch_generator("audit", "unused"))
-
     def _smooth_codes(self, updates: Tensor) -> Tensor:
         flat = updates.float()
-        return (flat if self.smooth is None else self.smooth.encode(flat, self.context, self._private())).double()
+        if self.smooth is not None:
+            flat = self.smooth.encode(flat, self.context, Private(torch_generator("audit", "unused")))
+        return flat.double()
 
     def send(self, update: Tensor, generator: torch.Generator) -> Tensor:
         """Return the code that a client sends."""
@@ -177,13 +171,7 @@ class CodeView(View):
 
 
 class NoisyView(View):
-    """Another view under the Gaussian mechanism: each client's message is clipped to ``clip``, and the sum gets noise.
-
-    Args:
-        view: the view of one client's message.
-        clip: the clip norm C.
-        noise: the noise multiplier z; the noise in the sum has standard deviation z C.
-    """
+    """A view of one client's message under the Gaussian mechanism: clipped to ``clip``, and noise of ``noise * clip`` in the sum."""
 
     linear = False
 
@@ -216,12 +204,7 @@ class NoisyView(View):
 
 
 class RoundsView(View):
-    """The same view in several rounds: updates ``[clients, rounds * dim]`` and observations ``[rounds * length]`` lie one behind the other.
-
-    Args:
-        view: the view of one round.
-        rounds: number of rounds.
-    """
+    """A view in several rounds: updates ``[clients, rounds * dim]`` and observations ``[rounds * length]`` lie one behind the other."""
 
     def __init__(self, view: View, rounds: int) -> None:
         self.view = view
@@ -251,14 +234,11 @@ class RoundsView(View):
 
 @dataclass(frozen=True)
 class Grid:
-    """The public grid of integer codes, in a code's own units: size of a step, largest value, and deviation of rounding one number.
+    """The public grid of integer codes, in a code's own units, with an entry a coefficient or one for all."""
 
-    Each has an entry a coefficient, or one for all.
-    """
-
-    scale: Tensor
-    limit: Tensor
-    deviation: Tensor
+    scale: Tensor  # size of a step
+    limit: Tensor  # largest value
+    deviation: Tensor  # of rounding one number
 
 
 def without_rounding(encoder: Encoder, broadcast: Mapping[str, Any]) -> tuple[Encoder | None, Grid | None]:

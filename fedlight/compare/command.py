@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from fedlight.compare.execute import Fit, Job, Outcome, execute
 from fedlight.compare.picture import draw_pictures
-from fedlight.compare.plan import Comparison, Run, Tree, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
+from fedlight.compare.plan import Comparison, Run, choose_rate, digest, effective, first_runs, further_runs, number_of_runs, read_base
 from fedlight.compare.results import Row, make_row, show_rows, unequal_starts, write_rows
+from fedlight.console.arguments import Tree
 from fedlight.console.errors import told
 from fedlight.console.settings import read_settings, settings_parser
 from fedlight.core.errors import ConfigurationError
@@ -39,7 +40,7 @@ def compare(args: list[str], dry_run: DryRun, fit: Fit) -> int:
     parsed = check_codecs(comparison, base, dry_run)
     output.mkdir(parents=True, exist_ok=True)
     session = Session(comparison, base, parsed, output)
-    with _Stopping():
+    with _stopping():
         session.run(fit)
     return session.report()
 
@@ -51,13 +52,12 @@ def settings_of(args: list[str]) -> tuple[Comparison, Path | None]:
 
 
 def check_codecs(comparison: Comparison, base: Tree, dry_run: DryRun) -> dict[str, Tree]:
-    """Return the whole configuration of every codec's runs, by name.
-
-    Raises:
-        ConfigurationError: if one of them cannot be built, or the reference is not uncompressed.
-    """
+    """Return the whole configuration of every codec's runs, by name; the reference's has to be uncompressed."""
     parsed = {name: _parse_entry(comparison, base, name, dry_run) for name in comparison.codecs}
-    _check_reference(comparison.reference, parsed[comparison.reference])
+    name, model = comparison.reference, parsed[comparison.reference]["model"]
+    codec = model.get("codec")
+    if model.get("codec_path") or (codec is not None and not codec["class_path"].endswith(".IdentityCodec")):
+        raise ConfigurationError(f"Expected `reference` to be uncompressed but {name!r} has a codec: write `{name}: null` in `codecs`")
     return parsed
 
 
@@ -72,12 +72,6 @@ def _parse_entry(comparison: Comparison, base: Tree, codec: str, dry_run: DryRun
     if unknown := set(config) - set(parsed):  # the parser accepts an empty part
         raise ConfigurationError(f"codecs.{codec}: Expected parts of a `fit` configuration but got {', '.join(sorted(unknown))}")
     return parsed
-
-
-def _check_reference(name: str, parsed: Tree) -> None:
-    codec, path = parsed["model"].get("codec"), parsed["model"].get("codec_path")
-    if path or (codec is not None and not codec["class_path"].endswith(".IdentityCodec")):
-        raise ConfigurationError(f"Expected `reference` to be uncompressed but {name!r} has a codec: write `{name}: null` in `codecs`")
 
 
 class Session:
@@ -195,18 +189,14 @@ def _name(source: Tree | str | None) -> str:
     return str(arguments.get("dataset") or source["class_path"].rpartition(".")[2])
 
 
-class _Stopping:
-    """Ends the block, and its worker processes, with exit status 130 on Ctrl-C and 143 on SIGTERM, and prints how to resume."""
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._stop)
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if kind in (KeyboardInterrupt, SystemExit):
-            print("fedlight compare: stopped: the same command resumes with the unfinished runs", file=sys.stderr)
-        if kind is KeyboardInterrupt:
-            raise SystemExit(128 + signal.SIGINT) from None
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """End the block, and its worker processes, with exit status 130 on Ctrl-C and 143 on SIGTERM, and print how to resume."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        print("fedlight compare: stopped: the same command resumes with the unfinished runs", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -25,11 +25,7 @@ PICTURES = {"compare.png": ("total_bytes", "sent both ways in the whole run"), "
 
 
 def draw_pictures(rows: Sequence[Row], folder: Path, reference: str, title: str) -> list[Path]:
-    """Write the pictures to ``folder``, log them to TensorBoard there, and return their paths.
-
-    Raises:
-        ConfigurationError: if matplotlib is not installed.
-    """
+    """Write the pictures to ``folder``, log them to TensorBoard there, and return their paths."""
     figures = {name: draw(rows, key, f"{text} (bytes, log scale)", reference, title) for name, (key, text) in PICTURES.items()}
     from torch.utils.tensorboard import SummaryWriter
 
@@ -44,8 +40,7 @@ def draw_pictures(rows: Sequence[Row], folder: Path, reference: str, title: str)
 def draw(rows: Sequence[Row], key: str, label: str, reference: str, title: str) -> Figure:
     """Return a figure of test accuracy, mean and standard deviation over seeds, against the bytes that ``key`` names.
 
-    Raises:
-        ConfigurationError: if matplotlib is not installed.
+    It raises ``ConfigurationError`` if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

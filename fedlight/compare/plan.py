@@ -11,12 +11,9 @@ from pathlib import Path, PurePath
 from statistics import fmean
 from typing import Any
 
-import yaml
-
+from fedlight.console.arguments import Tree, merge, read_yaml
 from fedlight.console.configs import find
 from fedlight.core.errors import ConfigurationError, require
-
-Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,22 +121,6 @@ def choose_rate(accuracies: Mapping[float, Sequence[float]], seeds: int) -> floa
     return max(complete, key=lambda lr: complete[lr]) if complete else None
 
 
-def merge(base: Any, changes: Any) -> Any:
-    """Return ``base`` updated with ``changes``, mapping by mapping; a mapping that names another class replaces the old one.
-
-    >>> merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]})
-    {'a': {'x': 1, 'y': 3}, 'b': [2]}
-    >>> merge({"class_path": "Old", "init_args": {"x": 1}}, {"class_path": "New"})
-    {'class_path': 'New'}
-    """
-    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
-        return changes
-    new = changes.get("class_path")
-    if new is not None and str(new).rpartition(".")[2] != str(base.get("class_path")).rpartition(".")[2]:
-        return dict(changes)
-    return {**base, **{key: merge(base.get(key), value) for key, value in changes.items()}}
-
-
 def effective(base: Tree, overrides: Tree, changes: Tree | None, run: Run, folder: Path) -> Tree:
     """Return the whole configuration of a run in ``folder``, on one device and in one process.
 
@@ -192,23 +173,10 @@ def digest(parsed: Tree, run: Run) -> str:
 
 
 def read_base(base: str, folder: Path | None) -> Tree:
-    """Return the mapping in the YAML file ``base``, found in ``folder``, or else in the current one or by name.
+    """Return the settings in the YAML file ``base``, found in ``folder``, or else in the current one or by name.
 
     Raises:
         ConfigurationError: if the file does not exist or holds no mapping.
     """
     near = None if folder is None else folder / Path(base).expanduser()
-    try:
-        path = near if near is not None and near.is_file() else find(base)
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            f"Expected `base` to be a configuration of `fedlight fit` but there is no file {base}: correct the path, or name one of "
-            "`fedlight configs`"
-        ) from error
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"Expected `base` to be YAML but {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigurationError(f"Expected `base` to be a configuration of `fedlight fit` but {path} holds no mapping")
-    return tree
+    return read_yaml(near if near is not None and near.is_file() else find(base, "base"))

@@ -20,21 +20,13 @@ _HELP = ("help", "h", "print_config", "print_shtab", "print_completion")
 
 @dataclass
 class Given:
-    """What was given to a subcommand.
+    """What was given to a subcommand."""
 
-    Attributes:
-        files: configurations, each a path and its settings, in order.
-        settings: (dotted name, value) of the options, in order.
-        missing: names of options without a value.
-        loose: what belongs to no option.
-        asks_for_help: whether there is an option that prints something and ends.
-    """
-
-    files: list[tuple[Path, Tree]] = field(default_factory=list)
-    settings: list[tuple[str, Any]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    loose: list[str] = field(default_factory=list)
-    asks_for_help: bool = False
+    files: list[tuple[Path, Tree]] = field(default_factory=list)  # configurations, each a path and its settings, in order
+    settings: list[tuple[str, Any]] = field(default_factory=list)  # (dotted name, value) of the options, in order
+    missing: list[str] = field(default_factory=list)  # names of options without a value
+    loose: list[str] = field(default_factory=list)  # what belongs to no option
+    asks_for_help: bool = False  # whether there is an option that prints something and ends
 
     def tree(self) -> Tree:
         """Return all settings in one tree, later ones before earlier ones."""
@@ -47,11 +39,7 @@ class Given:
 
 
 def read(args: Sequence[str]) -> Given:
-    """Return what these arguments, those after the subcommand, say.
-
-    Raises:
-        ConfigurationError: if a configuration is not found or cannot be read.
-    """
+    """Return what these arguments, those after the subcommand, say; raises ``ConfigurationError`` for a file that cannot be read."""
     given = Given()
     waiting = list(args)
     while waiting:
@@ -120,11 +108,17 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """Return ``base`` updated with ``changes``, mapping by mapping; a mapping that names another class replaces the old one."""
+    """Return ``base`` updated with ``changes``, mapping by mapping; a mapping that names another class replaces the old one.
+
+    >>> merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]})
+    {'a': {'x': 1, 'y': 3}, 'b': [2]}
+    >>> merge({"class_path": "Old", "init_args": {"x": 1}}, {"class_path": "New"})
+    {'class_path': 'New'}
+    """
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     new = changes.get("class_path")
-    if new is not None and new != base.get("class_path"):
+    if new is not None and str(new).rpartition(".")[2] != str(base.get("class_path")).rpartition(".")[2]:
         return dict(changes)
     return {**base, **{key: merge(base.get(key), value) for key, value in changes.items()}}
 

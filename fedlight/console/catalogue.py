@@ -1,13 +1,16 @@
-"""The classes that a configuration may name, and their arguments, read from source files without importing them."""
+"""The classes that a configuration may name, ours and others', and their arguments, read from source files without importing them."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+from fedlight.console.names import did_you_mean
 
 Arguments = dict[str, str]
 """Names of arguments, each with its annotation as it is written ("" without one)."""
@@ -21,26 +24,16 @@ _FAMILIES = (
 
 @dataclass(frozen=True)
 class Class:
-    """A class as its source tells it.
-
-    Attributes:
-        bases: names of its bases, without their modules.
-        text: its docstring, or else its constructor's.
-        own: arguments of its constructor, or the fields of a dataclass; None if it inherits them.
-        passes_on: whether the arguments of its bases are its own as well.
-        sets: arguments of its bases that its constructor gives them itself.
-        abstract: whether it is no use by itself.
-        defaults: source of the default of each argument that has one.
-    """
+    """A class as its source tells it."""
 
     name: str
-    bases: tuple[str, ...] = ()
-    text: str = ""
-    own: Arguments | None = None
-    passes_on: bool = False
-    abstract: bool = False
-    defaults: Arguments = field(default_factory=dict)
-    sets: frozenset[str | None] = frozenset()
+    bases: tuple[str, ...] = ()  # names, without their modules
+    text: str = ""  # its docstring, or else its constructor's
+    own: Arguments | None = None  # arguments of its constructor, or the fields of a dataclass; None if it inherits them
+    passes_on: bool = False  # whether the arguments of its bases are its own as well
+    abstract: bool = False  # whether it is no use by itself
+    defaults: Arguments = field(default_factory=dict)  # source of the default of each argument that has one
+    sets: frozenset[str | None] = frozenset()  # arguments of its bases that its constructor gives them itself
 
     @property
     def sentence(self) -> str:
@@ -132,9 +125,8 @@ def lineage(found: Class, below: tuple[str, ...] = ()) -> list[Class]:
 @cache
 def trainer() -> Class:
     """Return Lightning's Trainer as its source tells it, without arguments if that is not found."""
-    spec = find_spec("lightning")
-    path = Path(spec.origin or "").parent / "pytorch" / "trainer" / "trainer.py" if spec else Path()
-    return next((one for one in (read_classes(path) if path.is_file() else ()) if one.name == "Trainer"), Class("Trainer"))
+    path = source("lightning.pytorch.trainer.trainer")
+    return next((one for one in (read_classes(path) if path else ()) if one.name == "Trainer"), Class("Trainer"))
 
 
 @cache
@@ -142,3 +134,57 @@ def _public() -> frozenset[str]:
     import fedlight
 
     return frozenset(fedlight.__all__)
+
+
+def source(module: str) -> Path | None:
+    """Return the source file of a module, or None if it has none that can be read (or does not exist)."""
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for place in map(Path, spec.submodule_search_locations or ()):
+        base = place.joinpath(*rest)
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def exists(dotted: str) -> str | None:
+    """Return what is wrong with the path of a class, such as `torch.optim.SDG`, or None if nothing is seen to be."""
+    module, _, name = dotted.rpartition(".")
+    top = module.partition(".")[0]
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return f"there is no module {top} for {dotted}; one of your own belongs in the current folder or on PYTHONPATH"
+    path = source(module)
+    if path is None:
+        return None  # compiled, a class within a class, or made at run time
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if re.search(rf"\b{re.escape(name)}\b", text) or re.search(r"import \*|def __getattr__", text):
+        return None
+    names = set(re.findall(r"\b[A-Z]\w+", text))
+    return f"there is no {name} in {module}{did_you_mean(name, names)}"
+
+
+def names_in(*modules: str) -> list[str]:
+    """Return the capitalised names in these packages' own source files."""
+    found: set[str] = set()
+    for module in modules:
+        path = source(module)
+        for file in sorted(path.parent.rglob("*.py")) if path else ():
+            found.update(re.findall(r"^class (\w+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    return sorted(found)
+
+
+@cache
+def lightning_classes(kind: str) -> dict[str, Class]:
+    """Return Lightning's classes of a kind, `callbacks` or `logger`, by name; none if its source is not found."""
+    package = source(f"lightning.pytorch.{'loggers' if kind == 'logger' else kind}")
+    found = {one.name: one for path in (sorted(package.parent.rglob("*.py")) if package else ()) for one in read_classes(path)}
+    return {name: one for name, one in found.items() if is_a(name, kind.removesuffix("s").capitalize(), found)}

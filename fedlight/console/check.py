@@ -12,9 +12,8 @@ from typing import Any
 
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
-from fedlight.console.catalogue import Arguments
+from fedlight.console.catalogue import Arguments, exists, lightning_classes, names_in
 from fedlight.console.configs import require_command, shipped
-from fedlight.console.foreign import exists, lightning_classes, names_in
 from fedlight.console.names import did_you_mean, did_you_mean_option
 from fedlight.console.options import LIGHTNINGS, SETTINGS, annotation_of, group, options
 from fedlight.core.errors import ConfigurationError, require
@@ -27,15 +26,13 @@ _ENDS = ("max_time", "limit_train_batches", "fast_dev_run", "callbacks")  # what
 _OTHERS = ("torch.nn", "torch.optim", "torchvision.models", "torchmetrics")  # packages whose classes may be named without their path
 _DEVICES = ("nvidia*", "kfd", "dxg")  # of GPUs: NVIDIA's, AMD's, and within Windows
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
 
 
 def check(args: Sequence[str]) -> None:
     """Refuse arguments of `fedlight` with a mistake that needs no import of torch or Lightning to be seen.
 
     What is not refused may still be wrong: the parser knows every type.
-
-    Raises:
-        ConfigurationError: if a subcommand, option, class, argument or value cannot be what is meant.
     """
     subcommand = args[0] if args else ""
     if subcommand.partition("=")[0] in ("--print_shtab", "--print_completion"):
@@ -65,12 +62,7 @@ def check(args: Sequence[str]) -> None:
 
 
 class _Checker:
-    """Walks a tree of settings and refuses the first mistake.
-
-    Args:
-        where: where the settings come from, for messages.
-        whole: whether they are all that there are, and nothing is added to them from elsewhere.
-    """
+    """Walks a tree of settings, which come from ``where``, and refuses the first mistake; ``whole`` if nothing is added from elsewhere."""
 
     def __init__(self, where: str, whole: bool = False) -> None:
         self.where = where
@@ -135,9 +127,12 @@ class _Checker:
         if not isinstance(named, str) or _is_text(named) or named.lower() in (others or ()):
             return
         found = self._class(named, path, kind, known)
-        inside = _arguments(found) if found is not None else None
         given = (value.get("init_args") if isinstance(value, dict) else None) or {}
-        if found is None or inside is None or not isinstance(given, dict):
+        if found is None or not isinstance(given, dict):
+            return
+        ours = catalogue.classes().get(found.name) is found
+        inside = catalogue.arguments(found.name) if ours else (None if found.passes_on else found.own)
+        if inside is None:
             return
         for key in given:
             if key.rstrip("+") not in inside:
@@ -160,11 +155,7 @@ class _Checker:
         require(isinstance(given, kinds), f"Expected {path}.init_args to be arguments by name but got {given}{self.where}")
 
     def _class(self, named: str, path: str, kind: str, known: dict[str, catalogue.Class] | None) -> catalogue.Class | None:
-        """Return the class that is named, None if it is not one that we know, such as the user's own.
-
-        Raises:
-            ConfigurationError: if there is no such class.
-        """
+        """Return the class that is named, None if it is not one that we know, such as the user's own."""
         short = named.rpartition(".")[2]
         ours = catalogue.classes()
         if "." not in named:
@@ -219,11 +210,6 @@ def check_section(name: str, kind: str, tree: Tree, path: Path) -> None:
     require(not missing, f"Expected {' and '.join(f'{name}.{one}' for one in missing)} in {path} but got none: add it")
 
 
-def _arguments(found: catalogue.Class) -> Arguments | None:
-    ours = catalogue.classes().get(found.name)
-    return catalogue.arguments(found.name) if ours is found else (None if found.passes_on else found.own)
-
-
 def _is_text(value: str) -> bool:
     """Whether a value is a configuration written out, or the path of one, rather than the name of a class."""
     return not re.fullmatch(r"[A-Za-z_][\w.]*", value) or value.endswith((".yaml", ".yml", ".json")) or Path(value).is_file()
@@ -251,11 +237,7 @@ def check_settings(subcommand: str, tree: Tree) -> None:
 
 
 def check_run(subcommand: str, tree: Tree) -> None:
-    """Refuse settings of a run that cannot work on this machine, or that would give a figure of nothing.
-
-    Raises:
-        ConfigurationError: if an evaluation has no checkpoint, or a device or a package is not there.
-    """
+    """Refuse settings of a run that cannot work on this machine, or that would give a figure of nothing."""
     if subcommand in ("validate", "test", "predict"):
         require(
             tree.get("ckpt_path"),
@@ -280,7 +262,9 @@ def check_run(subcommand: str, tree: Tree) -> None:
     for one in loggers if isinstance(loggers, list) else [loggers]:
         named = one.get("class_path") if isinstance(one, dict) else one
         if isinstance(named, str):
-            _check_logger(named.rpartition(".")[2])
+            package = _PACKAGES.get(name := named.rpartition(".")[2])
+            there = package is None or find_spec(package) is not None
+            require(there, f"Expected the package {package} for trainer.logger {name} but it is not installed: pip install {package}")
 
 
 def _check_accelerator(value: Any) -> None:
@@ -319,12 +303,3 @@ def _check_monitors(callbacks: Any, model: Any) -> None:
             near = did_you_mean(monitor, known)
             listed = "" if near else f" (of validation there are {', '.join(sorted(name for name in known if name.startswith('val/')))})"
             raise ConfigurationError(f"trainer.callbacks: there is no metric {monitor} to monitor{near}{listed}")
-
-
-_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
-
-
-def _check_logger(name: str) -> None:
-    package = _PACKAGES.get(name)
-    if package and find_spec(package) is None:
-        raise ConfigurationError(f"Expected the package {package} for trainer.logger {name} but it is not installed: pip install {package}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fedlight.console.names import did_you_mean
 from fedlight.console.parser import OneSentence
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 
 _FLAGS = ("--config", "-c")
 
@@ -26,12 +26,8 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder().glob("*.yaml"))}
 
 
-def find(name: str) -> Path:
-    """Return the file that ``name`` means: a path that exists, else the shipped configuration of that name (`digits`, `digits.yaml`).
-
-    Raises:
-        ConfigurationError: if it is neither.
-    """
+def find(name: str, option: str = "config") -> Path:
+    """Return the file that ``name`` means: a path that exists, else the shipped configuration of that name (`digits`, `digits.yaml`)."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -40,31 +36,19 @@ def find(name: str) -> Path:
     if path.parent in (Path("."), Path("configs")) and plain in known:
         return known[plain]
     raise ConfigurationError(
-        f"Expected `config` to be a YAML file or the name of a shipped configuration but got {name}"
+        f"Expected `{option}` to be a YAML file or the name of a shipped configuration but got {name}"
         f"{did_you_mean(plain, known)} (`fedlight configs` lists them)"
     )
 
 
 def with_files(args: Sequence[str]) -> list[str]:
-    """Return arguments whose `--config` values are files, where a name of a shipped configuration was given.
-
-    Raises:
-        ConfigurationError: if a value is neither a file nor such a name.
-    """
-    return list(_replaced(args))
-
-
-def _replaced(args: Sequence[str]) -> Iterator[str]:
-    follows = False
+    """Return arguments whose `--config` values are files, where a name of a shipped configuration was given."""
+    files, follows = [], False
     for argument in args:
         flag, equals, value = argument.partition("=")
-        if follows:
-            yield _file(argument)
-        elif equals and flag in _FLAGS:
-            yield f"{flag}={_file(value)}"
-        else:
-            yield argument
+        files.append(_file(argument) if follows else f"{flag}={_file(value)}" if equals and flag in _FLAGS else argument)
         follows = not follows and argument in _FLAGS
+    return files
 
 
 def _file(value: str) -> str:
@@ -91,11 +75,7 @@ def require_command(path: Path, subcommand: str, other: Collection[str]) -> None
 
 
 def command(args: Sequence[str]) -> None:
-    """Run `fedlight configs`: list the shipped configurations, or copy those named.
-
-    Raises:
-        ConfigurationError: if a name is unknown, or a file is there already.
-    """
+    """Run `fedlight configs`: list the shipped configurations, or copy those named; raises ``ConfigurationError`` for an unknown name."""
     parser = OneSentence("fedlight configs", description="List the shipped configurations, or copy some to edit them.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="configurations to copy; without any, all are listed")
     parser.add_argument("--to", default=".", metavar="FOLDER", help="folder to copy to (the current one if not given)")
@@ -110,9 +90,8 @@ def command(args: Sequence[str]) -> None:
         return
     files = [find(name) for name in given.names]
     target = Path(given.to).expanduser()
-    for file in files:
-        if (target / file.name).exists():
-            raise ConfigurationError(f"Expected no file {target / file.name} but there is one: remove it, or copy with `--to` elsewhere")
+    for new in (target / file.name for file in files):
+        require(not new.exists(), f"Expected no file {new} but there is one: remove it, or copy with `--to` elsewhere")
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, target / file.name)

@@ -32,18 +32,12 @@ def did_you_mean_option(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {usual}?" if usual else did_you_mean(name, known)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is nearest to ``name``, regardless of case, or None if none is near.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known name nearest to ``name``, regardless of case, or nothing if none is near.
 
-    >>> nearest("TransfromCodec", ["TransformCodec", "LinearCodec"]), nearest("xyz", ["TransformCodec"])
-    ('TransformCodec', None)
+    >>> did_you_mean("transfromcodec", ["TransformCodec", "LinearCodec"]), did_you_mean("xyz", ["TransformCodec"])
+    ('; did you mean TransformCodec?', '')
     """
     by_lower = {one.lower(): one for one in known}
     found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known name nearest to ``name``, or nothing if none is near."""
-    found = nearest(name, known)
-    return f"; did you mean {found}?" if found else ""
+    return f"; did you mean {by_lower[found[0]]}?" if found else ""

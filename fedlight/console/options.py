@@ -11,29 +11,21 @@ from fedlight.console.catalogue import Arguments
 
 @dataclass(frozen=True)
 class Option:
-    """An option that no class of fedlight's has for an argument.
+    """An option that no class of fedlight's has for an argument."""
 
-    Attributes:
-        annotation: its type; `@Name` for a group with the arguments of that class.
-        meaning: a sentence for the help; "" for none there.
-        default: what the help says of it; "" for nothing.
-    """
+    annotation: str  # its type; `@Name` for a group with the arguments of that class
+    meaning: str = ""  # a sentence for the help; "" for none there
+    default: str = ""  # what the help says of it; "" for nothing
 
-    annotation: str
-    meaning: str = ""
-    default: str = ""
 
+_THREADS = "CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth)."
 
 RUN = {
     "config": Option("", "Name that `fedlight configs` lists, or a YAML file. Of several the later one wins."),
     "experiment": Option("str", "Name of the run's folder under `logs/`.", "default: federated"),
     "seed_everything": Option("int", "Seed of weights, splits, cohorts, batches and rounding.", "default: 0"),
     "baseline": Option("bool", "Whether `fit` also trains the same run without a codec, for comparison.", "default: false"),
-    "threads": Option(
-        "int | None",
-        "CPU threads of each process (if not given, `fit` takes 1, or as many as there are cores where clients gain a fifth).",
-        "default: null",
-    ),
+    "threads": Option("int | None", _THREADS, "default: null"),
     "model": Option("@FederatedModule"),
     "data": Option("@FederatedDataModule", "A data set split over clients, in memory"),
     "pretraining": Option("@CodecPretraining"),

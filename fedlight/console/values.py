@@ -12,7 +12,7 @@ from typing import Any
 
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
-from fedlight.console.foreign import source
+from fedlight.console.catalogue import source
 from fedlight.console.options import RUNS, annotation_of
 from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.flags import refused_flag
@@ -43,10 +43,6 @@ def try_values(args: Sequence[str]) -> None:
     """Make the parts of the run that the arguments of `fedlight` describe, where that is quick, and refuse what they refuse.
 
     What is not refused may still be wrong: the parser and the run check everything.
-
-    Raises:
-        ConfigurationError: if a value is out of range, a class of the user's own cannot be imported, or is of the wrong kind.
-        DataError: if a file of data is missing that nobody will download.
     """
     if not args or args[0] not in RUNS:
         return
@@ -59,7 +55,7 @@ def try_values(args: Sequence[str]) -> None:
     trainer = tree.get("trainer")
     if isinstance(trainer, dict) and args[0] == "fit" and (refused := refused_flag(trainer)):
         raise ConfigurationError(refused)
-    made = {path: _try(args[0], path, base, _at(tree, path)) for path, base in _PARTS.items()}
+    made = {path: _try(args[0], path, base, tree) for path, base in _PARTS.items()}
     _try_data(tree.get("data"), made)
 
 
@@ -79,15 +75,11 @@ def check_threads(threads: Any) -> None:
     require(not isinstance(threads, int) or threads >= 1, f"Expected `threads` >= 1 but got {threads}: leave it out to have one chosen")
 
 
-def _at(tree: Tree, path: str) -> Any:
+def _try(subcommand: str, path: str, base: str, tree: Tree) -> Any:
+    """Return the part that the settings describe at a path, None if it is not certain what it is."""
     value: Any = tree
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _try(subcommand: str, path: str, base: str, value: Any) -> Any:
-    """Return the part that a value describes, None if it is not certain what it is."""
     try:
         return _made(value, base, path, make=path != "model.network", annotation=annotation_of(subcommand, path) or "")
     except _Unclear:

@@ -177,11 +177,10 @@ def build(cls: type[T], arguments: Mapping[str, Any], name: str, check: Callable
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, name)
-    make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     parsed = parser.parse_object({name: dict(arguments)})
     if check is not None:
         check(parsed[name].as_dict())
-    made: T = make(parsed)[name]
+    made: T = parser.instantiate(parsed)[name]
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -59,15 +59,7 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); 
 
 def page(runs: Sequence[RunData], title: str) -> str:
     """Return the report of these runs as one HTML page that needs no other file."""
-    sections = [
-        _accuracy(runs),
-        _clients(runs),
-        _bytes(runs),
-        _privacy(runs),
-        _codec(runs),
-        _table(runs),
-        _repeat(runs),
-    ]
+    sections = [make(runs) for make in (_accuracy, _clients, _bytes, _privacy, _codec, _table, _repeat)]
     key = "".join(f'<li><i class="c{i % 7}"></i>{escape(run.name)}</li>' for i, run in enumerate(runs))
     body = "\n".join(section for section in sections if section)
     return (
@@ -84,9 +76,7 @@ def percent(share: float) -> str:
 
 
 def _figure(heading: str, note: str, chart: str) -> str:
-    if not chart:
-        return ""
-    return f"<figure><h3>{escape(heading)}</h3><figcaption>{escape(note)}</figcaption>{chart}</figure>"
+    return f"<figure><h3>{escape(heading)}</h3><figcaption>{escape(note)}</figcaption>{chart}</figure>" if chart else ""
 
 
 def _section(heading: str, figures: Sequence[str], before: str = "") -> str:
@@ -94,55 +84,44 @@ def _section(heading: str, figures: Sequence[str], before: str = "") -> str:
     return f'<h2>{escape(heading)}</h2>{before}<div class="charts">{inside}</div>' if inside else ""
 
 
-def _lines(runs: Sequence[RunData], metric: str, over_bytes: bool = False) -> list[tuple[str, list[tuple[float, float]]]]:
-    return [(run.name, run.over_bytes(metric) if over_bytes else run.series.get(metric, [])) for run in runs]
+def _curves(runs: Sequence[RunData], heading: str, note: str, metric: str, y_label: str, over_bytes: bool = False, **options: Any) -> str:
+    """Return the figure of a metric by rounds, or over bytes, a curve a run."""
+    curves = [(run.name, run.over_bytes(metric) if over_bytes else run.series.get(metric, [])) for run in runs]
+    if over_bytes:
+        options |= {"show_x": format_bytes, "log_x": True}
+    return _figure(heading, note, line_chart(curves, "bytes sent both ways (log scale)" if over_bytes else "rounds", y_label, **options))
+
+
+_OVER_BYTES = "the same, over everything sent so far, up and down"
 
 
 def _accuracy(runs: Sequence[RunData]) -> str:
-    by_round = line_chart(_lines(runs, "val/accuracy"), "rounds", "accuracy", show_y=percent)
-    sent = _lines(runs, "val/accuracy", over_bytes=True)
-    by_bytes = line_chart(sent, "bytes sent both ways (log scale)", "accuracy", format_bytes, percent, log_x=True)
-    loss = line_chart(_lines(runs, "val/loss"), "rounds", "validation loss", from_zero=True)
-    local = line_chart(_lines(runs, "sim/loss"), "rounds", "loss of local training", from_zero=True)
-    own = own_validation(metric for run in runs for metric in run.series)
-    return _section(
-        "Accuracy and loss",
-        [
-            *(figure for metric in own for figure in _own(runs, metric)),
-            _figure("Accuracy by rounds", "global model, validation data", by_round),
-            _figure("Accuracy by bytes", "the same, over everything sent so far, up and down", by_bytes),
-            _figure("Validation loss", "global model", loss),
-            _figure("Loss of local training", "mean of the cohort; a simulation sees it, a real server would not", local),
-        ],
-    )
-
-
-def _own(runs: Sequence[RunData], metric: str) -> Iterator[str]:
-    """Yield the figures of a metric that the user's own module logs."""
-    by_bytes = line_chart(_lines(runs, metric, over_bytes=True), "bytes sent both ways (log scale)", metric, format_bytes, log_x=True)
-    yield _figure(f"{metric} by rounds", "of the module's own validation", line_chart(_lines(runs, metric), "rounds", metric))
-    yield _figure(f"{metric} by bytes", "the same, over everything sent so far, up and down", by_bytes)
+    seen = "mean of the cohort; a simulation sees it, a real server would not"
+    figures = []
+    for metric in own_validation(metric for run in runs for metric in run.series):  # which the user's own module logs
+        figures.append(_curves(runs, f"{metric} by rounds", "of the module's own validation", metric, metric))
+        figures.append(_curves(runs, f"{metric} by bytes", _OVER_BYTES, metric, metric, over_bytes=True))
+    figures += [
+        _curves(runs, "Accuracy by rounds", "global model, validation data", "val/accuracy", "accuracy", show_y=percent),
+        _curves(runs, "Accuracy by bytes", _OVER_BYTES, "val/accuracy", "accuracy", over_bytes=True, show_y=percent),
+        _curves(runs, "Validation loss", "global model", "val/loss", "validation loss", from_zero=True),
+        _curves(runs, "Loss of local training", seen, "sim/loss", "loss of local training", from_zero=True),
+    ]
+    return _section("Accuracy and loss", figures)
 
 
 def _clients(runs: Sequence[RunData]) -> str:
-    mean = line_chart(_lines(runs, "val/client_accuracy_mean"), "rounds", "accuracy", show_y=percent)
-    worst = line_chart(_lines(runs, "val/client_accuracy_worst"), "rounds", "accuracy", show_y=percent)
-    spread = line_chart(_lines(runs, "val/client_accuracy_std"), "rounds", "standard deviation", show_y=percent, from_zero=True)
-    quarters = [(run.name, [(float(i), points[-1][1]) for i in range(1, 5) if (points := _of_quarter(run, i))]) for run in runs]
+    sizes = {i: f"val/client_accuracy_size_{i}" for i in range(1, 5)}
+    quarters = [(run.name, [(float(i), points[-1][1]) for i, name in sizes.items() if (points := run.series.get(name))]) for run in runs]
     by_size = line_chart(quarters, "quarter of the clients, the smallest first", "accuracy", show_y=percent)
-    return _section(
-        "Clients",
-        [
-            _figure("Mean over clients", "the global model on what each client holds out", mean),
-            _figure("Worst tenth of clients", "mean of the tenth of clients with the lowest accuracy", worst),
-            _figure("Spread", "standard deviation over clients", spread),
-            _figure("By size of client", "at the end; quarter 1 are the clients with the fewest samples", by_size),
-        ],
-    )
-
-
-def _of_quarter(run: RunData, quarter: int) -> list[tuple[float, float]]:
-    return run.series.get(f"val/client_accuracy_size_{quarter}", [])
+    worst, of = "mean of the tenth of clients with the lowest accuracy", "val/client_accuracy"
+    figures = [
+        _curves(runs, "Mean over clients", "the global model on what each client holds out", f"{of}_mean", "accuracy", show_y=percent),
+        _curves(runs, "Worst tenth of clients", worst, f"{of}_worst", "accuracy", show_y=percent),
+        _curves(runs, "Spread", "standard deviation over clients", f"{of}_std", "standard deviation", show_y=percent, from_zero=True),
+        _figure("By size of client", "at the end; quarter 1 are the clients with the fewest samples", by_size),
+    ]
+    return _section("Clients", figures)
 
 
 _ALL = 0.9999  # of the energy
@@ -160,35 +139,29 @@ def _bytes(runs: Sequence[RunData]) -> str:
     used = [i for i, (what, _) in enumerate(_PARTS) if any(parts[i][1] > 0 for _, parts in rows)]
     key = "".join(f'<li><i class="p{i}"></i>{_PARTS[i][0]}</li>' for i in used)
     whole = bars(rows, format_bytes)
-    up = line_chart(_lines(runs, "bytes/uplink"), "rounds", "bytes up", show_y=format_bytes, from_zero=True)
-    down = line_chart(_lines(runs, "bytes/downlink"), "rounds", "bytes down", show_y=format_bytes, from_zero=True)
-    return _section(
-        "Where the bytes went",
-        [
-            _figure("In the whole run", "both directions", f'<ul class="key">{key}</ul>{whole}' if whole else ""),
-            _figure("Sent by clients so far", "codes, with their headers", up),
-            _figure("Sent to clients so far", "models, missed sums and encoders", down),
-        ],
-    )
+    look: dict[str, Any] = {"show_y": format_bytes, "from_zero": True}
+    figures = [
+        _figure("In the whole run", "both directions", f'<ul class="key">{key}</ul>{whole}' if whole else ""),
+        _curves(runs, "Sent by clients so far", "codes, with their headers", "bytes/uplink", "bytes up", **look),
+        _curves(runs, "Sent to clients so far", "models, missed sums and encoders", "bytes/downlink", "bytes down", **look),
+    ]
+    return _section("Where the bytes went", figures)
 
 
 def _privacy(runs: Sequence[RunData]) -> str:
-    spent = line_chart(_lines(runs, "privacy/epsilon_if_cohorts_secret"), "rounds", "epsilon", from_zero=True)
-    whole = line_chart(_lines(runs, "privacy/epsilon"), "rounds", "epsilon", from_zero=True)
+    reported, secret = "also against whoever knows who took part: the figure to report", "Epsilon spent, if cohorts stay secret"
+    metric, amplified = "privacy/epsilon_if_cohorts_secret", "with amplification by sampling"
+    figures = [
+        _curves(runs, "Epsilon spent", reported, "privacy/epsilon", "epsilon", from_zero=True),
+        _curves(runs, secret, amplified, metric, "epsilon", from_zero=True),
+    ]
     terms = "; ".join(
         f"{run.name}: {run.summary['privacy'].get('mechanism')}, delta {run.summary['delta']:g}, noise multiplier "
         f"{run.summary['noise_multiplier']:.3g}, clip {run.summary['clip']:.3g}"
         for run in runs
         if isinstance(run.summary.get("privacy"), dict) and "delta" in run.summary
     )
-    return _section(
-        "Differential privacy",
-        [
-            _figure("Epsilon spent", "also against whoever knows who took part: the figure to report", whole),
-            _figure("Epsilon spent, if cohorts stay secret", "with amplification by sampling", spent),
-        ],
-        f'<p class="soft">{escape(terms)}</p>' if terms else "",
-    )
+    return _section("Differential privacy", figures, f'<p class="soft">{escape(terms)}</p>' if terms else "")
 
 
 def _codec(runs: Sequence[RunData]) -> str:
@@ -203,9 +176,9 @@ def _codec(runs: Sequence[RunData]) -> str:
             _figure(f"Energy kept by layer: {run.name}", "of the true mean update, in the last round compared", kept),
             _figure(f"Bits by layer: {run.name}", "of one message", spent),
         ]
-    error = line_chart(_lines(runs, "sim/relative_error"), "rounds", "relative error", from_zero=True)
-    figures.append(_figure("Error of the decoded aggregate", "relative to the true mean update; a simulation sees it", error))
-    return _section("The codec", figures)
+    note = "relative to the true mean update; a simulation sees it"
+    error = _curves(runs, "Error of the decoded aggregate", note, "sim/relative_error", "relative error", from_zero=True)
+    return _section("The codec", [*figures, error])
 
 
 _MORE: tuple[Row, ...] = (

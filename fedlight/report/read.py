@@ -20,21 +20,13 @@ METRICS_FILE, SUMMARY_FILE, LAYERS_FILE = "metrics.csv", "summary.json", "layers
 
 @dataclass
 class RunData:
-    """A run's figures.
+    """A run's figures."""
 
-    Attributes:
-        name: what tells it from the others.
-        folder: where it lies.
-        summary: the figures of `summary.json`; empty if the run has not ended.
-        series: points (round, value) by metric; a round is counted from 1.
-        layers: by parameter or matrix, what `layers.json` says of it.
-    """
-
-    name: str
+    name: str  # what tells it from the others
     folder: Path
-    summary: dict[str, Any] = field(default_factory=dict)
-    series: dict[str, Points] = field(default_factory=dict)
-    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)  # the figures of `summary.json`; empty if the run has not ended
+    series: dict[str, Points] = field(default_factory=dict)  # points (round, value) by metric; a round is counted from 1
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)  # by parameter or matrix, what `layers.json` says of it
 
     def sent(self) -> Points:
         """Return (round, bytes sent both ways so far)."""
@@ -53,11 +45,7 @@ class RunData:
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """Return the run folders that ``paths`` mean: run folders, or folders with runs somewhere below, in alphabetical order.
-
-    Raises:
-        ConfigurationError: if a path is no folder or holds no run.
-    """
+    """Return the run folders that ``paths`` mean: run folders, or folders with runs somewhere below, in alphabetical order."""
     found: list[Path] = []
     for text in paths:
         path = Path(text).expanduser()
@@ -111,8 +99,9 @@ def read_run(folder: Path, name: str) -> RunData:
             step = int(float(row["step"]))
             for metric, text in row.items():
                 if metric not in ("step", "epoch") and text and math.isfinite(value := float(text)):
-                    # Evaluations count the rounds that are done, rounds count from 0.
-                    number = step if metric.startswith(("val", "test")) and _counts_done(run, step) else step + 1
+                    # Evaluations, as after the last round, count the rounds that are done, rounds count from 0.
+                    done = metric.startswith(("val", "test")) and run.summary and step == run.summary.get("rounds")
+                    number = step if done else step + 1
                     run.series.setdefault(metric, []).append((float(number), value))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"Expected the files of a run but {folder} cannot be read: {error}") from error
@@ -128,8 +117,3 @@ def rows(folder: Path) -> list[dict[str, str]]:
         begin = min((int(float(row["step"])) for row in new), default=math.inf)
         found = [row for row in found if int(float(row["step"])) < begin] + new
     return found
-
-
-def _counts_done(run: RunData, step: int) -> bool:
-    """Whether an evaluation's step is a number of rounds done, as after the last round."""
-    return bool(run.summary) and step == run.summary.get("rounds")

@@ -12,10 +12,10 @@ from fedlight.compare.plan import (
     effective,
     first_runs,
     further_runs,
-    merge,
     number_of_runs,
     read_base,
 )
+from fedlight.console.arguments import merge
 from fedlight.core.errors import ConfigurationError
 
 
@@ -163,7 +163,14 @@ def test_the_base_is_looked_for_beside_the_file_first(tmp_path, monkeypatch):
     assert read_base("base.yaml", tmp_path / "here") == {"experiment": "beside"}
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no file base.yaml"), ("- 1", "no mapping"), ("a: [", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "`base` to be a YAML file or the name of a shipped configuration but got base.yaml"),
+        ("- 1", "a mapping of options in .*base.yaml but got list"),
+        ("a: [", "YAML but .*base.yaml is none: line"),
+    ],
+)
 def test_a_base_that_cannot_be_used_is_refused(text, message, tmp_path):
     if text is not None:
         (tmp_path / "base.yaml").write_text(text)

@@ -13,9 +13,8 @@ import pytest
 import fedlight
 from fedlight.cli import FederatedCLI
 from fedlight.console import catalogue
-from fedlight.console.choices import asked_for
 from fedlight.console.completion import script
-from fedlight.console.help import groups, of_class, of_subcommand
+from fedlight.console.help import asked_for, groups, of_class, of_subcommand
 from fedlight.console.options import RUNS, SETTINGS, all_options, annotation_of
 from fedlight.core.errors import ConfigurationError
 from tests.federation import environment

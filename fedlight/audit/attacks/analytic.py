@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +116,7 @@ class LastLayerLabels(Attack):
 class Imprinted(nn.Module):
     """A network after a layer that sorts images into bins by brightness and passes them on nearly unchanged.
 
-    Args:
-        network: the network after the layer.
-        thresholds: mean input ``[bins]`` above which a unit is active, ascending.
-        strength: size of what the layer adds to the input.
+    ``thresholds`` ``[bins]``, ascending, are the mean inputs above which a unit is active; ``strength`` is the size of what it adds.
     """
 
     direction: Tensor
@@ -181,7 +177,3 @@ class RobbingTheFed(Attack):
         images = case.victim.pixels.images((weight[order] / bias[order, None]).view(len(order), *shape))
         rest = case.context.images.double().mean(0).expand(case.count - len(order), *shape)
         return Guess(torch.cat([images, rest]))
-
-    def shortened(self) -> Self:
-        """Return the attack itself: it takes no time."""
-        return self

@@ -47,17 +47,11 @@ def _alone(case: Case, image: Tensor, label: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassModel:
-    """Normal distributions of messages, in coordinates in which the noise of ``seen`` has variance 1.
+    """Normal distributions of messages, in coordinates in which the noise of ``seen`` has variance 1."""
 
-    Attributes:
-        means: of every class, ``[classes, k]``.
-        covariance: of a message of any class, ``[k, k]``.
-        seen: the observation, ``[k]``, times the number of messages in it.
-    """
-
-    means: Tensor
-    covariance: Tensor
-    seen: Tensor
+    means: Tensor  # of every class, [classes, k]
+    covariance: Tensor  # of a message of any class, [k, k]
+    seen: Tensor  # the observation, [k], times the number of messages in it
 
     @classmethod
     def of(cls, case: Case) -> ClassModel:
