@@ -117,17 +117,13 @@ def audit_parts(base: str, folder: Path | None, overrides: dict[str, Any], lr: f
 
 
 def audited_lr(module: FederatedModule, given: float | None) -> float:
-    """Return the clients' learning rate: ``given``, else their algorithm's (1 for FedSGD, whose update is the gradient).
-
-    Raises:
-        ConfigurationError: if there is none, or the network is a LightningModule, whose steps attacks cannot repeat.
-    """
+    """Return the clients' learning rate, ``given`` or else their algorithm's; raises ``ConfigurationError`` where there is none."""
     if isinstance(module.network, LightningModule):
         raise ConfigurationError(
             f"Expected a `network` of logits to audit but got the LightningModule {type(module.network).__name__}: name the network inside "
             "it and a `loss`"
         )
-    own = 1.0 if isinstance(module.algorithm, FedSGD) else getattr(module.algorithm, "lr", None)
+    own = 1.0 if isinstance(module.algorithm, FedSGD) else getattr(module.algorithm, "lr", None)  # FedSGD's update is the gradient
     rate = own if given is None else given
     if rate is None:
         raise ConfigurationError(

@@ -26,16 +26,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fedlight.callbacks import CodecPretraining, RoundCheckpoint, RoundProgressBar, RunBoard, RunSummary
-from fedlight.callbacks.label import run_label
-from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE, summarize
+from fedlight.callbacks.summary import METRICS_FILE, SUMMARY_FILE, run_label, summarize
 from fedlight.clients.auto import Auto, engine_name
 from fedlight.compare.plan import drop_codec
 from fedlight.console.values import check_ckpt_path, check_threads
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.data import LightningData
 from fedlight.modules.engines import Threads
-from fedlight.modules.report import show_runs
 from fedlight.modules.stopping import signals_of
+from fedlight.modules.trainer import show_runs
 from fedlight.privacy.ledger import JOURNAL
 from fedlight.rounds.reduce import lost_process
 from fedlight.subcommands import SUBCOMMANDS
@@ -165,7 +164,7 @@ class FederatedCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the usual callbacks and loggers to those in the configuration."""
-        config = self._get(self.config_init, "trainer")
+        config, model, data = (self._get(self.config_init, part) for part in ("trainer", "model", "data"))
         if self._get(self.config, "baseline"):
             self._label = "this run"
         given = list(config.callbacks or [])
@@ -174,20 +173,13 @@ class FederatedCLI(LightningCLI):
             wanted.append(Threads())
         if config.enable_progress_bar is not False:
             wanted.append(RoundProgressBar(label=self._label))
-        classifies = not isinstance(self._get(self.config_init, "model").network, LightningModule)
-        if (
-            config.enable_checkpointing is not False
-            and classifies
-            and not isinstance(self._get(self.config_init, "data").source, LightningData)
-        ):
-            best = ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False)
-            wanted.append(best)
+        classifies = not isinstance(model.network, LightningModule) and not isinstance(data.source, LightningData)
+        if config.enable_checkpointing is not False and classifies:
+            wanted.append(ModelCheckpoint(monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False))
         own_kinds = {type(callback) for callback in given}
         self._numbered = config.logger in (None, True)
         if self._numbered:
-            kwargs["logger"] = run_loggers(
-                self._get(self.config_init, "experiment"), config.default_root_dir, run_label(self._get(self.config_init, "model"))
-            )
+            kwargs["logger"] = run_loggers(self._get(self.config_init, "experiment"), config.default_root_dir, run_label(model))
         kwargs["callbacks"] = [*given, *(callback for callback in wanted if type(callback) not in own_kinds)]
         return super().instantiate_trainer(**kwargs)
 

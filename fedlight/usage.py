@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 
 from fedlight.subcommands import overview
 
@@ -37,22 +38,9 @@ def _run(args: list[str]) -> None:
 
 
 def _command(args: list[str]) -> None:
-    if args[0] == "configs":
-        from fedlight.console.configs import command
-
-        return command(args[1:])
-    if args[0] == "report":
-        from fedlight.report.command import command as report
-
-        return report(args[1:])
-    if args[0] == "completion":
-        from fedlight.console.completion import command as completion
-
-        return completion(args[1:])
-    if args[0] == "doctor":
-        from fedlight.console.doctor import command as doctor
-
-        return doctor(args[1:])
+    homes = {name: f"fedlight.console.{name}" for name in ("configs", "completion", "doctor")} | {"report": "fedlight.report.command"}
+    if args[0] in homes:
+        return import_module(homes[args[0]]).command(args[1:])  # type: ignore[no-any-return]
     if args[0] in ("node", "flower"):
         from fedlight.flower.commands import main as deploy  # without Lightning
 

@@ -6,8 +6,10 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,9 +17,10 @@ import jsonargparse
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 import fedlight
-from fedlight.modules.checks import MODULE_KINDS
+from fedlight.core.kinds import kinds_of
 from fedlight.modules.federate import ModuleSettings
 from tests.federation import environment
 from tests.own import LitClassifier, Points
@@ -123,7 +126,10 @@ def test_federate_takes_the_arguments_of_the_module_and_their_types():
 
 
 def test_every_argument_has_a_kind():
-    assert [*MODULE_KINDS] == [*inspect.signature(fedlight.FederatedModule).parameters]
+    kinds = kinds_of(fedlight.FederatedModule.__init__)
+    assert [*kinds] == [*inspect.signature(fedlight.FederatedModule).parameters]
+    assert kinds["weighting"] is str and kinds["min_clients"] is Integral and kinds["metrics"] == Mapping | MetricCollection | None
+    assert kinds_of(fedlight.federate)["labels"] == Callable | None
 
 
 @pytest.mark.parametrize(

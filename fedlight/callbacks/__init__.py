@@ -3,12 +3,10 @@
 from fedlight.callbacks.base import FederatedCallback
 from fedlight.callbacks.board import RunBoard
 from fedlight.callbacks.checkpoint import RoundCheckpoint
-from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
+from fedlight.callbacks.codec import CodecPretraining, CodecRefresh, GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.callbacks.gradients import GradientCodes
-from fedlight.callbacks.pretraining import CodecPretraining
 from fedlight.callbacks.progress import RoundProgressBar
 from fedlight.callbacks.recorder import UpdateRecorder
-from fedlight.callbacks.refresh import CodecRefresh
 from fedlight.callbacks.summary import RunSummary
 
 __all__ = [

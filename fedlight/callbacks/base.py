@@ -1,7 +1,9 @@
-"""Hooks of a federated round, on top of Lightning's, and what callbacks may ask of the module that runs it."""
+"""Hooks of a federated round, on top of Lightning's, and what callbacks may ask of the module that runs it, and of its user."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -18,6 +21,7 @@ from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.clients.store import ClientStore
 from fedlight.core.codec import Codec, Context
+from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.data import FederatedDataModule
@@ -35,63 +39,50 @@ _UNTIMED: AbstractContextManager[None] = nullcontext()
 
 
 class FederatedRun(LightningModule, ABC):
-    """What a `FederatedModule` is to those who work with one: its parts by name.
-
-    Attributes:
-        network: the global model.
-        codec: how updates are encoded.
-        codec_path: folder of a trained codec, if one was given.
-        algorithm: local training of the clients, and what the server makes of the mean.
-        aggregator: the sum of codes.
-        privacy: differential privacy, if any.
-        downlink: what clients download.
-        availability: which simulated clients answer.
-        server_optimizer: makes the optimizer that takes the aggregated update for a gradient.
-        server_scheduler: makes its learning-rate schedule, if any.
-        loss: loss of outputs and targets.
-        own_metrics: metrics of logits and targets by name.
-        server_state: what the server remembers from round to round.
-        store: what simulated clients keep between rounds.
-        held: what simulated clients hold of models and codecs, where they download them as bytes.
-        clients: what carries requests to clients, if not simulated ones of this process.
-        settings: what a run is told by, in words (``fedlight.modules.state.fingerprint``); None until it is asked for.
-        stop: a request to stop, which processes tell each other of.
-        codec_error: the codec's error on held-out updates when it was fitted, if it was fitted here.
-    """
+    """What a `FederatedModule` is to those who work with one: its arguments, which its docstring explains, and the state of its run."""
 
     network: nn.Module
     codec: Codec
     codec_path: str | None
     algorithm: Algorithm
-    aggregator: Aggregator
-    privacy: PrivacyMechanism | None
-    downlink: Downlink
-    availability: Availability
+    engine: Engine
+    loss: nn.Module
     server_optimizer: OptimizerCallable
     server_scheduler: LRSchedulerCallable | None
-    loss: nn.Module
-    own_metrics: dict[str, Metric]
-    server_state: ServerState
-    store: ClientStore
-    held: HeldModels
-    weighting: str
-    batch_norm: str
+    privacy: PrivacyMechanism | None
+    downlink: Downlink
+    aggregator: Aggregator
     clients: Clients | None
-    engine: Engine
-    settings: dict[str, str] | None
-    stop: Stop
+    weighting: str
+    availability: Availability
+    batch_norm: str
     min_clients: int
     max_attempts: int
     sim_every: int
     seed: int
-    pretrain_seconds: float
-    train_seconds: float
-    codec_error: float | None
+
+    own_metrics: dict[str, Metric]  # of logits and targets
+    own_data: FederatedDataModule | None = None  # for a Trainer that is given no data module
+    server_state: ServerState  # what the server remembers from round to round
+    store: ClientStore  # what simulated clients keep between rounds
+    held: HeldModels  # what they hold of models and codecs, where they download them as bytes
+    settings: dict[str, str] | None = None  # what a run is told by, in words (`fedlight.modules.state.fingerprint`)
+    stop: Stop  # a request to stop, which processes tell each other of
+    codec_error: float | None = None  # on held-out updates when it was fitted, if it was fitted here
+    pretrain_seconds: float = 0.0
+    train_seconds: float = 0.0  # without those since `_started`
+    _started: float | None = None
 
     @property
-    @abstractmethod
     def data(self) -> FederatedDataModule:
-        """The federated data."""
+        """The Trainer's data module, or what `fedlight.federate` was given."""
+        data = getattr(self.trainer, "datamodule", None) or self.own_data
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(
+                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...), for a data "
+                "module of your own FederatedDataModule(source=LightningData(yours)), or use `fedlight.federate(module, yours)`"
+            )
+        return data
 
     @property
     def own_datamodule(self) -> LightningDataModule | None:
@@ -100,14 +91,18 @@ class FederatedRun(LightningModule, ABC):
         return found if isinstance(found, LightningDataModule) else None
 
     @property
-    @abstractmethod
     def layout(self) -> Layout:
-        """The layout of the model's trainable parameters."""
+        """The layout of the global model's trainable parameters."""
+        return Layout.of(self.network)
 
     @property
-    @abstractmethod
     def upload_layout(self) -> Layout:
-        """The layout of what clients upload."""
+        """The layout of what clients upload: the update, and what else the algorithm needs the mean of."""
+        return self.layout.stacked(self.algorithm.vectors, self.algorithm.scalars)
+
+    def seconds_trained(self) -> float:
+        """Return the seconds spent in rounds and validation so far, those before a resume included."""
+        return self.train_seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     @abstractmethod
     def build(self, stage: str) -> None:
@@ -116,10 +111,6 @@ class FederatedRun(LightningModule, ABC):
     @abstractmethod
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train."""
-
-    @abstractmethod
-    def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss (0-d) that clients minimise on a batch."""
 
     @abstractmethod
     def pretrain(
@@ -132,10 +123,6 @@ class FederatedRun(LightningModule, ABC):
         history: Tensor | None = None,
     ) -> dict[str, float]:
         """Record updates on proxy data, fit the codec to them, and return the figures of the fit."""
-
-    @abstractmethod
-    def seconds_trained(self) -> float:
-        """Return the seconds spent in rounds and validation so far."""
 
 
 class FederatedCallback(Callback):
@@ -170,3 +157,13 @@ def section(trainer: Trainer, step: str) -> AbstractContextManager[object]:
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     found: AbstractContextManager[object] = _UNTIMED if type(profiler) is PassThroughProfiler else profiler.profile(f"[Round]{step}")
     return found
+
+
+def tell(sentence: str) -> None:
+    """Warn of this on the first process: a ``UserWarning`` that is shown without the file and the line that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"{message}\n"
+    try:
+        rank_zero_warn(sentence, stacklevel=5)
+    finally:
+        warnings.formatwarning = before

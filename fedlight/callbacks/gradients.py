@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from fedlight.callbacks.tell import tell
+from fedlight.callbacks.base import tell
 from fedlight.core.codec import Codec
 from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
@@ -82,8 +82,6 @@ class GradientCodes(Callback):
         self._parameters: dict[str, nn.Parameter] = {}
         self._resumed: dict[str, Any] | None = None
 
-    # -- set-up ----------------------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before training starts."""
         if stage != "fit":
@@ -146,8 +144,6 @@ class GradientCodes(Callback):
         recipe = self.codec if math.prod(shape) >= max(self.min_size, 1) else None
         return Channel(name, shape, recipe, self.feedback, self.seed)
 
-    # -- gradients -------------------------------------------------------------------------------------------------
-
     def _reduce_bucket(self, trainer: Trainer, bucket: Any) -> torch.futures.Future[Tensor]:
         """Replace a bucket of this process's gradients by the decoded mean of all processes' codes."""
         parameters, views = bucket.parameters(), bucket.gradients()
@@ -172,37 +168,24 @@ class GradientCodes(Callback):
     def _exchange(self, names: list[str], gradients: list[Tensor], trainer: Trainer) -> list[Tensor]:
         if not names:
             return []
-        learns = trainer.global_rank == 0 and self._fit_is_near()
+        near = any(self._fit_due(self.steps + ahead) for ahead in range(1, self.window + 1))  # a fit that looks at gradients of this step
         for name in names:
             if name not in self._channels:  # its training has begun since
                 self._channels[name] = self._channel(name)
-        reduce: Reduce = distributed.all_reduce if trainer.world_size > 1 else _alone
+        channels = [self._channels[name] for name in names]
+        full, window = self.steps < self.warmup_steps, self.window if near and trainer.global_rank == 0 else 0
+        rank, world = trainer.global_rank, trainer.world_size
+        reduce: Reduce = distributed.all_reduce if world > 1 else lambda message: None  # the sum over one process
         with exactly(gradients[0].device):
-            means, sent = exchange(
-                [self._channels[name] for name in names],
-                gradients,
-                self.steps,
-                trainer.global_rank,
-                trainer.world_size,
-                reduce,
-                self.steps < self.warmup_steps,
-                self.window if learns else 0,
-                self.int8,
-            )
+            means, sent = exchange(channels, gradients, self.steps, rank, world, reduce, full, window, self.int8)
         self._step_bytes += sent
         self.bytes_full += sum(gradient.numel() * max(gradient.element_size(), 4) for gradient in gradients)
         return means
-
-    # -- fitting ---------------------------------------------------------------------------------------------------
 
     def _fit_due(self, done: int) -> bool:
         """Whether the codecs are fitted once so many steps are done."""
         since = done - self.warmup_steps
         return self.codec.needs_fit and (since == 0 or (since > 0 and self.refit_every > 0 and since % self.refit_every == 0))
-
-    def _fit_is_near(self) -> bool:
-        """Whether gradients of this step are among those that the next fit looks at."""
-        return any(self._fit_due(self.steps + ahead) for ahead in range(1, self.window + 1))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step if there was one, fit the codecs where that is due, and log the bytes."""
@@ -226,8 +209,6 @@ class GradientCodes(Callback):
                 for channel, one in zip(fitted.values(), packed, strict=True):
                     channel.take_over(one)
         self._step_bytes += sum(map(len, packed))
-
-    # -- state -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add counters, codecs, and what every process has left out so far (called on all of them)."""
@@ -256,7 +237,3 @@ class GradientCodes(Callback):
         for name, one in mine.items():
             self._channels.setdefault(name, self._channel(name)).restore(one, same)
         self._resumed = None
-
-
-def _alone(message: Tensor) -> None:
-    """The sum over one process."""

@@ -59,21 +59,17 @@ class RoundProgressBar(TQDMProgressBar):
         """Return no bar."""
         return Tqdm(disable=True)
 
-    def init_train_tqdm(self) -> Tqdm:
-        """Return no bar: that of the rounds is made before the first one, when pretraining is over."""
-        return Tqdm(disable=True)
+    init_train_tqdm = init_sanity_tqdm  # that of the rounds is made before the first one, when pretraining is over
 
     def init_validation_tqdm(self) -> Tqdm:
         """Return a bar if validation is all that runs."""
         return self._batches(self.trainer.state.fn == "validate")
 
     def init_test_tqdm(self) -> Tqdm:
-        """Return a bar for testing."""
+        """Return a bar for testing, or for prediction."""
         return self._batches()
 
-    def init_predict_tqdm(self) -> Tqdm:
-        """Return a bar for prediction."""
-        return self._batches()
+    init_predict_tqdm = init_test_tqdm
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show a bar, or lines."""

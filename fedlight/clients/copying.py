@@ -37,7 +37,7 @@ def own_copy(network: nn.Module) -> nn.Module:
     name = type(network).__name__
     found = list(walk(network, name))
     memo: dict[int, Any] = {}
-    functions: Twins = {}
+    functions: dict[int, tuple[types.FunctionType, types.FunctionType]] = {}  # the old one and the new one, by that of the new one
     cells: dict[int, types.CellType] = {}
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     for path, held in found:
@@ -62,7 +62,8 @@ def own_copy(network: nn.Module) -> nn.Module:
             elif is_large(held) and not held.requires_grad:
                 memo[id(held)] = held
         elif isinstance(held, np.ndarray) and held.nbytes > LARGE and held.dtype != object:
-            memo[id(held)] = _read_only(held)
+            memo[id(held)] = view = held.view()
+            view.flags.writeable = False
         elif isinstance(held, types.FunctionType) and not is_global(held):
             memo[id(held)] = twin = _twin(held, cells)
             functions[id(twin)] = held, twin
@@ -70,7 +71,8 @@ def own_copy(network: nn.Module) -> nn.Module:
     made: nn.Module = _deep(network, memo, found)
     for parameter in network.parameters():
         _copy_hooks(parameter, memo.get(id(parameter)), memo, found)
-    while functions and (missing := _empty(made, functions)):
+    # Variables of those that are in the copy are empty yet; other functions are in what copies leave out.
+    while functions and (missing := [functions[id(held)] for _, held in walk(made, "") if id(held) in functions]):
         for old, new in missing:
             functions.pop(id(new))
             for was, cell in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
@@ -127,14 +129,6 @@ def _content(held: Any, memo: dict[int, Any], found: list[Step], shared: set[int
         return held
 
 
-Twins = dict[int, tuple[types.FunctionType, types.FunctionType]]
-
-
-def _empty(made: nn.Module, functions: Twins) -> list[tuple[types.FunctionType, types.FunctionType]]:
-    """Return those of the new functions that are in the copy, whose variables are empty yet; others are in what copies leave out."""
-    return [functions[id(held)] for _, held in walk(made, "") if id(held) in functions]
-
-
 def _twin(function: types.FunctionType, cells: dict[int, types.CellType]) -> types.FunctionType:
     """Return the same function with variables of its own, empty yet; functions that share a variable go on sharing it."""
     own = [cells.setdefault(id(cell), types.CellType()) for cell in function.__closure__ or ()]
@@ -163,12 +157,6 @@ def _refusal(path: str, held: object, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"Expected a network that every client can have a copy of but {readable(path)} is of type {type(held).__name__}, {why}"
     )
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _turn_weak_references(made: nn.Module, memo: dict[int, Any]) -> None:

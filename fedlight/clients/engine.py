@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,7 @@ class Engine(ABC):
 def train_client(
     model: LocalModel, algorithm: Algorithm, task: ClientTask, round: int, precision: torch.dtype | None = None
 ) -> LocalResult:
-    """Train one client in ``model`` from its own weights and with its own draws, under autocast if ``precision`` is given.
-
-    Raises:
-        LocalTrainingError: where the network, the loss or the data raise an exception.
-    """
+    """Train one client from its own weights and draws, under autocast at ``precision``; raises ``LocalTrainingError`` for what fails."""
     # Without autocast's cache of cast weights, which all threads share: weights change between steps.
     with torch.autocast(task.weights.device.type, precision, cache_enabled=False) if precision else nullcontext():
         model.visit = Visit(round)
@@ -142,7 +139,9 @@ class Vectorized(Engine):
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
         """Refuse everything except local SGD on tensors, and test the first step of two clients."""
-        if not _is_local_sgd(algorithm):
+        kind: Any = type(algorithm)
+        # FedAvg, at most with another direction: no state, no second pass, no further uploads.
+        if not (isinstance(algorithm, FedAvg) and kind.run is FedAvg.run and kind.correction is FedAvg.correction):
             raise ConfigurationError(
                 "Expected an `algorithm` with local SGD only, FedAvg or FedProx, under `engine` Vectorized but got "
                 f"{type(algorithm).__name__}: choose one of them, or the engine Sequential"
@@ -158,21 +157,13 @@ class Vectorized(Engine):
         model.load(model.weights.clone(), model.buffers.clone())
         weights = model.weights.repeat(2, 1)
         try:
-            together(model, cast("FedAvg", algorithm), 0.0)(weights, weights.clone(), torch.stack([x[:2]] * 2), torch.stack([y[:2]] * 2))
+            together(model, algorithm, 0.0)(weights, weights.clone(), torch.stack([x[:2]] * 2), torch.stack([y[:2]] * 2))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
                 f"Expected a `network`, `loss` and `algorithm` that are pure functions under `engine` Vectorized but with {name} one is "
                 "not: leave dropout out (clients would draw other numbers), take GroupNorm for BatchNorm, or use the engine Sequential. "
                 f"In torch's words: {str(error).partition('.')[0]}"
             ) from error
-
-
-def _is_local_sgd(algorithm: Algorithm) -> bool:
-    """Whether clients run FedAvg, at most with another direction: no state, no second pass, no further uploads."""
-    if not isinstance(algorithm, FedAvg):
-        return False
-    kind = type(algorithm)
-    return kind.run is FedAvg.run and kind.correction is FedAvg.correction
 
 
 def _train_chunk(model: LocalModel, algorithm: FedAvg, chunk: Sequence[ClientTask], round: int) -> Iterator[LocalResult]:
@@ -238,19 +229,12 @@ def together(
 
     def step(weights: Tensor, velocity: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
         gradient, value = torch.func.grad_and_value(loss)(weights, x, y)
-        algorithm.descend(cast("LocalModel", _Place(weights, model.start)), gradient, velocity, lr, absent=absent)
+        place = SimpleNamespace(weights=weights, start=model.start)  # all that an algorithm's direction depends on
+        algorithm.descend(cast("LocalModel", place), gradient, velocity, lr, absent=absent)
         return cast("Tensor", value)
 
     axes = (0, 0 if algorithm.momentum else None, 0, 0)
     return torch.func.vmap(step, in_dims=axes, randomness="error")
-
-
-@dataclass
-class _Place:
-    """The part of a local model that an algorithm's direction depends on: current and initial weights ``[dim]``."""
-
-    weights: Tensor
-    start: Tensor
 
 
 class _Objective(nn.Module):

@@ -29,20 +29,9 @@ ATOMS = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, 
 _ATOMS = frozenset(ATOMS)
 _CONTAINERS = frozenset((dict, list, tuple, set, frozenset, deque, Counter, OrderedDict))
 
-FOREIGN = {
-    "lightning",
-    "pytorch_lightning",
-    "fedlight",
-    "torch",
-    "numpy",
-    "logging",
-    "builtins",
-    "io",
-    "_io",
-    "random",
-    "jsonargparse",
-    "argparse",
-}
+FOREIGN = frozenset(
+    "lightning pytorch_lightning fedlight torch numpy logging builtins io _io random jsonargparse argparse".split()  # noqa: SIM905
+)
 """Packages whose objects (but for modules, containers and generators of random numbers) are left alone."""
 
 Step = tuple[str, Any]
@@ -184,11 +173,7 @@ class Memento:
         self._large = [(readable(path), held, held._version) for path, held in large]
 
     def put_back(self) -> None:
-        """Put everything back as it was.
-
-        Raises:
-            ConfigurationError: if a large tensor that is no buffer was changed: nobody knows what it was.
-        """
+        """Put everything back as it was; raises ``ConfigurationError`` if a large tensor that is no buffer was changed."""
         for path, held, version in self._large:
             if held._version != version:
                 raise ConfigurationError(
@@ -209,15 +194,15 @@ def _restores(held: Any) -> Iterator[Restore]:
     if isinstance(held, dict):
         yield functools.partial(_put_items, held, dict(held))
     elif isinstance(held, (list, deque)):
-        yield functools.partial(_put_list, held, list(held))
+        yield functools.partial(_put_parts, held, list(held))
     elif isinstance(held, set):
-        yield functools.partial(_put_set, held, set(held))
+        yield functools.partial(_put_parts, held, set(held))
     elif isinstance(held, Tensor):
         if held.layout == torch.strided and not is_large(held):
             yield functools.partial(_put_tensor, held, held.detach().clone())
     elif isinstance(held, np.ndarray):
         if held.flags.writeable and held.dtype != object:
-            yield functools.partial(_put_array, held, held.copy())
+            yield functools.partial(operator.setitem, held, ..., held.copy())
     elif isinstance(held, bytearray):
         yield functools.partial(held.__setitem__, slice(None), bytes(held))
     elif isinstance(held, (io.StringIO, io.BytesIO)):
@@ -266,15 +251,13 @@ def _put_items(held: dict[Any, Any], kept: dict[Any, Any]) -> None:
 
 def _put_hooks(held: Tensor, *kept: dict[Any, Any]) -> None:
     for table, before in zip(hooks(held), kept, strict=True):
-        if table != before:
-            table.clear()
-            table.update(before)
+        _put_items(table, before)
 
 
-def _put_list(held: Any, kept: list[Any]) -> None:
-    if not _same(held, kept):
+def _put_parts(held: Any, kept: Any) -> None:
+    if held != kept if isinstance(held, set) else not _same(held, kept):
         held.clear()
-        held.extend(kept)
+        (held.update if isinstance(held, set) else held.extend)(kept)
 
 
 def _same(now: Collection[Any], kept: Collection[Any]) -> bool:
@@ -282,18 +265,8 @@ def _same(now: Collection[Any], kept: Collection[Any]) -> bool:
     return len(now) == len(kept) and all(map(operator.is_, now, kept))
 
 
-def _put_set(held: set[Any], kept: set[Any]) -> None:
-    if held != kept:
-        held.clear()
-        held.update(kept)
-
-
 def _put_tensor(held: Tensor, kept: Tensor) -> None:
     if held.shape != kept.shape:
         held.data = kept.clone()
     elif not torch.equal(held.detach(), kept):
         held.detach().copy_(kept)
-
-
-def _put_array(held: np.ndarray, kept: np.ndarray) -> None:
-    held[...] = kept

@@ -10,35 +10,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlight.core.buffers import statistics
 from fedlight.core.codec import State
-from fedlight.core.layout import Layout, as_is, flatten, named_trainable
+from fedlight.core.layout import Layout, as_is, flatten, named_trainable, trainable
 
 
 class PersonalNorm:
-    """Keeps weights and statistics of BatchNorm layers in the client's state; their part of the update is zero.
-
-    Attributes:
-        index: positions ``[personal]`` of those weights in the flat vector.
-        counters: the layers' own counters, which nobody else is told.
-        names: the statistics, in the order of the buffers ``[buffer_dim]``.
-    """
+    """Keeps weights and statistics of BatchNorm layers in the client's state; their part of the update is zero."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.names = [place.name for place in statistics(module)]
-        layers = [path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
-        self.counters = {f"{path}.num_batches_tracked" if path else "num_batches_tracked" for path in layers}
-        owned = {
-            f"{path}.{name}" if path else name
-            for path, layer in module.named_modules()
-            if isinstance(layer, _BatchNorm)
-            for name, _ in layer.named_parameters(recurse=False)
-        }
+        self.names = [place.name for place in statistics(module)]  # in the order of the buffers ``[buffer_dim]``
+        layers = [(f"{path}." if path else "", layer) for path, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+        self.counters = {f"{prefix}num_batches_tracked" for prefix, _ in layers}  # which nobody else is told
+        owned = {prefix + name for prefix, layer in layers for name, _ in layer.named_parameters(recurse=False)}
         layout = Layout.of(module)
         spans = [
             torch.arange(offset, offset + size)
             for name, offset, size in zip(layout.names, layout.offsets, layout.sizes, strict=True)
             if name in owned
         ]
-        self.index = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        self.index = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)  # in the flat vector, ``[personal]``
 
     def restore(self, state: State, weights: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
         """Return global weights ``[dim]`` and buffers ``[buffer_dim]`` with the client's own layers, if it has any yet."""
@@ -58,7 +47,7 @@ class PersonalNorm:
 def personal_forward(network: nn.Module, personal: PersonalNorm, state: State, x: Tensor) -> Tensor:
     """Return the network's output for ``x`` with a client's own normalization layers (the global ones, if it has none)."""
     held = dict(network.named_buffers())
-    weights, buffers = flatten(p for _, p in named_trainable(network)), flatten(held[name] for name in personal.names)
+    weights, buffers = flatten(trainable(network)), flatten(held[name] for name in personal.names)
     return forward_with(network, *personal.restore(state, weights, buffers.to(weights.device)), personal.names, x)
 
 

@@ -48,13 +48,18 @@ class Threaded(Engine):
         workers = self.workers or cores_of_a_process()
         precision, waiting = precision_on(model.weights.device), iter(tasks)
         running: deque[tuple[ClientTask, LocalModel, Future[LocalResult]]] = deque()
-        free = deque(self._twins(model))
+        if self._pattern is not model:
+            self._pattern, self._models = model, []
+        free = deque(self._models)  # from earlier rounds
         with _one_torch_thread(), ThreadPoolExecutor(workers, "fedlight-train", torch.set_num_threads, (1,)) as threads:
             try:
                 while True:
                     # Two models per thread, so that no thread waits until its last result is taken.
                     while len(running) < 2 * workers and (task := next(waiting, None)) is not None:
-                        own = free.popleft() if free else self._another(model)
+                        if not free:
+                            self._models.append(twin(model))
+                            free.append(self._models[-1])
+                        own = free.popleft()
                         running.append((task, own, threads.submit(train_client, own, algorithm, task, round, precision)))
                     if not running:
                         return
@@ -63,16 +68,6 @@ class Threaded(Engine):
                     free.append(own)
             finally:
                 threads.shutdown(cancel_futures=True)
-
-    def _twins(self, model: LocalModel) -> list[LocalModel]:
-        """Return the models like this one from earlier rounds."""
-        if self._pattern is not model:
-            self._pattern, self._models = model, []
-        return self._models
-
-    def _another(self, model: LocalModel) -> LocalModel:
-        self._models.append(twin(model))
-        return self._models[-1]
 
     def check(self, make_model: Callable[[], LocalModel], algorithm: Algorithm, data: Batch, personal: bool, device: torch.device) -> None:
         """Refuse training that uses state shared by threads, by testing a local step on two copies of a client's first sample."""

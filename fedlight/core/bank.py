@@ -52,6 +52,9 @@ class UpdateBank:
         if self.chosen is None and not all(torch.isfinite(updates.sum()) for updates in self):
             raise ConfigurationError("Expected finite `updates` but the bank holds NaN or Inf: lower the client learning rate")
 
+    def __len__(self) -> int:
+        return self.rounds
+
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the rounds, ``[clients, dim]`` each, as views."""
         return (self.recorded[number] for number in (range(len(self.recorded)) if self.chosen is None else self.chosen))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from numbers import Integral, Real
+from operator import or_
 from types import NoneType, UnionType
-from typing import get_args
+from typing import Any, Literal, Union, Unpack, get_args, get_origin, get_type_hints
 
 from fedlight.core.errors import ConfigurationError, require
 
@@ -34,6 +36,18 @@ def require_kinds(given: Mapping[str, object], kinds: Kinds, hints: Mapping[str,
         else:
             got = "None" if value is None else f"an object of {type(value).__name__}"
         raise ConfigurationError(f"Expected `{name}` to be {wanted} but got {got}")
+
+
+def kinds_of(function: Callable[..., object]) -> dict[str, Any]:
+    """Return the kinds of a function's arguments, but for ``**`` ones, as its annotations say; numbers and dicts are of any class."""
+    return {name: _kind(hint) for name, hint in get_type_hints(function).items() if name != "return" and get_origin(hint) is not Unpack}
+
+
+def _kind(hint: Any) -> Any:
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return reduce(or_, map(_kind, get_args(hint)))
+    return {int: Integral, float: Real, dict: Mapping, Literal: str}.get(kind, kind)
 
 
 def _word(kind: type) -> str:

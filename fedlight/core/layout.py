@@ -102,6 +102,11 @@ def named_trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return these parameters alone."""
+    return [parameter for _, parameter in named_trainable(model)]
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """View complex numbers ``[...]`` as pairs of real ones ``[..., 2]``; return any other tensor as it is."""
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor

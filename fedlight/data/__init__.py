@@ -9,19 +9,16 @@ from fedlight.core.lazy import import_on_demand
 from fedlight.data.arrays import Arrays, build_arrays, standardize
 from fedlight.data.augment import Affine, Augmentation, CropFlip
 from fedlight.data.federated import FederatedData
-from fedlight.data.fields import RandomFields
+from fedlight.data.images import RandomFields, Resized
 from fedlight.data.natural import Explicit, Natural
-from fedlight.data.partition import IID, Dirichlet, QuantitySkew, Shards
-from fedlight.data.partitioner import Partitioner
-from fedlight.data.resized import Resized
+from fedlight.data.partition import IID, Dirichlet, Partitioner, QuantitySkew, Shards
 from fedlight.data.sampling import ClientSampler, Everyone, Poisson, Uniform
 from fedlight.data.sources import ArrayFile, DataSource, Digits, Torchvision, WithClients
 from fedlight.data.splits import Partition, check_partition
 from fedlight.data.text import SpeakerText
 
 if TYPE_CHECKING:
-    from fedlight.data.datamodule import FederatedDataModule
-    from fedlight.data.own import LightningData
+    from fedlight.data.datamodule import FederatedDataModule, LightningData
 
 __all__ = [
     "IID",
@@ -56,4 +53,4 @@ __all__ = [
     "standardize",
 ]
 
-__getattr__, __dir__ = import_on_demand(__name__, {"FederatedDataModule": "fedlight.data.datamodule", "LightningData": "fedlight.data.own"})
+__getattr__, __dir__ = import_on_demand(__name__, dict.fromkeys(("FederatedDataModule", "LightningData"), "fedlight.data.datamodule"))

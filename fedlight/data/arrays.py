@@ -104,14 +104,10 @@ def standardize(arrays: Arrays) -> Arrays:
 
 
 def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `standardize` takes from images ``[n, c, h, w]`` and divides them by then, float32 ``[1, c, 1, 1]`` each."""
-    mean, deviation = channel_statistics(x)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    return mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1)
+    """Return what `standardize` takes from images ``[n, c, h, w]`` and divides them by then, float32 ``[1, c, 1, 1]`` each.
 
-
-def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and (population) deviation per channel, float64 ``[channels]``, of images ``[n, c, h, w]``."""
+    Mean and (population) deviation per channel, computed in float64.
+    """
     count = x.numel() / x.shape[1]
     mean = torch.zeros(x.shape[1], dtype=torch.float64)
     for chunk in torch.split(x, _CHUNK):
@@ -119,7 +115,9 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     variance = torch.zeros_like(mean)
     for chunk in torch.split(x, _CHUNK):
         variance += (chunk.double() - mean.view(1, -1, 1, 1)).square_().sum(dim=(0, 2, 3)) / count
-    return mean, variance.sqrt()
+    deviation = variance.sqrt()
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1)
 
 
 def _tensor(values: Any, name: str) -> Tensor:

@@ -23,7 +23,17 @@ class Augmentation(ABC):
         """Raise ConfigurationError if inputs of ``input_shape`` (without the batch axis) cannot be augmented."""
 
 
-class CropFlip(Augmentation):
+class _OfImages(Augmentation):
+    def validate(self, input_shape: tuple[int, ...]) -> None:
+        """Raise ConfigurationError unless inputs are images ``[c, h, w]``."""
+        if len(input_shape) != 3:
+            raise ConfigurationError(
+                f"augmentation: {type(self).__name__} expected images [channels, height, width], got inputs of shape {input_shape}; "
+                "remove it."
+            )
+
+
+class CropFlip(_OfImages):
     """Random crop after zero padding, then a horizontal flip with probability 1/2 (He et al. 2016, arXiv 1512.03385).
 
     On normalized images the zero padding is the mean color.
@@ -38,10 +48,6 @@ class CropFlip(Augmentation):
         self.padding = padding
         self.flip = flip
 
-    def validate(self, input_shape: tuple[int, ...]) -> None:
-        """Raise ConfigurationError unless inputs are images ``[c, h, w]``."""
-        require_images("CropFlip", input_shape)
-
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``x`` shifted and flipped sample by sample; raises ConfigurationError unless it is ``[n, c, h, w]``."""
         self.validate(tuple(x.shape[1:]))
@@ -53,7 +59,7 @@ class CropFlip(Augmentation):
         return crop(functional.pad(x, [self.padding] * 4), shifts[0], shifts[1], x.shape[2], columns)
 
 
-class Affine(Augmentation):
+class Affine(_OfImages):
     """Small random rotation, scaling, shear and shift of each image, bilinearly resampled; pixels from outside get the darkest value.
 
     Meant for proxy data: a few images then give updates as varied as those of many.
@@ -75,10 +81,6 @@ class Affine(Augmentation):
         self.shift = shift
         self.shear = shear
 
-    def validate(self, input_shape: tuple[int, ...]) -> None:
-        """Raise ConfigurationError unless inputs are images ``[c, h, w]``."""
-        require_images("Affine", input_shape)
-
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return ``x`` changed sample by sample; raises ConfigurationError unless it is ``[n, c, h, w]``."""
         self.validate(tuple(x.shape[1:]))
@@ -92,14 +94,6 @@ class Affine(Augmentation):
         grid = functional.affine_grid(torch.stack([top, bottom], dim=1).to(x), list(x.shape), align_corners=False)
         darkest = x.amin()  # resampling pads with 0
         return functional.grid_sample(x - darkest, grid, align_corners=False).add_(darkest)
-
-
-def require_images(name: str, input_shape: tuple[int, ...]) -> None:
-    """Raise ConfigurationError unless inputs are images ``[c, h, w]``."""
-    if len(input_shape) != 3:
-        raise ConfigurationError(
-            f"augmentation: {name} expected images [channels, height, width], got inputs of shape {input_shape}; remove it."
-        )
 
 
 def crop(x: Tensor, top: Tensor, left: Tensor, height: int, columns: Tensor) -> Tensor:

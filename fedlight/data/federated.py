@@ -15,12 +15,10 @@ from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.random import numpy_generator
 from fedlight.data.arrays import Arrays, standardize
 from fedlight.data.augment import Augmentation
-from fedlight.data.holdout import HoldOut
-from fedlight.data.partition import Dirichlet
-from fedlight.data.partitioner import Partitioner
+from fedlight.data.partition import Dirichlet, Partitioner
 from fedlight.data.sampling import ClientSampler, Uniform
 from fedlight.data.sources import DataSource, Digits
-from fedlight.data.splits import Partition, client_by_client, split_holdout, stratified_choice
+from fedlight.data.splits import HoldOut, Partition, client_by_client, split_holdout, stratified_choice
 
 ROOT_VARIABLE = "FEDLIGHT_DATA"
 
@@ -109,8 +107,6 @@ class FederatedData:
         self._ready = False
         _check_arguments(self)
 
-    # -- loading ---------------------------------------------------------------------------------------------------
-
     def prepare_data(self) -> None:
         """Download missing files, in one process per machine."""
         if not self._ready:
@@ -151,8 +147,6 @@ class FederatedData:
         self.test = (self.test[0].to(device), self.test[1].to(device))
         return self
 
-    # -- clients ---------------------------------------------------------------------------------------------------
-
     @property
     def num_population(self) -> int:
         """Total number of clients."""
@@ -190,8 +184,6 @@ class FederatedData:
             digest.update(pair[1].cpu().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         return digest.hexdigest()
-
-    # -- parts of setup --------------------------------------------------------------------------------------------
 
     def _load(self, source: DataSource) -> Arrays:
         data = source.load(self.root)

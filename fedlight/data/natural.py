@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedlight.core.errors import ConfigurationError, DataError, require
-from fedlight.data.partitioner import Partitioner
+from fedlight.data.partition import Partitioner
 from fedlight.data.sources import read_npz
 from fedlight.data.splits import Partition, check_partition
 

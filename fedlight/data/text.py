@@ -71,21 +71,16 @@ class SpeakerText(DataSource):
             codes = encode(text)
             border = len(codes) - round(self.test_fraction * len(codes))
             for split, part in (("train", codes[:border]), ("test", codes[border:])):
-                found = windows(part, self.length, self.stride)
-                parts[split].append(found)
-                clients[split] += [speaker] * len(found)
+                parts[split].append(windows(part, self.length, self.stride))
+                clients[split] += [speaker] * len(parts[split][-1])
         if not clients["train"] or not clients["test"]:
             raise DataError(
                 f"{path}: expected a speaker with more than {self.length} characters to train and to test on, got none among {len(said)}; "
                 "lower `length`."
             )
-        whole = {split: np.concatenate(found) for split, found in parts.items()}
-        x = {split: found[:, :-1].astype(np.float32) for split, found in whole.items()}
-        y = {split: found[:, -1] for split, found in whole.items()}
-        ids = {split: np.array(names) for split, names in clients.items()}
-        return build_arrays(
-            x["train"], y["train"], x["test"], y["test"], CLASSES, source=str(path), client_train=ids["train"], client_test=ids["test"]
-        )
+        pairs = [(found[:, :-1].astype(np.float32), found[:, -1]) for found in map(np.concatenate, parts.values())]
+        ids = {f"client_{split}": np.array(names) for split, names in clients.items()}
+        return build_arrays(*pairs[0], *pairs[1], CLASSES, source=str(path), **ids)
 
 
 def read_speeches(text: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def read_section(path: Path, name: str, cls: type[T]) -> T:
         raise ConfigurationError(f"Expected a section `{name}`, {SECTIONS[name]}, in {path} but got {got}")
     check_section(name, cls.__name__, given, path)
     if "LightningData" in str(given):
-        import fedlight.data.own  # noqa: F401 (Lightning: its short name is known once it is loaded)
+        import fedlight.data.datamodule  # noqa: F401 (Lightning: its short name is known once it is loaded)
     try:
         return build(cls, given, name)
     except Exception as error:  # whatever is wrong with a file that somebody wrote, or with what it names

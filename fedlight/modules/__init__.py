@@ -6,11 +6,9 @@ What needs Lightning is imported when it is asked for: a client that trains one 
 from typing import TYPE_CHECKING
 
 from fedlight.core.lazy import import_on_demand
+from fedlight.modules.characters import CharLSTM, CharTransformer
 from fedlight.modules.lora import LoRA
-from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
-from fedlight.modules.recurrent import CharLSTM
-from fedlight.modules.resnet import ResNet18
-from fedlight.modules.transformer import CharTransformer
+from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, ResNet18, SmallCNN
 
 if TYPE_CHECKING:
     from fedlight.modules.federated import FederatedModule

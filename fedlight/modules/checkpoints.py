@@ -69,11 +69,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """Lightning's, which turns whatever fails where a checkpoint is followed into a ``ConfigurationError``.
-
-    Args:
-        trainer: whose connector this becomes.
-    """
+    """Lightning's, which turns whatever fails where a checkpoint is followed into a ``ConfigurationError``."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
@@ -103,11 +99,7 @@ def _followed() -> Iterator[None]:
 
 
 def keep_clients_apart(trainer: Trainer) -> None:
-    """Let a Trainer write what checkpoints hold of single clients to files of their own, and follow no damaged ones.
-
-    Raises:
-        ConfigurationError: if it has a plugin that writes checkpoints.
-    """
+    """Let a Trainer write what checkpoints hold of single clients to other files; raises ``ConfigurationError`` if a plugin writes them."""
     found = trainer.strategy.checkpoint_io
     require(
         type(found) in (TorchCheckpointIO, CheckpointFiles),

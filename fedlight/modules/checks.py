@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
 
-from fedlight.aggregation import AggregationSetting, Aggregator
+from fedlight.aggregation import AggregationSetting
 from fedlight.callbacks.base import FederatedRun
 from fedlight.clients.algorithms import Algorithm
-from fedlight.clients.engine import Engine
 from fedlight.clients.local_model import LocalModel
 from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.grid import GridCodec
@@ -29,50 +26,20 @@ from fedlight.core.codec import Codec, Context
 from fedlight.core.codec_needs import require_additive, require_fixed_width, require_room
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import load_codec
-from fedlight.core.kinds import Kinds, refuse_other_lightning
+from fedlight.core.kinds import refuse_other_lightning
 from fedlight.core.layout import float_buffers
 from fedlight.core.progress import progress
 from fedlight.core.random import untouched_generators
-from fedlight.data import ClientSampler, Everyone, FederatedDataModule, Poisson
+from fedlight.data import ClientSampler, Everyone, Poisson
 from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
 from fedlight.privacy.ledger import JOURNAL
-from fedlight.rounds import Availability, Clients, Downlink
 
 log = logging.getLogger(__name__)
 
-MODULE_KINDS: Kinds = {
-    "network": nn.Module,
-    "codec": Codec | None,
-    "codec_path": str | Path | None,
-    "algorithm": Algorithm | None,
-    "engine": Engine | None,
-    "loss": nn.Module | None,
-    "server_optimizer": Callable,  # type: ignore[dict-item]
-    "server_scheduler": Callable | None,  # type: ignore[dict-item]
-    "privacy": PrivacyMechanism | None,
-    "downlink": Downlink | None,
-    "aggregator": Aggregator | None,
-    "clients": Clients | None,
-    "weighting": str,
-    "availability": Availability | None,
-    "batch_norm": str,
-    "metrics": Mapping | MetricCollection | None,
-    "min_clients": Integral,
-    "max_attempts": Integral,
-    "client_memory_mb": Real,
-    "sim_every": Integral,
-    "seed": Integral,
-}
-"""What the arguments of a FederatedModule have to be."""
-
 
 def chosen_codec(codec: Codec | None, path: str | None, privacy: PrivacyMechanism | None) -> Codec:
-    """Return the trained codec at ``path``, else the configured one on the grid that privacy needs, else that of plain updates.
-
-    Raises:
-        ConfigurationError: if there are both and they differ, or the mechanism cannot protect the codec's codes.
-    """
+    """Return the codec at ``path``, else the given one on privacy's grid, else that of plain updates; raises ``ConfigurationError``."""
     codec = private_codec(codec, privacy) if codec or not path else codec
     if not path:
         return codec or IdentityCodec()
@@ -194,11 +161,7 @@ def aggregation_setting(module: FederatedRun, processes: int) -> AggregationSett
 
 
 def private_codec(codec: Codec | None, privacy: PrivacyMechanism | None) -> Codec | None:
-    """Return the codec, rounded to the mechanism's own integer grid where it has one.
-
-    Raises:
-        ConfigurationError: if the codec's codes are integers already, and not on that grid.
-    """
+    """Return the codec, on the mechanism's own integer grid if any; raises ``ConfigurationError`` if its codes are integers off that."""
     if privacy is None or not privacy.grid:
         return codec
     codec = codec or IdentityCodec()
@@ -221,19 +184,8 @@ def sampling_rate(sampler: ClientSampler) -> float | None:
     return 1.0 if isinstance(sampler, Everyone) else None
 
 
-def expected_cohort(data: FederatedDataModule) -> int:
-    """Return the fixed number that sums are divided by: the expected size of a cohort, or the size where that is fixed."""
-    rate = sampling_rate(data.sampler)
-    size = rate * data.num_population if rate is not None else len(data.cohort(0))
-    return max(1, round(size))
-
-
 def start_privacy(module: FederatedRun) -> None:
-    """Check that the run is one whose privacy can be accounted for, and begin the mechanism.
-
-    Raises:
-        ConfigurationError: naming what has to change.
-    """
+    """Check that the run's privacy can be accounted for, and begin it; raises ``ConfigurationError`` naming what has to change."""
     privacy, codec = module.privacy, module.codec
     if privacy is None:
         return
@@ -246,10 +198,12 @@ def start_privacy(module: FederatedRun) -> None:
     _check_codec(codec, type(privacy).__name__)
     _check_beside_the_code(module, privacy)
     _check_aggregator(module, privacy)
-    rounds = module.trainer.max_steps
+    rounds, rate = module.trainer.max_steps, sampling_rate(module.data.sampler)
+    # The fixed number that sums are divided by: the expected size of a cohort, or the size where that is fixed.
+    cohort = rate * module.data.num_population if rate is not None else len(module.data.cohort(0))
     setting = AccountingSetting(
-        sampling_rate(module.data.sampler),
-        expected_cohort(module.data),
+        rate,
+        max(1, round(cohort)),
         rounds if rounds > 0 else None,
         codec.decoder.sum_length(),
         codec.integer,

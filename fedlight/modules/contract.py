@@ -1,7 +1,7 @@
 """All that Lightning calls, reads or sets in a module, a data module and a loader, and what becomes of it in a federated run.
 
-Each name is in one list: called (by whom), refused before training, different (said once at the start, where it is used), or left to
-the user's own code. `tests/modules/test_contract.py` walks Lightning's own names.
+Names that are not called as they are anyway are listed here: passed on, refused before training, or different (said once at the start,
+where it is used). `tests/modules/test_contract.py` lists the others, and walks Lightning's own names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from fedlight.callbacks.tell import tell
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.own_optimizer import ClientOptimizer
 from fedlight.core.errors import ConfigurationError
@@ -23,29 +22,14 @@ TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_ba
 """Hooks that batches pass, of the data module if it has them, else of the module: on clients and in evaluation."""
 
 FORWARDED = (
-    *("on_validation_start", "on_validation_end", "on_validation_batch_start", "on_validation_batch_end"),
+    *("on_fit_end", "on_validation_start", "on_validation_end", "on_validation_batch_start", "on_validation_batch_end"),
+    *("on_validation_epoch_start", "on_test_epoch_start"),
     *("on_validation_model_zero_grad", "on_validation_model_eval", "on_validation_model_train"),
     *("on_test_start", "on_test_end", "on_test_batch_start", "on_test_batch_end", "on_test_model_eval", "on_test_model_train"),
     *("on_predict_start", "on_predict_end", "on_predict_epoch_start", "on_predict_epoch_end"),
     *("on_predict_batch_start", "on_predict_batch_end", "on_predict_model_eval"),
 )
 """Hooks that the Trainer calls on the user's own module where they are overridden, as it would without federation."""
-
-CLIENT = (
-    *("training_step", "forward", "configure_optimizers", "on_train_batch_start", "on_train_batch_end"),
-    *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
-)
-"""Called in a client's training, in the Trainer's order; a pass over a client's samples is an epoch, or a round
-of a number of steps."""
-
-SERVER = (
-    *("prepare_data", "setup", "teardown", "configure_model", "configure_callbacks", "on_fit_start", "on_fit_end"),
-    *("validation_step", "test_step", "predict_step", "on_validation_epoch_start"),
-    *("on_validation_epoch_end", "on_test_epoch_start", "on_test_epoch_end", "val_dataloader", "test_dataloader", "predict_dataloader"),
-    *("train_dataloader", "on_save_checkpoint", "on_load_checkpoint", "state_dict", "load_state_dict", "strict_loading"),
-    *("prepare_data_per_node", "example_input_array", "on_exception"),
-)
-"""Called or read once, on the server, as the Trainer does."""
 
 REFUSED: Mapping[str, str] = {
     "backward": "choose the local step with `algorithm`",
@@ -69,31 +53,12 @@ DIFFERENT: Mapping[str, str] = {
 }
 """Called otherwise than a user may think: said once at the start."""
 
-YOURS = (
-    *("log", "log_dict", "print", "all_gather", "optimizers", "lr_schedulers", "trainer", "current_epoch", "global_step", "global_rank"),
-    *("local_rank", "logger", "loggers", "device", "dtype", "on_gpu", "device_mesh", "fabric", "hparams", "hparams_initial"),
-    *("save_hyperparameters", "remove_ignored_hparams", "freeze", "unfreeze", "to_onnx", "to_torchscript", "to_tensorrt"),
-    *("load_from_checkpoint", "manual_backward", "toggle_optimizer", "untoggle_optimizer", "toggled_optimizer", "clip_gradients"),
-    *("CHECKPOINT_HYPER_PARAMS_KEY", "CHECKPOINT_HYPER_PARAMS_NAME", "CHECKPOINT_HYPER_PARAMS_TYPE", "from_datasets", "name"),
-    "allow_zero_length_dataloader_with_multiple_devices",
-)
-"""For the user's own code to call, read or set. On a client the Trainer is the client's (`fedlight.modules.views`)."""
-
-LOADER_USED = ("dataset", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
-"""What of the training loader clients go by; a sampler that cannot be split over clients is refused (`fedlight.data.order`)."""
-
 LOADER_DIFFERENT: Mapping[str, str] = {
     "batch_size": "local batches have the `batch_size` of `algorithm`",
     "worker_init_fn": "no worker loads a client's items, so that nobody calls it",
     "generator": "clients draw their order from the run's `seed`",
 }
 """Of the training loader, where it is not the default: said once at the start."""
-
-LOADER_SPEED = (
-    *("num_workers", "pin_memory", "timeout", "multiprocessing_context", "prefetch_factor", "persistent_workers"),
-    *("pin_memory_device", "in_order"),
-)
-"""Of the training loader, and for its speed alone: clients' items are read in the process that trains them."""
 
 
 def check_contract(own: LightningModule, algorithm: Algorithm) -> None:
@@ -137,9 +102,3 @@ def differences(own: LightningModule, algorithm: Algorithm, loader: DataLoader[A
         }
         found += [f"the loader's `{name}` is not used: {LOADER_DIFFERENT[name]}" for name, used in settings.items() if used]
     return found
-
-
-def tell_differences(own: LightningModule, algorithm: Algorithm, loader: DataLoader[Any] | None) -> None:
-    """Say once, before training, what is different for clients of this module and loader."""
-    if found := differences(own, algorithm, loader):
-        tell(f"{type(own).__name__} is trained by clients, otherwise than by a Trainer: {'; '.join(found)}")

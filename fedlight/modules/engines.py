@@ -106,11 +106,9 @@ def trial_tasks(run: FederatedRun, model: LocalModel, count: int) -> list[Client
     """Return new tasks of so many clients, spread over all; nothing of them is the run's own but their samples."""
     with_data = np.flatnonzero(run.data.client_sizes)
     rows = np.linspace(0, len(with_data) - 1, min(count, len(with_data))).astype(int)
-    return [_task(run, model, int(client)) for client in with_data[rows]]
-
-
-def _task(run: FederatedRun, model: LocalModel, client: int) -> ClientTask:
-    x, y = run.data.client_data(client)
-    generator = torch_generator(run.seed, "trial", client)
-    memory = Memory(server=run.algorithm.broadcast({}))
-    return ClientTask(client, x, y, model.weights.clone(), model.buffers.clone(), generator, memory=memory)
+    tasks = []
+    for client in map(int, with_data[rows]):
+        held = (*run.data.client_data(client), model.weights.clone(), model.buffers.clone())
+        memory = Memory(server=run.algorithm.broadcast({}))
+        tasks.append(ClientTask(client, *held, torch_generator(run.seed, "trial", client), memory=memory))
+    return tasks

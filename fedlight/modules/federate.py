@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, Literal, TypedDict, Unpack
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -16,7 +15,7 @@ from fedlight.clients import Algorithm, Engine
 from fedlight.console.names import did_you_mean
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.kinds import Kinds, refuse_other_lightning, require_kinds
+from fedlight.core.kinds import kinds_of, refuse_other_lightning, require_kinds
 from fedlight.data import IID, ClientSampler, FederatedDataModule, LightningData, Partitioner, Uniform
 from fedlight.modules.federated import FederatedModule
 from fedlight.privacy import PrivacyMechanism
@@ -46,18 +45,6 @@ class ModuleSettings(TypedDict, total=False):
     client_memory_mb: float
     sim_every: int
     seed: int
-
-
-_KINDS: Kinds = {
-    "network": nn.Module,
-    "data": LightningDataModule | LightningModule | None,
-    "num_clients": Integral,
-    "cohort_size": Integral | None,
-    "partitioner": Partitioner | None,
-    "sampler": ClientSampler | None,
-    "proxy_samples": Integral | None,
-    "labels": Callable | None,  # type: ignore[dict-item]
-}
 
 
 def federate(
@@ -90,9 +77,10 @@ def federate(
         TypeError: if there is no argument of such a name.
     """
     refuse_other_lightning("data", data)
-    require_kinds(locals(), _KINDS)
+    kinds = kinds_of(federate) | {"data": LightningDataModule | LightningModule | None}
+    require_kinds(locals(), kinds)
     for name in settings.keys() - ModuleSettings.__annotations__.keys():
-        raise TypeError(f"There is no argument {name} of federate{did_you_mean(name, (*_KINDS, *ModuleSettings.__annotations__))}")
+        raise TypeError(f"There is no argument {name} of federate{did_you_mean(name, (*kinds, *ModuleSettings.__annotations__))}")
     module = FederatedModule(network, **settings)
     if isinstance(data, FederatedDataModule):
         asked = num_clients != 20 or any(part is not None for part in (cohort_size, partitioner, sampler, proxy_samples, labels))

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from fedlight.aggregation import Aggregator, PlainAggregator
-from fedlight.callbacks.codec import GradientDecoder, GradientEncoder, codec_callbacks
-from fedlight.callbacks.pretraining import CodecPretraining
-from fedlight.callbacks.tell import tell
+from fedlight.callbacks.base import tell
+from fedlight.callbacks.codec import CodecPretraining, GradientDecoder, GradientEncoder, codec_callbacks
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.auto import Auto
 from fedlight.clients.engine import Engine
@@ -29,29 +28,16 @@ from fedlight.core.checkpoint import RUN
 from fedlight.core.codec import Codec
 from fedlight.core.errors import ConfigurationError, require, require_counts
 from fedlight.core.export import codec_state, restore_codec
-from fedlight.core.kinds import require_kinds
-from fedlight.core.layout import Layout
+from fedlight.core.kinds import kinds_of, require_kinds
+from fedlight.core.layout import trainable
 from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.modules import checks
 from fedlight.modules.checkpoints import CLIENTS, keep_clients_apart
-from fedlight.modules.checks import (
-    MODULE_KINDS,
-    aggregation_setting,
-    begin_ledger,
-    check_algorithm,
-    check_parts,
-    check_trained,
-    chosen_codec,
-    start_privacy,
-    upload_codec,
-)
-from fedlight.modules.defaults import suit_rounds
 from fedlight.modules.engines import check_engine, choose_engine
-from fedlight.modules.evaluation import StageMetrics, named_metrics, warn_of_unseen_models
+from fedlight.modules.evaluation import StageMetrics, log_comparison, log_round, named_metrics, round_metrics, warn_of_unseen_models
 from fedlight.modules.forwarding import Forwarding
-from fedlight.modules.global_model import trainable
-from fedlight.modules.logs import log_comparison, log_round, round_metrics
-from fedlight.modules.notices import check_callbacks, check_network, tell_flags
+from fedlight.modules.notices import check_callbacks, check_network, silent_flags, suit_rounds
 from fedlight.modules.own_steps import task_of
 from fedlight.modules.pretraining import fit_codec, reconstruction_error, record_for
 from fedlight.modules.sides import Sides
@@ -132,11 +118,12 @@ class FederatedModule(Forwarding):
         sim_every: int = 10,
         seed: int = 0,
     ) -> None:
-        require_kinds(locals(), MODULE_KINDS, {"clients": "num_clients"})
+        kinds = kinds_of(FederatedModule.__init__) | {"codec_path": str | Path | None}
+        require_kinds(locals(), kinds, {"clients": "num_clients"})
         super().__init__()
         require_counts(min_clients=min_clients, max_attempts=max_attempts)
         require(sim_every >= 0, f"Expected `sim_every` >= 0 but got {sim_every}")
-        check_parts(network, loss, server_scheduler)
+        checks.check_parts(network, loss, server_scheduler)
         self.automatic_optimization = False
         self.network = network
         self.loss = loss or nn.CrossEntropyLoss()
@@ -144,8 +131,8 @@ class FederatedModule(Forwarding):
         self.codec_path = codec_path
         self.algorithm = algorithm or default_algorithm(isinstance(network, LightningModule))
         self.engine = engine or Auto()
-        check_algorithm(self.algorithm, batch_norm, privacy)
-        self.codec = upload_codec(chosen_codec(codec, codec_path, privacy), self.algorithm)
+        checks.check_algorithm(self.algorithm, batch_norm, privacy)
+        self.codec = checks.upload_codec(checks.chosen_codec(codec, codec_path, privacy), self.algorithm)
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
         self.weighting = weighting
@@ -163,27 +150,9 @@ class FederatedModule(Forwarding):
         self.downlink = downlink or FullModel()
         self.aggregator = aggregator or PlainAggregator()
         self.clients = clients
-        self.pretrain_seconds = 0.0
-        self.train_seconds = 0.0
-        self._started: float | None = None
         self.pretrain_metrics: dict[str, float] = {}
-        self.codec_error = None
-        self.own_data = None
         self._built = False
-        self.settings = None
         self.stop = Stop()
-
-    # -- set-up ----------------------------------------------------------------------------------------------------
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of the global model's trainable parameters."""
-        return Layout.of(self.network)
-
-    @property
-    def upload_layout(self) -> Layout:
-        """The layout of what clients upload: the update, and what else the algorithm needs the mean of."""
-        return self.layout.stacked(self.algorithm.vectors, self.algorithm.scalars)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the encoder and decoder of the module's codec, a pretraining phase unless the Trainer has one, and the user's own."""
@@ -230,7 +199,7 @@ class FederatedModule(Forwarding):
         self.build(stage)
         self.settings = None
         if stage == "fit":
-            start_privacy(self)
+            checks.start_privacy(self)
         if not isinstance(self.network, LightningModule) and not self.network.training:
             self.network.train()  # a network that was evaluated before; a LightningModule keeps its modes, as in Lightning
         self.task.setup(stage)
@@ -243,11 +212,12 @@ class FederatedModule(Forwarding):
                 f"Expected one process with `clients` {type(self.clients).__name__} but got {self.trainer.world_size}: set "
                 "`trainer.devices` to 1, or leave `clients` out, whose simulated clients processes share"
             )
-        self.aggregator.check(aggregation_setting(self, self.trainer.world_size))
+        self.aggregator.check(checks.aggregation_setting(self, self.trainer.world_size))
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
         if self.trainer.limit_train_batches != 0:
-            tell_flags(self.trainer, self.task.validates, isinstance(self.network, LightningModule))
+            for sentence in silent_flags(self.trainer, self.task.validates, isinstance(self.network, LightningModule)):
+                tell(sentence)
         # A second fit goes on from weights that nobody can draw, and over a network nobody draws them.
         self.downlink.reset(drawn=not self.server_state.rounds and (self.clients is None or self.clients.simulates))
         self.server_state.reset()
@@ -268,24 +238,18 @@ class FederatedModule(Forwarding):
         self.codec.to(self.device)
         if any(parameter.dtype == torch.float64 for parameter in trainable(self.network)):
             tell("Weights are float64 but updates travel as codes of float32 at most: they are rounded to 1e-7 of their size")
-        begin_ledger(self)
+        checks.begin_ledger(self)
         self._connect()
 
     def _connect(self) -> None:
         """Make both sides of the rounds of the network as it is now."""
-        check_trained(self.network, self.trainer.optimizers)
+        checks.check_trained(self.network, self.trainer.optimizers)
         sides = Sides(self)
         self.server, self._connection = sides.server, sides.clients
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's logits ``[n, classes]``, or what the network makes of its inputs."""
         return self.network(*args, **kwargs)
-
-    def objective(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss (0-d) that clients minimise on a batch."""
-        return self.task.loss(network, x, y)
-
-    # -- the pretraining phase -------------------------------------------------------------------------------------
 
     def pretrain(
         self,
@@ -339,8 +303,6 @@ class FederatedModule(Forwarding):
             self.codec_error = error
         return error > growth * self.codec_error
 
-    # -- a round ---------------------------------------------------------------------------------------------------
-
     def on_train_start(self) -> None:
         """Start the clock, unless a process was told to stop before, and choose an engine."""
         self._stop_together()
@@ -365,10 +327,6 @@ class FederatedModule(Forwarding):
         if self.stop.agreed is not None and (signals := signals_of(self.trainer)):
             signals.release_workers()  # from now on processes may end in any order
 
-    def seconds_trained(self) -> float:
-        """Return the seconds spent in rounds and validation so far, those before a resume included."""
-        return self.train_seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run the round whose number is the Trainer's global step; the run ends where the privacy budget allows no more."""
         call = run_round(self.server, self._connection, self.trainer.global_step)
@@ -382,8 +340,6 @@ class FederatedModule(Forwarding):
             carried = {f"bytes/{name}": value for name, value in self._connection.figures().items()}
             log_round(self, round_metrics(self.server, call, dim) | carried, call.context.round)
             log_comparison(self, call, self.algorithm.vectors * dim)  # numbers beside the vectors would drown them
-
-    # -- state -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything a round needs beyond weights and optimizer, and what goes into the checkpoint's file of clients."""

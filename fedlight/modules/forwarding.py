@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from fedlight.callbacks.base import FederatedRun, section
 from fedlight.core.checkpoint import read_checkpoint
-from fedlight.core.errors import ConfigurationError, require
-from fedlight.data import FederatedDataModule
+from fedlight.core.errors import require
 from fedlight.modules.checkpoints import local_path
 from fedlight.modules.task import Task
 from fedlight.modules.views import OwnTrainer, attach
@@ -29,21 +28,6 @@ class Forwarding(FederatedRun):
     CHECKPOINT_HYPER_PARAMS_TYPE = "federated_hparams_type"
 
     task: Task
-    own_data: FederatedDataModule | None
-    """Data for a Trainer that is given no data module."""
-
-    # -- data ------------------------------------------------------------------------------------------------------
-
-    @property
-    def data(self) -> FederatedDataModule:
-        """The Trainer's data module, or what `fedlight.federate` was given."""
-        data = getattr(self.trainer, "datamodule", None) or self.own_data
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"Expected a FederatedDataModule but got {type(data).__name__}: pass datamodule=FederatedDataModule(...), for a data "
-                "module of your own FederatedDataModule(source=LightningData(yours)), or use `fedlight.federate(module, yours)`"
-            )
-        return data
 
     def prepare_data(self) -> None:
         """Fetch the data that no Trainer was given, and let the user's module fetch what it needs."""
@@ -68,8 +52,6 @@ class Forwarding(FederatedRun):
         """Return the loaders to predict, of a Trainer that was given no data module."""
         return self.data.predict_dataloader()
 
-    # -- evaluation ------------------------------------------------------------------------------------------------
-
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Evaluate the global model on the server's data, and on what clients hold out."""
         with section(self.trainer, "validation"):
@@ -79,17 +61,9 @@ class Forwarding(FederatedRun):
         """Evaluate the global model on the test set."""
         return self.task.evaluate("test", batch, batch_idx, dataloader_idx)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin a validation."""
-        self.task.epoch_start("val")
-
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
         self.task.epoch_end("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin a test."""
-        self.task.epoch_start("test")
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
@@ -98,8 +72,6 @@ class Forwarding(FederatedRun):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return the predicted labels ``[n]``, or what the network makes of the batch where it is no classification."""
         return self.task.predict(batch, batch_idx, dataloader_idx)
-
-    # -- the user's own module and data module ----------------------------------------------------------------------------
 
     @property
     def module(self) -> nn.Module:
@@ -160,18 +132,12 @@ class Forwarding(FederatedRun):
         told = any(isinstance(callback, _OnException) and callback.data is data for callback in given)  # since an earlier stage
         return [*callbacks, *([_OnException(data)] if isinstance(data, LightningDataModule) and not told else [])]
 
-    def on_fit_end(self) -> None:
-        """Call the user's own hook."""
-        self.task.call("on_fit_end")
-
     def teardown(self, stage: str) -> None:
         """Let the user's data module and module clean up."""
         data, own = self._user_data, self._own
         for part in (data, own) if data is not own else (own,):
             if part is not None:
                 part.teardown(stage)
-
-    # -- state -----------------------------------------------------------------------------------------------------
 
     @property
     def strict_loading(self) -> bool:

@@ -82,11 +82,7 @@ class LoRALinear(nn.Module):
 
 
 def load_base(network: nn.Module, path: str) -> None:
-    """Load a network's weights from a checkpoint in which they have their own names, or those names after ``network.``.
-
-    Raises:
-        ConfigurationError: if the file cannot be read, or holds the weights of another network.
-    """
+    """Load a network's weights, by name or after ``network.``; raises ``ConfigurationError`` for another network's or no such file."""
     try:
         held = read_checkpoint(Path(path).expanduser())
     except Exception as error:  # whatever a file that is none raises

@@ -1,7 +1,8 @@
-"""Trainers and parts that a federated run cannot have, and flags that leave a run without figures, told before training."""
+"""What a Trainer and its parts may be in a federated run: refused, put on rounds, or told of before training."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,15 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    RichProgressBar,
     StochasticWeightAveraging,
+    TQDMProgressBar,
 )
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedlight.callbacks.base import FederatedCallback
-from fedlight.callbacks.tell import tell
+from fedlight.callbacks.base import FederatedCallback, tell
+from fedlight.callbacks.progress import RoundProgressBar
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.codecs.two_sided import TwoSidedOptions
 from fedlight.core.codec import Codec
@@ -156,12 +159,6 @@ def _of_clients(given: Any) -> list[str]:
     return told
 
 
-def tell_flags(trainer: Trainer, validates: bool, own: bool = False) -> None:
-    """Warn once of each flag that leaves the run without figures, or means something else."""
-    for sentence in silent_flags(trainer, validates, own):
-        tell(sentence)
-
-
 def tell_ratio(codec: Codec) -> None:
     """Warn of a fitted codec whose messages are more than 1.25 times smaller than was asked for, and of what limits them."""
     one = codec.codec if isinstance(codec, StackedCodec) else codec
@@ -173,3 +170,31 @@ def tell_ratio(codec: Codec) -> None:
         else f"recorded updates have energy in no more directions (`rank` allows {one.rank} a side) that more bits would serve"
     )
     tell(f"`ratio` {one.ratio:g} of {type(one).__name__} was asked for but its messages are {one.fitted_ratio():.1f}x smaller: {limit}")
+
+
+_VALIDATIONS = 10  # in a run, where nobody says how many
+_EVERY_N_STEPS = 50  # Lightning's default
+
+
+_OF_BATCHES = ("Using ModelCheckpoint with manual optimization", "Total length of `list` across ranks is zero")
+# Warnings of Lightning's that advise what makes no sense for rounds: a checkpoint between them, loaders where there is nothing to evaluate.
+
+
+def suit_rounds(trainer: Trainer) -> None:
+    """Put what a Trainer was not told otherwise on rounds: log every round, validate ten times a run, show rounds in the bar.
+
+    A round is no batch: it takes seconds, and the endless epoch has no end to validate at. What was set is left: an interval of
+    validation, another `log_every_n_steps` than Lightning's 50, a bar of one's own.
+    """
+    for sentence in _OF_BATCHES:
+        warnings.filterwarnings("ignore", message=sentence)
+    settings: Any = trainer
+    if settings.log_every_n_steps == _EVERY_N_STEPS:
+        settings.log_every_n_steps = 1
+    if settings.check_val_every_n_epoch == 1 and settings.val_check_interval == 1.0 and isinstance(settings.val_check_interval, float):
+        settings.check_val_every_n_epoch = None
+        settings.val_check_interval = max(1, settings.max_steps // _VALIDATIONS) if settings.max_steps > 0 else _VALIDATIONS
+    callbacks: list[Any] = settings.callbacks
+    for place, callback in enumerate(callbacks):
+        if any(type(callback) is kind and callback.refresh_rate == kind().refresh_rate for kind in (RichProgressBar, TQDMProgressBar)):
+            callbacks[place] = RoundProgressBar()  # it was Lightning's own choice

@@ -13,13 +13,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from fedlight.callbacks.base import FederatedRun
-from fedlight.callbacks.tell import tell
+from fedlight.callbacks.base import FederatedRun, tell
 from fedlight.clients.local_model import Augment, LocalModel
 from fedlight.core.errors import ConfigurationError
-from fedlight.data.own import LightningData
+from fedlight.data.datamodule import LightningData
 from fedlight.data.samples import Collated
-from fedlight.modules.contract import FORWARDED, TRANSFER, check_contract, tell_differences
+from fedlight.modules.contract import FORWARDED, TRANSFER, check_contract, differences
 from fedlight.modules.task import Classification, Stage, Task, refuse_classification_only
 from fedlight.modules.views import ClientTrainer, Run, attach
 
@@ -33,11 +32,7 @@ class OwnSteps(Task):
     _started = False
 
     def build(self, stage: str) -> None:
-        """Let the user's module set itself up and make its layers; the data have been set up.
-
-        Raises:
-            ConfigurationError: for what clients would not honour, naming it and the way out.
-        """
+        """Let the user's module set itself up and make its layers; raises ``ConfigurationError`` for what clients would not honour."""
         own, source = self.own, self.module.data.source
         if isinstance(source, LightningData) and source.datamodule is own:
             source.set_up(stage)  # which it may have been, to load the data
@@ -62,7 +57,8 @@ class OwnSteps(Task):
         if stage == "fit":
             source = module.data.source
             loader = source.loader if isinstance(source, LightningData) else None
-            tell_differences(own, module.algorithm, loader)
+            if found := differences(own, module.algorithm, loader):
+                tell(f"{type(own).__name__} is trained by clients, otherwise than by a Trainer: {'; '.join(found)}")
 
     @property
     def own(self) -> LightningModule:
@@ -107,10 +103,6 @@ class OwnSteps(Task):
         batch = list(batch) if isinstance(batch, tuple) else batch
         with speaking(own, self.module._current_fx_name):
             return call_step(getattr(own, hook), batch, batch_idx, loader)
-
-    def epoch_start(self, stage: Stage) -> None:
-        """Call the user's own hook."""
-        self.call({"val": "on_validation_epoch_start", "test": "on_test_epoch_start"}[stage])
 
     def epoch_end(self, stage: Stage) -> None:
         """Call the user's own hook."""

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,6 @@ class Cohorts:
             step += 1
 
 
-class HeldOut:
-    """A loader of a bank's rounds, updates ``[clients, dim]`` each."""
-
-    def __init__(self, bank: UpdateBank) -> None:
-        self.bank = bank
-
-    def __len__(self) -> int:
-        return self.bank.rounds
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.bank)
-
-
 def cohort_loss(codec: Codec, updates: Tensor, weights: Tensor, norm: Tensor | None = None) -> Tensor:
     """Return ``||D(sum_i a_i E(u_i)) - sum_i a_i u_i||^2`` averaged over rounds, relative to ``norm`` or to each target's own square.
 
@@ -107,9 +95,9 @@ class CodecPretrainingModule(LightningModule):
         """Return an endless loader of cohorts."""
         return Cohorts(self.bank, self.training_settings, self.seed)
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> UpdateBank:
         """Return the held-out rounds, updates ``[clients, dim]`` each."""
-        return HeldOut(self.held_out)
+        return self.held_out
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the relative squared error of a batch of cohorts."""
@@ -251,14 +239,9 @@ def record_for(
             module.algorithm,
             data.proxy,
             data.num_classes,
-            rounds=proxy.rounds,
-            clients=proxy.clients,
-            samples=samples,
-            alpha=proxy.alpha,
+            **(asdict(proxy) | {"samples": samples}),
             seed=derive_seed(module.seed if seed is None else seed, "proxy"),
-            server_lr=proxy.server_lr,
             first_round=first_round,
             on_round=lambda _: advance(),
-            in_memory_mb=proxy.in_memory_mb,
             history=history,
         )

@@ -1,35 +1,119 @@
-"""Both sides of the rounds of a Lightning run, and what is between them."""
+"""Both sides of the rounds of a Lightning run, what is between them, and the global model as the server sees it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.profilers import PassThroughProfiler
+from torch import Tensor, nn
 
-from fedlight.callbacks.base import FederatedRun
+from fedlight.callbacks.base import FederatedCallback, FederatedRun, section
 from fedlight.callbacks.codec import GradientDecoder, GradientEncoder
 from fedlight.clients.personal import PersonalNorm
-from fedlight.core.buffers import constants
+from fedlight.core.buffers import constants, counters, extras, statistics
+from fedlight.core.layout import Layout, as_is, flatten, trainable
+from fedlight.core.model import Model
 from fedlight.core.orders import epoch_lengths
 from fedlight.modules.checks import check_batches
-from fedlight.modules.global_model import LightningModel
-from fedlight.modules.watch import CallbackWatch
 from fedlight.rounds import ClientHost, Clients, Connection, ReplyFormat, Server, Simulated
+from fedlight.rounds.server import Watch
+
+
+class LightningModel:
+    """Weights of a ``network``, in the modes that clients train it in, moved by the one optimizer of ``module`` (a `GlobalModel`).
+
+    BatchNorm's own counters count ``steps``, the local steps of a client in a round; nothing else reads these.
+    """
+
+    def __init__(self, module: LightningModule, network: nn.Module, steps: int = 1) -> None:
+        self.module = module
+        self.network = network
+        self.steps = steps
+        self.layout = Layout.of(network)
+        self._statistics = statistics(network)
+        self._counters = counters(network, counting=True)
+        self._extras = extras(network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where sums are decoded."""
+        return self.module.device
+
+    def read(self) -> Model:
+        """Return a copy of weights and buffers."""
+        weights = flatten(trainable(self.network))
+        return Model(weights, flatten(place.table[place.key] for place in self._statistics).to(weights.device))
+
+    def extras(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return copies of these extras."""
+        found = {name: self._extras[name].get() for name in names}
+        return {name: tensor.detach().clone() for name, tensor in found.items() if tensor is not None}
+
+    def step(self, update: Tensor, buffers: Tensor | None, extras: Mapping[str, Tensor] | None = None) -> float:
+        """Take one optimizer step, which is one `global_step`, then one of the schedule; return the step's learning rate."""
+        optimizer, scheduler = self.module.optimizers(), self.module.lr_schedulers()
+        for parameter, piece in zip(trainable(self.network), self.layout.split(update), strict=True):
+            parameter.grad = as_is(piece, parameter)
+        optimizer.step()  # type: ignore[union-attr]
+        lr = float(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr]
+        own = [place.table[place.key] for place in self._statistics]
+        if buffers is not None:
+            for buffer, piece in zip(own, torch.split(buffers, [b.numel() for b in own]), strict=True):
+                buffer.copy_(piece.view(buffer.shape))
+        for place in self._counters:
+            place.table[place.key].add_(self.steps if buffers is not None else 0)
+        for name, value in (extras or {}).items():  # new tensors: what was there is what clients put back, and stays as it is
+            place = self._extras[name]
+            if isinstance(held := place.get(), nn.Parameter):
+                held.data = value.to(self.device)
+            else:
+                place.table[place.key] = value.to(self.device)
+        return lr
+
+    def write(self, weights: Tensor) -> None:
+        """Replace the weights ``[dim]``."""
+        with torch.no_grad():
+            for parameter, piece in zip(trainable(self.network), self.layout.split(weights), strict=True):
+                parameter.copy_(piece)
+
+
+HOOKS = ("on_round_start", "on_client_update", "on_client_message", "on_cohort_end", "on_round_end")
+
+
+class CallbackWatch(Watch):
+    """Calls the hooks of `FederatedCallback` on every callback of that class, and times steps with the Trainer's profiler.
+
+    Hooks that no callback has, and sections without a profiler, stay those that do nothing.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        trainer: Any = module.trainer
+        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, FederatedCallback)]
+        for hook in HOOKS:
+            own = [getattr(one, hook) for one in callbacks if getattr(type(one), hook) is not getattr(FederatedCallback, hook)]
+            if own:
+                setattr(self, hook, partial(_call_each, [partial(method, trainer, module) for method in own]))
+        if type(trainer.profiler) is not PassThroughProfiler:
+            vars(self)["section"] = partial(section, trainer)
+
+
+def _call_each(methods: list[partial[None]], *given: Any) -> None:
+    for method in methods:
+        method(*given)
+
 
 C = TypeVar("C", bound=Callback)
 
 
 class Sides:
-    """The server of a run's rounds and its clients, made of the network as it is now.
-
-    Args:
-        run: the module that runs the rounds.
-
-    Attributes:
-        server: the server's side.
-        clients: what carries requests to clients: those that are simulated here, or `model.clients`.
-    """
+    """The server of a run's rounds and what carries its requests to clients, made of the network as it is now."""
 
     def __init__(self, run: FederatedRun) -> None:
         self.run = run
@@ -62,25 +146,12 @@ class Sides:
 
     def _simulated(self) -> Clients:
         """Return the clients that this process simulates."""
-        run, host = self.run, self._host()
-        check_batches(run, host.model)
-        return Simulated(
-            host,
-            run.availability,
-            lambda client: run.algorithm.work(run.data.client_size(client)),
-            run.aggregator.stages,
-            run.trainer.global_rank,
-            run.trainer.world_size,
-        )
-
-    def _host(self) -> ClientHost:
-        """Return the clients' side, for all clients that this process simulates."""
         run = self.run
         model = run.local_model(run.data.augmentation)
         run.algorithm.check(model)
         if run.held.initial is None and run.clients is not None:
             run.held.initial = LightningModel(run, run.network).read()
-        return ClientHost(
+        host = ClientHost(
             model,
             run.algorithm,
             run.data.client_data,
@@ -95,6 +166,15 @@ class Sides:
             encode=self._callback(GradientEncoder).encode,
             watch=self.watch,
             compares=self._compares,
+        )
+        check_batches(run, model)
+        return Simulated(
+            host,
+            run.availability,
+            lambda client: run.algorithm.work(run.data.client_size(client)),
+            run.aggregator.stages,
+            run.trainer.global_rank,
+            run.trainer.world_size,
         )
 
     def _cohort(self, number: int, attempt: int) -> np.ndarray:

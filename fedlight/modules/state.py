@@ -18,8 +18,8 @@ from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
 from fedlight.core.flags import NO_ROUNDS, refused_flag
+from fedlight.core.layout import trainable
 from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
-from fedlight.modules.global_model import trainable
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -61,13 +61,7 @@ def fingerprint(module: FederatedRun) -> dict[str, str]:
     What may change and is honoured from then on: how many rounds, `min_clients`, `max_attempts`, engine, threads, precision, callbacks such
     as CodecRefresh, metrics and loggers.
     """
-    if module.settings is None:
-        module.settings = _settings(module)
-    return module.settings
-
-
-def _settings(module: FederatedRun) -> dict[str, str]:
-    return {
+    module.settings = module.settings or {
         "network (parameter names and shapes)": module.layout.fingerprint,
         "codec": json.dumps(module.codec.config(), sort_keys=True),
         "data and partition": module.data.fingerprint(),
@@ -86,6 +80,7 @@ def _settings(module: FederatedRun) -> dict[str, str]:
         "privacy": json.dumps(module.privacy.settings() if module.privacy else None),
         "seed": str(module.seed),
     }
+    return module.settings
 
 
 LOCAL = ("network", "algorithm", "loss", "augmentation", "weighting", "batch_norm", "privacy")
@@ -156,11 +151,7 @@ def _without(state: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
-    """Take over the state that ``run_state`` and ``clients_state`` returned.
-
-    Raises:
-        ConfigurationError: if the checkpoint has none, or belongs to another configuration (naming what differs).
-    """
+    """Take over what ``run_state`` and ``clients_state`` returned; raises ``ConfigurationError`` if it is of another configuration."""
     state = checkpoint.get(RUN)
     if not isinstance(state, dict):
         raise ConfigurationError("Expected a checkpoint of a FederatedModule but this one holds no federated state")
@@ -174,7 +165,11 @@ def restore_run(module: FederatedRun, checkpoint: dict[str, Any]) -> None:
         require(not missing, _lacks(", ".join(missing)))
         if fitting:
             _check_settings(module, state)
-        require(clients is not None or not _needs_clients(module, fitting), _without_clients(state))
+        require(
+            clients is not None or not _needs_clients(module, fitting),
+            f"Expected {state.get(CLIENTS_FILE)} beside the checkpoint, with what clients keep, but there is no such file: copy it from "
+            "where the checkpoint was written, or start a new run",
+        )
         _take_over(module, state, clients, fitting)
     except KeyError as error:
         raise ConfigurationError(_lacks(str(error))) from error
@@ -203,13 +198,6 @@ def _needs_clients(module: FederatedRun, fitting: bool) -> bool:
 
 def _lacks(what: str) -> str:
     return f"Expected a whole checkpoint but it lacks {what}: choose another from the run's checkpoints/"
-
-
-def _without_clients(state: dict[str, Any]) -> str:
-    return (
-        f"Expected {state.get(CLIENTS_FILE)} beside the checkpoint, with what clients keep, but there is no such file: copy it from where "
-        "the checkpoint was written, or start a new run"
-    )
 
 
 def _take_over(module: FederatedRun, state: dict[str, Any], clients: dict[str, Any] | None, fitting: bool) -> None:

@@ -32,19 +32,12 @@ class StopSignals(_SignalConnector):
 
     Lightning's own handler takes part in a collective operation wherever the signal strikes, while the other processes are in another one.
     A second Ctrl-C does not wait for the round.
-
-    Args:
-        trainer: whose handlers these are.
-        stop: where the signal is noted.
-
-    Attributes:
-        workers: the processes that Lightning started for this run, from when it is about to stop.
     """
 
     def __init__(self, trainer: Trainer, stop: Stop) -> None:
         self.stop = stop
         self.rounds = False
-        self.workers: list[subprocess.Popen[Any]] = []
+        self.workers: list[subprocess.Popen[Any]] = []  # that Lightning started for this run, from when it is about to stop
         self._before: dict[int, Any] = {}
         super().__init__(trainer)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.is_global_zero:
@@ -78,7 +71,7 @@ class StopSignals(_SignalConnector):
             found = self._original_handlers.get(number, signal.getsignal(number))
             if found in ours:  # Ctrl-C stays ignored where it is; Lightning calls somebody's own handler of SIGTERM after its own
                 self._before[number] = found
-                self._register_signal(number, self._note)
+                self._register_signal(number, self._sigterm_notifier_fn)
 
     def _give_back(self) -> None:
         self.rounds = False
@@ -87,9 +80,6 @@ class StopSignals(_SignalConnector):
         self._before = {}
 
     def _sigterm_notifier_fn(self, number: int, frame: FrameType | None) -> None:
-        self._note(number, frame)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.rounds or (number == signal.SIGINT and self.stop.asked == number):
             self.release_workers()
             for worker in self.workers if number == signal.SIGTERM else ():  # a terminal sends Ctrl-C to all processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -14,18 +15,13 @@ from fedlight.clients.personal import PersonalNorm, forward_with, personal_forwa
 from fedlight.core.codec import State
 from fedlight.core.errors import ConfigurationError
 from fedlight.data.samples import Collated
-from fedlight.modules.evaluation import StageMetrics
-from fedlight.modules.logs import log_clients
+from fedlight.modules.evaluation import StageMetrics, log_clients
 
 Stage = Literal["val", "test"]
 
 
 class Task:
-    """A loss and nothing else: any network on batches (inputs, targets), such as a regression or a language model.
-
-    Args:
-        module: the federated module whose network it is.
-    """
+    """A loss and nothing else: any network on batches (inputs, targets), such as a regression or a language model."""
 
     def __init__(self, module: FederatedRun) -> None:
         self.module = module
@@ -40,7 +36,7 @@ class Task:
     def local_model(self, augment: Augment | None) -> LocalModel:
         """Return what clients train, on the device that rounds run on."""
         module = self.module
-        return LocalModel(module.network, module.objective, module.device, augment)
+        return LocalModel(module.network, self.loss, module.device, augment)
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss (0-d) of a local batch."""
@@ -69,9 +65,6 @@ class Task:
         module = self.module
         x, y = pair_of(batch)
         module.log(f"{stage}/loss", module.loss(module.network(x), y), batch_size=len(y), sync_dist=True)
-
-    def epoch_start(self, stage: Stage) -> None:
-        """Begin an evaluation."""
 
     def epoch_end(self, stage: Stage) -> None:
         """Log the figures of an evaluation that are not logged yet."""
@@ -132,30 +125,20 @@ class Classification(Task):
         elif module.batch_norm == "mean":
             self.metrics.update_clients(module(x), y, batch[2])
         else:
-            for client in torch.unique(batch[2]).tolist():
-                mine = batch[2] == client
-                self.metrics.update_clients(self._personal_logits(client, x[mine]), y[mine], batch[2][mine])
+            for mine, kept in self._kept(batch[2]):  # the global model with the client's own normalisation layers
+                logits = personal_forward(module.network, self.norm, kept.get("norm", {}), x[mine])
+                self.metrics.update_clients(logits, y[mine], batch[2][mine])
         if len(batch) == 3 and module.algorithm.client_state:
-            self._evaluate_personal(x, y, batch[2])
+            for mine, kept in self._kept(batch[2]):
+                if (model := module.algorithm.personal(kept.get("algorithm", {}))) is not None:
+                    weights, buffers = (part.to(module.device) for part in model)
+                    logits = forward_with(module.network, weights, buffers, self.norm.names, x[mine])
+                    self.metrics.personal.update(logits.argmax(-1), y[mine], batch[2][mine])
 
-    def _personal_logits(self, client: int, x: Tensor) -> Tensor:
-        """Return logits ``[n, classes]`` of the global model with the client's own normalisation layers, as it was last trained."""
-        return personal_forward(self.module.network, self.norm, self._kept(client).get("norm", {}), x)
-
-    def _kept(self, client: int) -> State:
-        """Return what a client keeps, as of its last attempt that counted, whether it has heard of that or not."""
-        return self.module.store.peek(client, self.module.server_state.settled.get(client))
-
-    def _evaluate_personal(self, x: Tensor, y: Tensor, clients: Tensor) -> None:
-        """Evaluate the personal models of those clients that have trained one."""
-        module = self.module
+    def _kept(self, clients: Tensor) -> Iterator[tuple[Tensor, State]]:
+        """Yield which samples are a client's, and what it keeps, as of its last attempt that counted, whether it heard of that or not."""
         for client in torch.unique(clients).tolist():
-            model = module.algorithm.personal(self._kept(client).get("algorithm", {}))
-            if model is not None:
-                mine = clients == client
-                weights, buffers = (part.to(module.device) for part in model)
-                logits = forward_with(module.network, weights, buffers, self.norm.names, x[mine])
-                self.metrics.update_personal(logits, y[mine], clients[mine])
+            yield clients == client, self.module.store.peek(client, self.module.server_state.settled.get(client))
 
     def epoch_end(self, stage: Stage) -> None:
         """Log loss, accuracy and spread."""

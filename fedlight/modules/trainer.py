@@ -1,4 +1,4 @@
-"""A Lightning Trainer that can also run the pretraining phase alone."""
+"""A Lightning Trainer that can also run the pretraining phase alone, and the tables that end runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from fedlight.callbacks.pretraining import CodecPretraining
+from fedlight.callbacks.codec import CodecPretraining
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import save_codec
+from fedlight.core.figures import rows
 from fedlight.core.pretraining import ProxyFederation
 from fedlight.modules.federated import FederatedModule
 from fedlight.modules.pretraining import errors_by_cohort, record_for
@@ -50,7 +51,8 @@ class FederatedTrainer(Trainer):
         if self.is_global_zero:
             save_codec(model.codec.to("cpu"), folder)
             if cohort_rounds:
-                proxy = self._proxy()
+                callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+                proxy = next(callback.proxy for callback in callbacks if isinstance(callback, CodecPretraining))
                 many = ProxyFederation(max(cohort_rounds, 6), 100, proxy.samples, proxy.alpha, proxy.server_lr, proxy.in_memory_mb)
                 model.to("cpu")
                 bank = record_for(model, many, self.progress_bar_callback is not None, seed=model.seed + 1)
@@ -70,10 +72,6 @@ class FederatedTrainer(Trainer):
         finally:
             self.limit_train_batches, loop.max_steps = batches, steps
 
-    def _proxy(self) -> ProxyFederation:
-        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
-        return next(callback.proxy for callback in callbacks if isinstance(callback, CodecPretraining))
-
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
     """Print the errors of a fitted codec on updates that it has not seen."""
@@ -87,3 +85,19 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"Written to {folder}: use it with [bold]--model.codec_path {folder}[/bold]")
+
+
+def show_runs(runs: list[tuple[str, tuple[dict[str, Any], str | None]]], console: Console) -> None:
+    """Print accuracies, bytes and seconds of (name, (summary, folder)) runs side by side, and where to look next."""
+    table = Table("", *(name for name, _ in runs), title="Federated run")
+    summaries = [summary for _, (summary, _) in runs]
+    for title, key, show in rows(summaries):
+        table.add_row(title, *(show(summary[key]) if key in summary else "" for summary in summaries))
+    console.print(table)
+    for name, (_, folder) in runs:
+        if folder:
+            console.print(f"{name}: {folder}", soft_wrap=True)
+    folders = [Path(folder) for _, (_, folder) in runs if folder]
+    roots = {str(folder.parents[1]) for folder in folders if any(folder.glob("events.out.tfevents*"))}  # of TensorBoard's logger
+    for root in sorted(roots):
+        console.print(f"Curves: [bold]tensorboard --logdir {root}[/bold]", soft_wrap=True)

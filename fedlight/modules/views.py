@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType, SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -34,11 +35,7 @@ class Run(Protocol):
 
 
 class OwnTrainer(Trainer):
-    """The run's Trainer, which user code reads from `self.trainer`: it is asked for all that is not told otherwise here.
-
-    Args:
-        run: what runs the rounds.
-    """
+    """The run's Trainer, which user code reads from `self.trainer`: it is asked for all that is not told otherwise here."""
 
     def __init__(self, run: Run) -> None:
         self.__dict__["run"] = run
@@ -52,7 +49,7 @@ class OwnTrainer(Trainer):
         setattr(self.run._trainer, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nobody, ()  # like Lightning's modules, what is pickled or copied leaves its Trainer behind
+        return NoneType, ()  # like Lightning's modules, what is pickled or copied leaves its Trainer behind
 
     @property
     def datamodule(self) -> LightningDataModule | None:
@@ -74,12 +71,7 @@ class OwnTrainer(Trainer):
 
 
 class ClientTrainer(OwnTrainer):
-    """The Trainer of one client's round: its steps, epochs, optimizer and schedules; one process, loggers that write nothing.
-
-    Args:
-        run: what runs the rounds.
-        model: what the client trains.
-    """
+    """The Trainer of one client's round: its steps, epochs, optimizer and schedules; one process, loggers that write nothing."""
 
     def __init__(self, run: Run, model: LocalModel) -> None:
         self.__dict__.update(run=run, local=model, begun=0, finished=0, stopped=False, used=[], scheduled=[], silent=[DummyLogger()])
@@ -154,7 +146,7 @@ class ClientTrainer(OwnTrainer):
     @property
     def lr_scheduler_configs(self) -> list[Any]:
         """The schedules of the client's optimizer."""
-        return [_Config(scheduler) for scheduler in self.scheduled]
+        return [SimpleNamespace(scheduler=scheduler) for scheduler in self.scheduled]
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
@@ -171,15 +163,8 @@ class ClientTrainer(OwnTrainer):
         """One that writes nothing."""
         return self.loggers[0]
 
-    @property
-    def world_size(self) -> int:
-        """One: a client trains by itself."""
-        return 1
-
-    @property
-    def global_rank(self) -> int:
-        """The first of one."""
-        return 0
+    world_size: int = 1  # a client trains by itself
+    global_rank: int = 0
 
 
 class _ServerMetrics(dict[str, Any]):
@@ -187,11 +172,6 @@ class _ServerMetrics(dict[str, Any]):
         raise KeyError(
             f"{name}: what a client logs is discarded, so keep it in an attribute of the module; here are {sorted(self)} of the server"
         )
-
-
-class _Config:
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
 
 
 class _ClientLoader:
@@ -223,9 +203,7 @@ class _ClientStrategy:
         """Return what there is: a client is alone."""
         return tensor
 
-    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
-        """Return what there is."""
-        return tensor
+    reduce = all_gather
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Return what there is."""
@@ -233,10 +211,6 @@ class _ClientStrategy:
 
     def barrier(self, *_: Any, **__: Any) -> None:
         """Wait for nobody."""
-
-
-def _nobody() -> None:
-    """Return what stands in the place of a Trainer in a copy."""
 
 
 def attach(own: LightningModule, trainer: Trainer | None) -> None:

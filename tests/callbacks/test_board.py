@@ -8,9 +8,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedlight.callbacks.board import BY_KILOBYTES, RunBoard
-from fedlight.callbacks.label import codec_label, run_label
-from fedlight.callbacks.pictures import energy_kept
+from fedlight.callbacks.board import BY_KILOBYTES, RunBoard, energy_kept
+from fedlight.callbacks.summary import codec_label, run_label
 from fedlight.clients import FedProx
 from fedlight.codecs import ChainCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QuantizeCodec, TransformCodec
 from fedlight.core.layout import Layout

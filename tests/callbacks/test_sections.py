@@ -12,7 +12,7 @@ from fedlight.callbacks import CodecRefresh
 from fedlight.clients import FedAvg
 from fedlight.codecs import PowerSGDCodec
 from fedlight.core.pretraining import ProxyFederation
-from fedlight.modules.watch import CallbackWatch
+from fedlight.modules.sides import CallbackWatch
 from tests.federation import federated, learned, run, trainer
 
 CLIENTS, ROUNDS = 8, 2

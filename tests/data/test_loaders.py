@@ -1,8 +1,8 @@
 import pytest
 
 from fedlight.core.errors import DataError
-from fedlight.data import loaders
-from fedlight.data.loaders import Batches, batch_bounds
+from fedlight.data import datamodule
+from fedlight.data.datamodule import Batches, batch_bounds
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -11,7 +11,7 @@ def test_sharded_evaluation_covers_each_sample_once_in_step(world, samples, batc
     seen: list[int] = []
     lengths = set()
     for rank in range(world):
-        monkeypatch.setattr(loaders, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(datamodule, "rank_and_world", lambda rank=rank: (rank, world))
         loader = Batches(samples, lambda part: list(range(samples))[part], batch_size)
         batches = list(loader)
         assert len(batches) == len(loader)

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from fedlight.callbacks.pictures import can_draw
+from fedlight.callbacks.board import can_draw
 from fedlight.core.metric_names import RESULTS
 
 ROUNDS = 6

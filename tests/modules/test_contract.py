@@ -15,16 +15,51 @@ from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError
 from fedlight.modules import contract
 
+CLIENT = (
+    *("training_step", "forward", "configure_optimizers", "on_train_batch_start", "on_train_batch_end"),
+    *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
+)
+"""Called in a client's training, in the Trainer's order; a pass over a client's samples is an epoch, or a round
+of a number of steps."""
+
+SERVER = (
+    *("prepare_data", "setup", "teardown", "configure_model", "configure_callbacks", "on_fit_start"),
+    *("validation_step", "test_step", "predict_step"),
+    *("on_validation_epoch_end", "on_test_epoch_end", "val_dataloader", "test_dataloader", "predict_dataloader"),
+    *("train_dataloader", "on_save_checkpoint", "on_load_checkpoint", "state_dict", "load_state_dict", "strict_loading"),
+    *("prepare_data_per_node", "example_input_array", "on_exception"),
+)
+"""Called or read once, on the server, as the Trainer does."""
+
+YOURS = (
+    *("log", "log_dict", "print", "all_gather", "optimizers", "lr_schedulers", "trainer", "current_epoch", "global_step", "global_rank"),
+    *("local_rank", "logger", "loggers", "device", "dtype", "on_gpu", "device_mesh", "fabric", "hparams", "hparams_initial"),
+    *("save_hyperparameters", "remove_ignored_hparams", "freeze", "unfreeze", "to_onnx", "to_torchscript", "to_tensorrt"),
+    *("load_from_checkpoint", "manual_backward", "toggle_optimizer", "untoggle_optimizer", "toggled_optimizer", "clip_gradients"),
+    *("CHECKPOINT_HYPER_PARAMS_KEY", "CHECKPOINT_HYPER_PARAMS_NAME", "CHECKPOINT_HYPER_PARAMS_TYPE", "from_datasets", "name"),
+    "allow_zero_length_dataloader_with_multiple_devices",
+)
+"""For the user's own code to call, read or set. On a client the Trainer is the client's (`fedlight.modules.views`)."""
+
+LOADER_USED = ("dataset", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
+"""What of the training loader clients go by; a sampler that cannot be split over clients is refused (`fedlight.data.samples`)."""
+
+LOADER_SPEED = (
+    *("num_workers", "pin_memory", "timeout", "multiprocessing_context", "prefetch_factor", "persistent_workers"),
+    *("pin_memory_device", "in_order"),
+)
+"""Of the training loader, and for its speed alone: clients' items are read in the process that trains them."""
+
 LISTS = {
-    "called on clients": contract.CLIENT,
-    "called on the server": contract.SERVER,
+    "called on clients": CLIENT,
+    "called on the server": SERVER,
     "passed on": contract.FORWARDED,
     "passed by batches": contract.TRANSFER,
     "refused": contract.REFUSED,
     "different": contract.DIFFERENT,
-    "the user's": contract.YOURS,
+    "the user's": YOURS,
 }
-LOADER = {"used": contract.LOADER_USED, "different": contract.LOADER_DIFFERENT, "for speed": contract.LOADER_SPEED}
+LOADER = {"used": LOADER_USED, "different": contract.LOADER_DIFFERENT, "for speed": LOADER_SPEED}
 OF_TORCH = ("state_dict", "load_state_dict", "forward")  # of nn.Module's own names, those that Lightning calls on a module
 
 

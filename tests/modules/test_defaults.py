@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary, RichProgressBar, TQDMProgressBar
 
 from fedlight import RoundProgressBar
-from fedlight.modules.defaults import suit_rounds
+from fedlight.modules.notices import suit_rounds
 from tests.federation import History, federated, federated_data, mlp
 
 ROUNDS = 20

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from fedlight.core.errors import ConfigurationError
-from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, SmallCNN
-from fedlight.modules.recurrent import CharLSTM
-from fedlight.modules.resnet import ResNet18
-from fedlight.modules.transformer import CharTransformer
+from fedlight.modules.characters import CharLSTM, CharTransformer
+from fedlight.modules.networks import MLP, BenchmarkCNN, LeNet5, ResNet18, SmallCNN
 
 
 def parameters(network: nn.Module) -> int:

@@ -26,7 +26,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 import fedlight
-from fedlight.callbacks.tell import tell
+from fedlight.callbacks.base import tell
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.data import IID, Explicit, LightningData, build_arrays

@@ -12,7 +12,7 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.export import codec_state, save_codec
 from fedlight.core.layout import Layout
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
-from fedlight.modules.pretraining import CodecPretrainingModule, Cohorts, HeldOut, cohort_loss, errors_by_cohort, fit_codec
+from fedlight.modules.pretraining import CodecPretrainingModule, Cohorts, cohort_loss, errors_by_cohort, fit_codec
 from fedlight.privacy import CentralDP
 from tests.federation import Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
@@ -117,14 +117,14 @@ def test_the_best_weights_are_put_back():
     codec = AutoencoderCodec(ratio=8, block_size=64, width=8, start="random").bind(bank.layout)
     module = CodecPretrainingModule(codec, bank, bank, CodecTraining())
     module.log = lambda *args, **kwargs: None
-    for updates in HeldOut(bank):
+    for updates in bank:
         module.validation_step(updates, 0)
     module.on_validation_epoch_end()
     best = {name: value.clone() for name, value in module.halves.state_dict().items()}
     with torch.no_grad():
         for parameter in module.halves.parameters():
             parameter.mul_(100)
-    for updates in HeldOut(bank):
+    for updates in bank:
         module.validation_step(updates, 0)
     module.on_validation_epoch_end()
     module.on_fit_end()
