@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlight.clients.graph import LARGE, Step, attributes, hooks, is_data, is_flat, is_global, is_large, readable, walk
+from fedlight.clients.graph import EXACT_ATOMS, LARGE, Step, attributes, hooks, is_data, is_flat, is_global, is_large, readable, walk
 from fedlight.core.errors import ConfigurationError
 
 _LOCKS: dict[type, Callable[[], Any]] = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
@@ -36,17 +36,16 @@ def own_copy(network: nn.Module) -> nn.Module:
     """
     name = type(network).__name__
     found = list(walk(network, name))
-    memo: dict[int, Any] = {}
+    memo = _plain_copies(found)
     functions: dict[int, tuple[types.FunctionType, types.FunctionType]] = {}  # the old one and the new one, by that of the new one
     cells: dict[int, types.CellType] = {}
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    for path, held in found:
-        if is_flat(held):
-            memo[id(held)] = copy.copy(held)
-        elif _read_once(held):
-            raise _refusal(
-                path, held, "which can be read only once: make it where it is read, such as in `training_step`, or make it a list"
-            )
+    for step in found:
+        held = step[2]
+        if id(held) in memo:
+            continue
+        if _read_once(held):
+            raise _refusal(step, "which can be read only once: make it where it is read, such as in `training_step`, or make it a list")
         elif type(held) in _LOCKS:
             memo.setdefault(id(held), _LOCKS[type(held)]())
         elif type(held) is threading.Condition:
@@ -72,7 +71,7 @@ def own_copy(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         _copy_hooks(parameter, memo.get(id(parameter)), memo, found)
     # Variables of those that are in the copy are empty yet; other functions are in what copies leave out.
-    while functions and (missing := [functions[id(held)] for _, held in walk(made, "") if id(held) in functions]):
+    while functions and (missing := [functions[id(held)] for _, _, held in walk(made, "") if id(held) in functions]):
         for old, new in missing:
             functions.pop(id(new))
             for was, cell in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
@@ -80,9 +79,29 @@ def own_copy(network: nn.Module) -> nn.Module:
                     cell.cell_contents = _content(was.cell_contents, memo, found, shared)
             new.__defaults__, new.__kwdefaults__ = _deep(old.__defaults__, memo, found), _deep(old.__kwdefaults__, memo, found)
             new.__dict__.update(_deep(old.__dict__, memo, found))
-    if any(isinstance(held, weakref.ref) for _, held in found):
+    if any(isinstance(held, weakref.ref) for _, _, held in found):
         _turn_weak_references(made, memo)
     _check(made, found, shared, name)
+    return made
+
+
+def _plain_copies(found: list[Step]) -> dict[int, Any]:
+    """Return copies, by id, of containers of what cannot change and of other such containers: large tables, at little cost each.
+
+    Others, such as those in a circle, are left to ``copy.deepcopy``.
+    """
+    made: dict[int, Any] = {}
+    for _, _, held in reversed(found):  # what is held mostly comes after its holder
+        kind = type(held)
+        if is_flat(held):
+            made[id(held)] = held if kind in (tuple, frozenset) else held.copy()  # type: ignore[attr-defined]
+        elif kind in (dict, list, tuple) and isinstance(held, (dict, list, tuple)):
+            parts = held.values() if isinstance(held, dict) else held
+            if kind is dict and not EXACT_ATOMS.issuperset(map(type, held)):
+                continue
+            if all(map(made.__contains__, map(id, [one for one in parts if type(one) not in EXACT_ATOMS]))):
+                copied = [made.get(id(one), one) for one in parts]
+                made[id(held)] = dict(zip(held, copied, strict=True)) if kind is dict else kind(copied)
     return made
 
 
@@ -122,10 +141,10 @@ def _content(held: Any, memo: dict[int, Any], found: list[Step], shared: set[int
         return copy.deepcopy(held, memo)
     except Exception as error:
         reached = list(walk(held, ""))
-        if any(isinstance(part, (nn.Module, Tensor)) and id(part) in memo for _, part in reached):
-            path = next(path for path, part in found if part is held)
-            raise _refusal(path, held, f"which cannot be copied ({error}) and holds on to the network: make it where it is used") from error
-        shared |= {id(part) for _, part in reached}
+        if any(isinstance(part, (nn.Module, Tensor)) and id(part) in memo for _, _, part in reached):
+            step = next(step for step in found if step[2] is held)
+            raise _refusal(step, f"which cannot be copied ({error}) and holds on to the network: make it where it is used") from error
+        shared |= {id(part) for _, _, part in reached}
         return held
 
 
@@ -141,21 +160,20 @@ def _deep(held: Any, memo: dict[int, Any], found: list[Step]) -> Any:
     try:
         return copy.deepcopy(held, memo)
     except Exception as error:  # whatever the copy of a part raises: it is named
-        for path, part in reversed(found):  # the innermost first
+        for step in reversed(found):  # the innermost first
+            part = step[2]
             if isinstance(part, (nn.Module, Tensor)):
                 continue
             try:
                 copy.deepcopy(part, dict(memo))
             except Exception:
-                raise _refusal(
-                    path, part, f"which cannot be copied ({error}): make it where it is used, or outside of the module"
-                ) from error
+                raise _refusal(step, f"which cannot be copied ({error}): make it where it is used, or outside of the module") from error
         raise
 
 
-def _refusal(path: str, held: object, why: str) -> ConfigurationError:
+def _refusal(step: Step, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"Expected a network that every client can have a copy of but {readable(path)} is of type {type(held).__name__}, {why}"
+        f"Expected a network that every client can have a copy of but {readable(step)} is of type {type(step[2]).__name__}, {why}"
     )
 
 
@@ -166,7 +184,7 @@ def _turn_weak_references(made: nn.Module, memo: dict[int, Any]) -> None:
         target = held() if isinstance(held, weakref.ref) else None
         return weakref.ref(memo[id(target)]) if target is not None and id(target) in memo and memo[id(target)] is not target else held
 
-    for _, held in list(walk(made, "")):
+    for _, _, held in list(walk(made, "")):
         if isinstance(held, dict):
             held.update({key: new for key, value in held.items() if (new := turned(value)) is not value})
         elif isinstance(held, (list, deque)):
@@ -179,8 +197,9 @@ def _turn_weak_references(made: nn.Module, memo: dict[int, Any]) -> None:
 def _check(made: nn.Module, found: list[Step], shared: set[int], name: str) -> None:
     """Refuse a copy that still holds a module, a tensor or a function of the original that could carry something from client to client."""
     original = {
-        id(held) for _, held in found if isinstance(held, (nn.Module, Tensor, np.ndarray, list, dict, set)) and id(held) not in shared
+        id(held) for _, _, held in found if isinstance(held, (nn.Module, Tensor, np.ndarray, list, dict, set)) and id(held) not in shared
     }
-    for path, held in walk(made, name):
+    for step in walk(made, name):
+        held = step[2]
         if id(held) in original and not (isinstance(held, (list, dict, set)) and not held):
-            raise _refusal(path, held, "and still the original's in a copy: hold it in an attribute, without `__deepcopy__` of its own")
+            raise _refusal(step, "and still the original's in a copy: hold it in an attribute, without `__deepcopy__` of its own")

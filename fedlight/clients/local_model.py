@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlight.clients.copying import own_copy
-from fedlight.clients.graph import Memento
+from fedlight.clients.memento import Memento
 from fedlight.core.buffers import ClientExtras
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.layout import FlatModel, as_real

@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fedlight.clients.algorithms import Algorithm, FedAvg, LocalResult, Memory, check_local_steps, local_samples
 from fedlight.clients.copying import require_own
-from fedlight.clients.graph import Memento
 from fedlight.clients.local_model import LocalModel
+from fedlight.clients.memento import Memento
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.orders import Visit
 

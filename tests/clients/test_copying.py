@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from fedlight.clients import ClientOptimizer, LocalModel
 from fedlight.clients.copying import own_copy
 from fedlight.clients.engine import ClientTask, Sequential
-from fedlight.clients.graph import LARGE, Memento
+from fedlight.clients.graph import LARGE
+from fedlight.clients.memento import Memento
 from fedlight.core.errors import ConfigurationError
 
 Steps = Callable[["Net"], Any]
@@ -323,6 +324,36 @@ def calls(words: int) -> int:
 def test_a_large_vocabulary_is_not_walked_word_by_word() -> None:
     few, many = calls(10), calls(1000)
     assert many < few + 100
+
+
+@pytest.mark.parametrize(("make", "most"), [(own_copy, 20), (Memento, 8)])
+def test_a_table_of_lists_costs_few_calls_a_list(make: Callable[[nn.Module], object], most: int) -> None:
+    def count(lists: int) -> int:
+        net = Net(assign(table={n: [n, [n]] for n in range(lists // 2)}))
+        with cProfile.Profile() as profile:
+            make(net)
+        return sum(entry.callcount for entry in profile.getstats() if not isinstance(entry.code, str))  # not those of C
+
+    assert count(2200) - count(200) <= 2000 * most
+
+
+def test_tables_within_tables_are_copied_and_put_back_with_what_they_share() -> None:
+    shared = [1, 2]
+    around: list[Any] = [shared]
+    around.append(around)
+    net = Net(assign(table={"a": {"b": [shared, (shared, 3)], ("k", 1): [[]]}, "again": shared}, around=around, keys={(1, (2,)): [shared]}))
+    made = own_copy(net)
+    assert made.table == net.table and made.keys == net.keys
+    mine = made.table["again"]
+    assert mine is not shared
+    holders = [made.table["a"]["b"][0], made.table["a"]["b"][1][0], made.around[0], made.keys[1, (2,)][0]]
+    assert all(one is mine for one in holders) and made.around[1] is made.around
+    memento = Memento(made)
+    mine.append(3)
+    made.table["a"]["b"].reverse()
+    made.table["a"]["k", 1].append(4)
+    memento.put_back()
+    assert made.table == net.table and made.table["a"]["b"][0] is mine
 
 
 def test_an_optimizer_of_anything_else_than_the_clients_weights_is_refused() -> None:
