@@ -23,7 +23,7 @@ from fedlight.console.errors import one_sentence
 from fedlight.console.options import TRAINER_DEFAULTS
 from fedlight.console.prepare import prepare
 from fedlight.core.errors import ConfigurationError, own_error
-from fedlight.core.quiet import quiet
+from fedlight.core.process import quiet
 from fedlight.data import FederatedDataModule
 from fedlight.federated_cli import DryRun, FederatedCLI, RunConfig
 from fedlight.modules import FederatedModule

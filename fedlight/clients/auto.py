@@ -14,8 +14,8 @@ from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.engine import Batch, ClientTask, Engine, Sequential, Trained, Vectorized
 from fedlight.clients.local_model import LocalModel, ends_after
 from fedlight.clients.threaded import Threaded
-from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import LocalTrainingError
+from fedlight.core.process import cores_of_a_process
 from fedlight.core.random import untouched_generators
 
 log = logging.getLogger(__name__)

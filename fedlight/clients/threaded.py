@@ -16,8 +16,8 @@ from fedlight.clients.algorithms import Algorithm, LocalResult, Memory
 from fedlight.clients.engine import Batch, ClientTask, Engine, Trained, precision_on, require_plain, train_client
 from fedlight.clients.layers import own_dropout, quicken_pooling
 from fedlight.clients.local_model import LocalModel, ends_after
-from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError, require
+from fedlight.core.process import cores_of_a_process
 
 
 class Threaded(Engine):

@@ -199,13 +199,8 @@ def plan_blocks(
         energies = [group.count * (1 - torch.arange(group.length) / group.length) for group in groups]
     else:
         cut = Blocks(layout, tuple(groups)).cut(cohort_rows(bank, cohort))
-        energies = [F.pad(e, (0, max(0, g.length - len(e)))) for g, e in zip(groups, map(principal_energies, cut), strict=True)]
+        energies = [F.pad(e, (0, max(0, g.length - len(e)))) for g, (e, _) in zip(groups, map(principal, cut), strict=True)]
     return Blocks(layout, share_code(groups, energies, int(layout.dim / ratio))).to_plan()
-
-
-def principal_energies(blocks: Tensor) -> Tensor:
-    """Return only the energies of ``principal``."""
-    return principal(blocks)[0]
 
 
 def principal_bases(bank: UpdateBank, blocks: Blocks, cohort: int) -> list[Tensor]:

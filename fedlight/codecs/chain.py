@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,36 +16,38 @@ from fedlight.core.errors import CodecMismatchError, ConfigurationError, require
 from fedlight.core.layout import Layout
 from fedlight.core.random import torch_generator
 
+P = TypeVar("P", bound=CodecPart)
+
 
 def _stage(context: Context, i: int) -> Context:
     return replace(context, broadcast=context.broadcast.get(str(i), {}))
 
 
-def _check_linked(layout: Layout, stages: Sequence[CodecPart]) -> None:
-    """Raise ``CodecMismatchError`` unless the first stage takes the update and every other one the code of the stage before."""
-    expected = [layout.dim, *(stage.code_dim for stage in stages[:-1])]
-    taken = [stage.dim for stage in stages]
-    if taken != expected:
-        raise CodecMismatchError(f"Expected stages that take {expected} numbers, the codes of those before, but they take {taken}")
+class ChainHalf(CodecPart, Generic[P]):
+    """What both halves share: the stages, and the format of messages, which is the last one's.
 
+    Raises:
+        CodecMismatchError: unless the first stage takes the update and every other one the code of the stage before.
+    """
 
-class ChainEncoder(Encoder):
-    """Applies the stages' encoders in order; messages have the last one's format."""
-
-    def __init__(self, layout: Layout, stages: list[Encoder]) -> None:
+    def __init__(self, layout: Layout, stages: Sequence[P]) -> None:
         super().__init__(layout, stages[-1].format)
         self.stages = nn.ModuleList(stages)
+        expected, taken = [layout.dim, *(stage.code_dim for stage in stages[:-1])], [stage.dim for stage in stages]
+        if taken != expected:
+            raise CodecMismatchError(f"Expected stages that take {expected} numbers, the codes of those before, but they take {taken}")
 
-    def stage(self, i: int) -> Encoder:
-        """Return a stage's encoder."""
-        stage = self.stages[i]
-        assert isinstance(stage, Encoder)
-        return stage
+    def stage(self, i: int) -> P:
+        """Return a stage's half."""
+        return cast(P, self.stages[i])
+
+
+class ChainEncoder(ChainHalf[Encoder], Encoder):
+    """Applies the stages' encoders in order."""
 
     def common_step(self, context: Context) -> float | None:
         """Return the last stage's unit."""
-        last = len(self.stages) - 1
-        return self.stage(last).common_step(_stage(context, last))
+        return self.stage(-1).common_step(_stage(context, len(self.stages) - 1))
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the last stage's code ``[..., code_dim]``."""
@@ -55,20 +57,13 @@ class ChainEncoder(Encoder):
         return update
 
 
-class ChainDecoder(Decoder):
+class ChainDecoder(ChainHalf[Decoder], Decoder):
     """Applies the stages' decoders in reverse."""
 
-    def __init__(self, layout: Layout, stages: list[Decoder]) -> None:
-        super().__init__(layout, stages[-1].format)
-        self.stages = nn.ModuleList(stages)
+    def __init__(self, layout: Layout, stages: Sequence[Decoder]) -> None:
+        super().__init__(layout, stages)
         self.replayable = all(stage.replayable for stage in stages)
         self.linear_map = all(stage.linear_map for stage in stages)
-
-    def stage(self, i: int) -> Decoder:
-        """Return a stage's decoder."""
-        stage = self.stages[i]
-        assert isinstance(stage, Decoder)
-        return stage
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the first stage's aggregated update ``[..., dim]``."""
@@ -84,22 +79,18 @@ class ChainDecoder(Decoder):
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the first stage's bound for its mean code; inf if a later stage adds its own state."""
-        if not self._looks_back():
-            return math.inf
-        return self.stage(0).norm_bound(self._first_code(mean_code, context), _stage(context, 0))
+        first = self._first_code(mean_code, context)
+        return math.inf if first is None else self.stage(0).norm_bound(first, _stage(context, 0))
 
     def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return what the first stage knows, if the sum alone determines its mean code."""
-        if not self._looks_back():
-            return aggregate
-        return self.stage(0).observe(self._first_code(mean_code, context), _stage(context, 0), aggregate)
+        first = self._first_code(mean_code, context)
+        return aggregate if first is None else self.stage(0).observe(first, _stage(context, 0), aggregate)
 
-    def _looks_back(self) -> bool:
-        """Whether no later stage adds its own state."""
-        return all(self.stage(i).replayable for i in range(1, len(self.stages)))
-
-    def _first_code(self, mean_code: Tensor, context: Context) -> Tensor:
-        """Return the first stage's mean code, without a change to any state."""
+    def _first_code(self, mean_code: Tensor, context: Context) -> Tensor | None:
+        """Return the first stage's mean code, without a change to any state; None if a later stage adds its own."""
+        if not all(self.stage(i).replayable for i in range(1, len(self.stages))):
+            return None
         context = Context(context.seed, context.round, context.attempt, context.step, context.broadcast)
         for i in reversed(range(1, len(self.stages))):
             mean_code = self.stage(i).decode(mean_code, _stage(context, i), {})
@@ -107,16 +98,15 @@ class ChainDecoder(Decoder):
 
     def open(self, code: Tensor) -> Tensor:
         """Return the terms that the last stage adds up."""
-        return self.stage(len(self.stages) - 1).open(code)
+        return self.stage(-1).open(code)
 
     def sum_length(self, step: int = 0) -> int:
         """Return the length of the terms that the last stage adds up."""
-        return self.stage(len(self.stages) - 1).sum_length(step)
+        return self.stage(-1).sum_length(step)
 
     def record_lengths(self, mean_bytes: float, state: State) -> None:
         """Tell the last stage, whose codes messages hold."""
-        last = len(self.stages) - 1
-        self.stage(last).record_lengths(mean_bytes, state.setdefault(str(last), {}))
+        self.stage(-1).record_lengths(mean_bytes, state.setdefault(str(len(self.stages) - 1), {}))
 
     def broadcast(self, state: State) -> State:
         """Return every stage's broadcast under its number."""
@@ -148,16 +138,11 @@ class ChainCodec(Codec):
                 raise ConfigurationError(
                     f"Expected one-pass codecs in a chain but {type(codec).__name__} takes {codec.passes} passes: use it alone"
                 )
-        self.codecs = list(codecs)
-        self.additive = codecs[-1].additive
-        self.linear = all(codec.linear for codec in codecs)
-        self.unbiased = all(codec.unbiased for codec in codecs)
+        self.codecs, last = list(codecs), codecs[-1]
+        self.additive, self.integer, self.fixed_width, self.most_clients = last.additive, last.integer, last.fixed_width, last.most_clients
+        self.linear, self.unbiased = all(codec.linear for codec in codecs), all(codec.unbiased for codec in codecs)
         self.client_state = any(codec.client_state for codec in codecs)
-        self.integer = codecs[-1].integer
-        self.fixed_width = codecs[-1].fixed_width
-        self.most_clients = codecs[-1].most_clients
-        self.needs_fit = any(codec.needs_fit for codec in codecs)
-        self.trained = any(codec.trained for codec in codecs)
+        self.needs_fit, self.trained = any(codec.needs_fit for codec in codecs), any(codec.trained for codec in codecs)
 
     def make_plan(self, layout: Layout, bank: UpdateBank | None) -> Plan:
         """Return the stages' plans and versions; with a bank they are known only after each stage is fitted."""
@@ -172,15 +157,13 @@ class ChainCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the encoder."""
-        made = [c.make_encoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
-        _check_linked(layout, made)
-        return ChainEncoder(layout, made)
+        stages = zip(self.codecs, plan["stages"], strict=True)
+        return ChainEncoder(layout, [c.make_encoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in stages])
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the decoder."""
-        made = [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in zip(self.codecs, plan["stages"], strict=True)]
-        _check_linked(layout, made)
-        return ChainDecoder(layout, made)
+        stages = zip(self.codecs, plan["stages"], strict=True)
+        return ChainDecoder(layout, [c.make_decoder(Layout.from_json(s["layout"]), s["plan"]) for c, s in stages])
 
     def bind(self, layout: Layout, plan: Plan | None = None) -> Self:
         """Build encoder and decoder, and bind every stage's codec to its share of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedlight.codecs.identity import IdentityDecoder
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, State
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat
@@ -20,18 +21,12 @@ class HalfEncoder(Encoder):
         return update.clamp(-LARGEST, LARGEST).half()
 
 
-class HalfDecoder(Decoder):
+class HalfDecoder(IdentityDecoder):
     """Returns the mean update."""
-
-    linear_map = True
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code`` ``[..., dim]``, float32."""
         return mean_code.float()
-
-    def coordinates(self, update: Tensor) -> Tensor:
-        """Return ``update`` ``[..., dim]``."""
-        return update
 
 
 class HalfCodec(Codec):

@@ -80,14 +80,10 @@ def measure(bank: UpdateBank, matrices: Matrices, cohort: int, rank: int, relati
 def _unfold(tensor: Tensor, bases: tuple[Tensor, ...], side: int) -> Tensor:
     """Return a tensor as a matrix ``[n, others]`` of one side, with the other sides projected on their bases, if known."""
     for other, basis in enumerate(bases):
-        if other != side and not _square(basis):
+        # A basis of all directions is a rotation, which keeps Gram matrices of the other side.
+        if other != side and basis.shape[0] != basis.shape[1]:
             tensor = contract(tensor, basis, other - len(bases))
     return tensor.movedim(side, 0).flatten(1)
-
-
-def _square(basis: Tensor) -> bool:
-    """Whether a basis holds all directions: projecting on it is then a rotation, which keeps Gram matrices of the other side."""
-    return basis.shape[0] == basis.shape[1]
 
 
 def _energies(bank: UpdateBank, matrices: Matrices, bases: list[tuple[Tensor, ...]]) -> TwoSidedMoments:

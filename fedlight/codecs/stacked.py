@@ -3,68 +3,59 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedlight.core.bank import UpdateBank
-from fedlight.core.codec import (
-    Codec,
-    CodecPart,
-    Context,
-    Decoder,
-    Encoder,
-    Plan,
-    Private,
-    State,
-    TrainCodec,
-)
+from fedlight.core.codec import Codec, CodecPart, Context, Decoder, Encoder, Plan, Private, State, TrainCodec
 from fedlight.core.codec_needs import require_fixed_width, require_room
 from fedlight.core.errors import CodecMismatchError
 from fedlight.core.layout import Layout
 from fedlight.core.wire import CodeFormat, Format, JointFormat
 
+P = TypeVar("P", bound=CodecPart)
+
 _ONE = 1 << 16
 """Resolution of the 32-bit fixed-point numbers in a message; like integer codes they are summed exactly."""
 
 
-def _part(context: Context, vector: int, vectors: int) -> Context:
-    """Return the context of one of the vectors."""
-    broadcast = dict(context.broadcast.get(str(vector), {}))
-    if "reply" in context.broadcast:
-        broadcast["reply"] = context.broadcast["reply"].chunk(vectors, -1)[vector]
-    return replace(context, broadcast=broadcast)
+class StackedHalf(CodecPart, Generic[P]):
+    """What both halves share: one vector's half, and how many vectors and numbers a message holds; the numbers are in the last pass."""
 
+    inner: P
 
-class _Shape:
-    """How many vectors and numbers a message holds; the numbers are in the last pass."""
-
-    def __init__(self, vectors: int, scalars: int, passes: int) -> None:
+    def __init__(self, layout: Layout, inner: P, vectors: int, scalars: int, passes: int) -> None:
+        super().__init__(layout, inner.format)
+        self.inner = inner
         self.vectors, self.scalars, self.passes = vectors, scalars, passes
+        self.format = self.format_at(0)
 
     def numbers(self, step: int) -> int:
+        """Return how many numbers a pass's messages hold."""
         return self.scalars if step == self.passes - 1 else 0
 
-    def format(self, inner: CodecPart, step: int) -> Format:
-        one = inner.format_at(step)
+    def format_at(self, step: int) -> Format:
+        """Return the inner format once per vector, plus 32 bits per number in the last pass."""
+        one = self.inner.format_at(step)
         assert isinstance(one, (CodeFormat, JointFormat))
         parts = (one.parts if isinstance(one, JointFormat) else (one,)) * self.vectors
         return JointFormat(parts + (CodeFormat(self.scalars, 32),) * bool(self.numbers(step)))
 
+    def each(self, flat: Tensor, length: int, context: Context) -> Iterator[tuple[str, Tensor, Context]]:
+        """Yield the name of each vector's state, its ``length`` entries of ``flat`` ``[..., n]``, and its context."""
+        for i in range(self.vectors):
+            broadcast = dict(context.broadcast.get(str(i), {}))
+            if "reply" in context.broadcast:
+                broadcast["reply"] = context.broadcast["reply"].chunk(self.vectors, -1)[i]
+            yield str(i), flat[..., i * length : (i + 1) * length], replace(context, broadcast=broadcast)
 
-class StackedEncoder(Encoder):
+
+class StackedEncoder(StackedHalf[Encoder], Encoder):
     """Encodes each vector with the same encoder and its own state, and rounds the numbers."""
-
-    def __init__(self, layout: Layout, inner: Encoder, shape: _Shape) -> None:
-        super().__init__(layout, shape.format(inner, 0))
-        self.inner = inner
-        self.shape = shape
-
-    def format_at(self, step: int) -> Format:
-        """Return the inner format once per vector, plus 32 bits per number in the last pass."""
-        return self.shape.format(self.inner, step)
 
     def common_step(self, context: Context) -> float | None:
         """Return None: each vector has its own gain, and numbers have their own step."""
@@ -72,70 +63,58 @@ class StackedEncoder(Encoder):
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the concatenated codes of all vectors, then the numbers."""
-        count, dim, codes = self.shape.vectors, self.inner.dim, []
-        for i in range(count):
-            own = Private(private.generator, private.state.setdefault(str(i), {}))
-            codes.append(self.inner.encode(update[..., i * dim : (i + 1) * dim], _part(context, i, count), own))
-        if self.shape.numbers(context.step):
-            fixed = (update[..., count * dim :].double() * _ONE).round()
+        codes = [
+            self.inner.encode(part, own, Private(private.generator, private.state.setdefault(key, {})))
+            for key, part, own in self.each(update, self.inner.dim, context)
+        ]
+        if self.numbers(context.step):
+            fixed = (update[..., self.vectors * self.inner.dim :].double() * _ONE).round()
             codes.append(fixed.clamp(-(2.0**31 - 1), 2.0**31 - 1))
-        if self.format_at(context.step).bits:
-            return torch.cat([code.to(torch.int32) for code in codes], -1)
-        return torch.cat([code.double() for code in codes], -1)
+        dtype = torch.int32 if self.format_at(context.step).bits else torch.float64
+        return torch.cat([code.to(dtype) for code in codes], -1)
 
 
-class StackedDecoder(Decoder):
+class StackedDecoder(StackedHalf[Decoder], Decoder):
     """Decodes each vector's mean code with the same decoder and its own state."""
 
-    def __init__(self, layout: Layout, inner: Decoder, shape: _Shape) -> None:
-        super().__init__(layout, shape.format(inner, 0))
-        self.inner = inner
-        self.shape = shape
+    def __init__(self, layout: Layout, inner: Decoder, vectors: int, scalars: int, passes: int) -> None:
+        super().__init__(layout, inner, vectors, scalars, passes)
         self.replayable = inner.replayable
-
-    def format_at(self, step: int) -> Format:
-        """Return the inner format once per vector, plus 32 bits per number in the last pass."""
-        return self.shape.format(self.inner, step)
 
     def sum_length(self, step: int = 0) -> int:
         """Return the length of the terms to add up: of all vectors and the numbers."""
-        return self.shape.vectors * self.inner.sum_length(step) + self.shape.numbers(step)
+        return self.vectors * self.inner.sum_length(step) + self.numbers(step)
 
     def open(self, code: Tensor) -> Tensor:
         """Return the terms to add up: each vector's opened part, then the numbers."""
         length = code.shape[-1]
-        end = length - (self.shape.scalars if length == self.format_at(self.shape.passes - 1).length else 0)
-        opened = [self.inner.open(part) for part in code[..., :end].chunk(self.shape.vectors, -1)]
+        end = length - (self.scalars if length == self.format_at(self.passes - 1).length else 0)
+        opened = [self.inner.open(part) for part in code[..., :end].chunk(self.vectors, -1)]
         return torch.cat([*opened, code[..., end:]], -1)
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the concatenated mean vectors, then the mean numbers ``[..., vectors * dim + scalars]``."""
-        count, length = self.shape.vectors, self.inner.sum_length(context.step)
-        means = [
-            self.inner.decode(mean_code[..., i * length : (i + 1) * length], _part(context, i, count), state.setdefault(str(i), {}))
-            for i in range(count)
-        ]
-        return torch.cat([*means, mean_code[..., count * length :].to(means[0].dtype) / _ONE], -1)
+        length = self.inner.sum_length(context.step)
+        means = [self.inner.decode(part, own, state.setdefault(key, {})) for key, part, own in self.each(mean_code, length, context)]
+        return torch.cat([*means, mean_code[..., self.vectors * length :].to(means[0].dtype) / _ONE], -1)
 
     def norm_bound(self, mean_code: Tensor, context: Context) -> float:
         """Return the length that the vectors' mean codes can explain, with the numbers as they are."""
-        count, length = self.shape.vectors, self.inner.sum_length(context.step)
-        lengths = [self.inner.norm_bound(mean_code[..., i * length : (i + 1) * length], _part(context, i, count)) for i in range(count)]
-        numbers = float((mean_code[..., count * length :].double() / _ONE).norm())
+        length = self.inner.sum_length(context.step)
+        lengths = [self.inner.norm_bound(part, own) for _, part, own in self.each(mean_code, length, context)]
+        numbers = float((mean_code[..., self.vectors * length :].double() / _ONE).norm())
         return 1.000001 * math.hypot(*lengths, numbers)
 
     def observe(self, mean_code: Tensor, context: Context, aggregate: Tensor) -> Tensor:
         """Return what the server knows of each mean vector, then the mean numbers ``[vectors * dim + scalars]``."""
-        count, length, dim = self.shape.vectors, self.inner.sum_length(context.step), self.inner.dim
-        seen = [
-            self.inner.observe(mean_code[i * length : (i + 1) * length], _part(context, i, count), aggregate[i * dim : (i + 1) * dim])
-            for i in range(count)
-        ]
-        return torch.cat([*seen, aggregate[count * dim :]])
+        codes = self.each(mean_code, self.inner.sum_length(context.step), context)
+        known = torch.split(aggregate, self.inner.dim)
+        seen = [self.inner.observe(part, own, mine) for (_, part, own), mine in zip(codes, known, strict=False)]
+        return torch.cat([*seen, aggregate[self.vectors * self.inner.dim :]])
 
     def broadcast(self, state: State) -> State:
         """Return each vector's broadcast under its number."""
-        broadcast = {str(i): self.inner.broadcast(state.setdefault(str(i), {})) for i in range(self.shape.vectors)}
+        broadcast = {str(i): self.inner.broadcast(state.setdefault(str(i), {})) for i in range(self.vectors)}
         return {key: value for key, value in broadcast.items() if value}
 
 
@@ -180,12 +159,12 @@ class StackedCodec(Codec):
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the client's half."""
         inner = self.codec.make_encoder(self._inner(layout, plan), plan["plan"])
-        return StackedEncoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
+        return StackedEncoder(layout, inner, self.vectors, self.scalars, self.passes)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the server's half."""
         inner = self.codec.make_decoder(self._inner(layout, plan), plan["plan"])
-        return StackedDecoder(layout, inner, _Shape(self.vectors, self.scalars, self.passes))
+        return StackedDecoder(layout, inner, self.vectors, self.scalars, self.passes)
 
     def _inner(self, layout: Layout, plan: Plan) -> Layout:
         """Return the layout of one vector; raises ``CodecMismatchError`` unless a stack of them is the whole layout."""

@@ -17,8 +17,7 @@ from fedlight.codecs.allocation import WIDTHS, Allocation, Cost, allocate, maske
 from fedlight.codecs.chain import ChainDecoder, ChainEncoder
 from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.moments import TwoSidedMoments, measure
-from fedlight.codecs.probed import ProbedDecoder, ProbedEncoder
-from fedlight.codecs.probes import BITS, probe_length
+from fedlight.codecs.probes import BITS, ProbedDecoder, ProbedEncoder, probe_length
 from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder, Runs
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.codecs.two_sided import (

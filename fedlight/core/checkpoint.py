@@ -8,7 +8,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -20,23 +20,6 @@ RUN = "fedlight"
 
 _MARK = b"sha256:"
 _CHUNK = 1 << 20
-
-
-class _Digesting:
-    """A file that digests what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: memoryview) -> int:
-        """Write and digest."""
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        """Flush."""
-        self.file.flush()
 
 
 def save_tensors(content: Any, file: Any) -> None:
@@ -58,9 +41,9 @@ def write_checkpoint(path: Path, content: dict[str, Any], mode: int = 0o666) -> 
         mode: the new file's rights, less those that the process withholds from all its files.
     """
     with replacing(path, mode) as file:
-        digesting = _Digesting(file)
-        save_tensors(content, digesting)
-        comment = _MARK + digesting.digest.hexdigest().encode()
+        save_tensors(content, file)
+        file.seek(0)
+        comment = _MARK + hashlib.file_digest(file, "sha256").hexdigest().encode()
         file.seek(-2, os.SEEK_END)  # the length of the comment, 0 so far
         file.write(struct.pack("<H", len(comment)) + comment)
 

@@ -6,12 +6,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
     """Yield a new file in the same folder, which takes the place of ``path`` when the block ends without an error.
 
     It is synced before it is renamed, and the folder after: whoever reads ``path`` finds the old content or the new one, also after a
@@ -19,7 +19,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(unfinished, "x+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

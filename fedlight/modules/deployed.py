@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fedlight.clients.algorithms import Algorithm
 from fedlight.clients.local_model import Augment, LocalModel
-from fedlight.core.quiet import quiet
+from fedlight.core.process import quiet
 from fedlight.data.sources import DataSource
 from fedlight.modules.contract import check_contract
 from fedlight.modules.own_steps import LocalSteps, speaking

@@ -16,7 +16,7 @@ from fedlight.clients.algorithms import Memory
 from fedlight.clients.auto import CROWD, NAMES, THREADS_MARGIN, Auto, choose, time_threads
 from fedlight.clients.engine import ClientTask
 from fedlight.clients.local_model import LocalModel
-from fedlight.core.cores import cores_of_a_process
+from fedlight.core.process import cores_of_a_process
 from fedlight.core.random import torch_generator
 from fedlight.rounds.reduce import from_first, reduce_sum
 

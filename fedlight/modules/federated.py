@@ -30,8 +30,8 @@ from fedlight.core.errors import ConfigurationError, require, require_counts
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.kinds import kinds_of, require_kinds
 from fedlight.core.layout import trainable
-from fedlight.core.memory import keep_freed_memory
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.process import keep_freed_memory
 from fedlight.modules import checks
 from fedlight.modules.checkpoints import CLIENTS, keep_clients_apart
 from fedlight.modules.engines import check_engine, choose_engine

@@ -25,9 +25,9 @@ from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Private, State, TrainCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
+from fedlight.core.process import quiet
 from fedlight.core.progress import is_terminal
 from fedlight.core.progress import progress as shown_progress
-from fedlight.core.quiet import quiet
 from fedlight.core.random import derive_seed, torch_generator
 from fedlight.metrics import ReconstructionError
 from fedlight.modules.notices import tell_ratio

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-from fedlight.core.quiet import quiet
+from fedlight.core.process import quiet
 from fedlight.privacy.noise import import_extra
 
 Releases = tuple[tuple[float, float, int], ...]
@@ -29,18 +29,22 @@ LEAST_MULTIPLIER = 0.05
 """Smallest multiplier to calibrate to; a smaller one protects nothing."""
 
 
-def rdp_epsilon(releases: Releases, delta: float) -> float:
-    """Return epsilon by Renyi differential privacy (Mironov 2017, arXiv 1702.07476; sampled: Mironov et al. 2019, arXiv 1908.10530)."""
-    return _rdp(releases, delta, None)
+def rdp_epsilon(releases: Releases, delta: float, orders: tuple[int, ...] | None = None) -> float:
+    """Return epsilon by Renyi differential privacy (Mironov 2017, arXiv 1702.07476; sampled: Mironov et al. 2019, arXiv 1908.10530).
 
-
-def rdp_integer_epsilon(releases: Releases, delta: float) -> float:
-    """Return epsilon by Renyi differential privacy at integer orders only, which also holds for discrete Gaussian noise.
-
-    At integer orders and integer shifts the moments of a discrete Gaussian's likelihood ratio are exactly those of the continuous one
-    (Canonne et al. 2020, arXiv 2004.00010, Proposition 5), and so are those of a Poisson-sampled sum, which are sums of them.
+    At integer ``orders`` only it also holds for discrete Gaussian noise: at integer orders and integer shifts the moments of its likelihood
+    ratio are exactly those of the continuous one (Canonne et al. 2020, arXiv 2004.00010, Proposition 5), and so are those of a
+    Poisson-sampled sum, which are sums of them.
     """
-    return _rdp(releases, delta, INTEGER_ORDERS)
+    if not releases:
+        return 0.0
+    events, rdp = import_extra("dp_accounting"), import_extra("dp_accounting.rdp")
+    with quiet("absl"):  # its warnings about skipped fractional orders, which only make epsilon larger
+        accountant = rdp.RdpAccountant(orders)
+        for multiplier, rate, times in releases:
+            event = events.GaussianDpEvent(multiplier)
+            accountant.compose(event if rate == 1 else events.PoissonSampledDpEvent(rate, event), times)
+        return float(accountant.get_epsilon(delta))
 
 
 def pld_epsilon(releases: Releases, delta: float) -> float:
@@ -55,7 +59,11 @@ def pld_epsilon(releases: Releases, delta: float) -> float:
     return float(total.get_epsilon_for_delta(delta))
 
 
-ACCOUNTANTS: dict[str, Accountant] = {"pld": pld_epsilon, "rdp": rdp_epsilon, "rdp of integer orders": rdp_integer_epsilon}
+ACCOUNTANTS: dict[str, Accountant] = {
+    "pld": pld_epsilon,
+    "rdp": rdp_epsilon,
+    "rdp of integer orders": partial(rdp_epsilon, orders=INTEGER_ORDERS),
+}
 
 
 @lru_cache(maxsize=4096)
@@ -89,23 +97,10 @@ def discrete_sum_multiplier(bound: float, deviation: float, shares: int, length:
 
     A sum of discrete Gaussians is not a discrete Gaussian: it is as private as a Gaussian of multiplier ``1 / (bound / (sqrt(shares)
     deviation) + tau sqrt(length))``, ``tau = 10 sum_k exp(-2 pi^2 deviation^2 k / (k+1))`` over k = 1 .. shares - 1 (Kairouz et al. 2021,
-    arXiv
-    2102.06387, Theorem 1, third bound; ``deviation`` >= 1/2, of each share).
+    arXiv 2102.06387, Theorem 1, third bound; ``deviation`` >= 1/2, of each share).
     """
     tau = 10 * sum(math.exp(-2 * (math.pi * deviation) ** 2 * k / (k + 1)) for k in range(1, shares))
     return 1 / (bound / (math.sqrt(shares) * deviation) + tau * math.sqrt(length))
-
-
-def _rdp(releases: Releases, delta: float, orders: tuple[int, ...] | None) -> float:
-    if not releases:
-        return 0.0
-    events, rdp = import_extra("dp_accounting"), import_extra("dp_accounting.rdp")
-    with quiet("absl"):  # its warnings about skipped fractional orders, which only make epsilon larger
-        accountant = rdp.RdpAccountant(orders)
-        for multiplier, rate, times in releases:
-            event = events.GaussianDpEvent(multiplier)
-            accountant.compose(event if rate == 1 else events.PoissonSampledDpEvent(rate, event), times)
-        return float(accountant.get_epsilon(delta))
 
 
 @lru_cache(maxsize=64)

@@ -113,8 +113,6 @@ class PrivacyMechanism(ABC):
         names = ("clip", "noise_multiplier", "target_epsilon", "delta", "accountant", "simulation_seed")
         return {"mechanism": type(self).__name__} | {name: getattr(self, name) for name in names}
 
-    # -- before the first round ------------------------------------------------------------------------------------
-
     def calibrate(self, setting: AccountingSetting, population: int) -> None:
         """Set the properties of the run and calibrate the noise multiplier.
 
@@ -172,8 +170,6 @@ class PrivacyMechanism(ABC):
         needed = calibrate(self.accounts, self.target_epsilon, self.delta, self.rate, self.setting.rounds)
         return needed * (needed / self.accounted(needed))
 
-    # -- on the client ---------------------------------------------------------------------------------------------
-
     def broadcast(self) -> dict[str, Any]:
         """Return the broadcast: what clients must know before a round beyond the configuration."""
         return {}
@@ -197,8 +193,6 @@ class PrivacyMechanism(ABC):
         """Return the clipped code with the client's own noise, if it adds any; ``bound`` and ``limit`` in the code's units."""
         return code
 
-    # -- on the server ---------------------------------------------------------------------------------------------
-
     def sum_noise(self, length: int, unit: float, context: Context) -> Tensor | None:
         """Return the noise ``[length]`` (int64 or float64) that the server adds to a sum of codes, None if it adds none."""
         return None
@@ -218,8 +212,6 @@ class PrivacyMechanism(ABC):
     def record_release(self, bits: float) -> None:
         """Record one release in the ledger; ``bits``: the noisy sum of clipping bits minus one half each, if clients send them."""
         self.ledger.add(self.accounted(self.multiplier), self.rate)
-
-    # -- what it has cost ------------------------------------------------------------------------------------------
 
     def epsilon(self, amplified: bool = True) -> float:
         """Return epsilon so far, with or without amplification by sampling."""

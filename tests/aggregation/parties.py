@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, SumFormat
+from fedlight.aggregation.secure.messages import SERVER, Keys, Stage, read_records, write_records
 
 
 def counting(seed: int = 0) -> Callable[[int], bytes]:
@@ -35,6 +36,26 @@ def random_codes(session: Session, seed: int = 0) -> np.ndarray:
     codes = rng.integers(-limits, limits + 1, (session.clients, session.format.code_length))
     extreme = rng.random(codes.shape) < 0.3
     return np.where(extreme, np.sign(codes) * limits, codes).astype(np.int32)
+
+
+def read_keys(session: Session, message: bytes, client: int) -> Keys:
+    return Keys(*read_records(session, message, Stage.ADVERTISE_KEYS, client)[0])
+
+
+def write_keys(session: Session, client: int, keys: Keys) -> bytes:
+    return write_records(session, Stage.ADVERTISE_KEYS, client, [keys])
+
+
+def read_roster(session: Session, message: bytes) -> dict[int, Keys]:
+    return {client: Keys(*keys) for client, *keys in read_records(session, message, Stage.ROSTER, SERVER)}
+
+
+def write_roster(session: Session, roster: dict[int, Keys]) -> bytes:
+    return write_records(session, Stage.ROSTER, SERVER, [(client, *keys) for client, keys in sorted(roster.items())])
+
+
+def write_survivors(session: Session, survivors: tuple[int, ...]) -> bytes:
+    return write_records(session, Stage.SURVIVORS, SERVER, [(client,) for client in survivors])
 
 
 class Play:

@@ -51,15 +51,15 @@ def recorded(play: Play) -> list[bytes]:
 def readers(session: Session) -> list[Reader]:
     """Return what reads each of them."""
     return [
-        lambda m: wire.read_keys(session, m, 1),
-        lambda m: wire.read_roster(session, m),
-        lambda m: wire.read_sealed(session, m, 1),
-        lambda m: wire.read_sealed(session, m, SERVER),
+        lambda m: wire.read_records(session, m, Stage.ADVERTISE_KEYS, 1),
+        lambda m: wire.read_records(session, m, Stage.ROSTER, SERVER),
+        lambda m: dict(wire.read_records(session, m, Stage.SHARE_KEYS, 1)),
+        lambda m: dict(wire.read_records(session, m, Stage.INBOX, SERVER)),
         lambda m: session.format.unpack(wire.read_masked(session, m, 1)),
-        lambda m: wire.read_survivors(session, m),
-        lambda m: wire.read_signature(session, m, 1),
+        lambda m: wire.read_records(session, m, Stage.SURVIVORS, SERVER),
+        lambda m: wire.read_records(session, m, Stage.CONSISTENCY_CHECK, 1),
         lambda m: wire.read_request(session, m),
-        lambda m: wire.read_unmasking(session, m, 1),
+        lambda m: dict(wire.read_records(session, m, Stage.UNMASKING, 1)),
     ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedlight.aggregation.secure import Identities, SecureClient, SecureServer, Session, default_threshold
 from fedlight.aggregation.secure import messages as wire
-from fedlight.aggregation.secure.messages import SERVER, Keys, Request
+from fedlight.aggregation.secure.messages import SERVER, Keys, Request, Stage
 from fedlight.aggregation.secure.primitives import KeyPair, combine
 from fedlight.aggregation.secure.sums import add_mask
 from fedlight.core.codec import Context
@@ -20,7 +20,17 @@ from fedlight.core.digest import digest_context
 from fedlight.core.errors import ConfigurationError, MessageError, ProtocolError
 from fedlight.rounds.availability import STAGES
 from tests.aggregation.cohort import SecureCohort
-from tests.aggregation.parties import Play, counting, random_codes, session_of
+from tests.aggregation.parties import (
+    Play,
+    counting,
+    random_codes,
+    read_keys,
+    read_roster,
+    session_of,
+    write_keys,
+    write_roster,
+    write_survivors,
+)
 
 # -- exact sums --------------------------------------------------------------------------------------------------------------------
 
@@ -184,20 +194,20 @@ def refuses(play: Play, number: int, ask, said: str, kind: type[Exception] = Pro
 
 
 def entries(play: Play) -> dict[int, Keys]:
-    return wire.read_roster(play.session, play.roster())
+    return read_roster(play.session, play.roster())
 
 
 def test_a_roster_below_the_threshold_is_refused_by_clients_too():
     play = Play()
     roster = entries(play)
-    few = wire.write_roster(play.session, {i: roster[i] for i in (0, 1)})
+    few = write_roster(play.session, {i: roster[i] for i in (0, 1)})
     refuses(play, 0, lambda: play.clients[0].share(few), "at least 3 clients that advertised keys but got 2")
 
 
 def test_a_roster_larger_than_declared_is_refused():
     play = Play()
     roster = entries(play)
-    many = wire.write_roster(play.session, roster | {4: roster[0]})
+    many = write_roster(play.session, roster | {4: roster[0]})
     refuses(play, 0, lambda: play.clients[0].share(many), "bytes but got", MessageError)
 
 
@@ -206,29 +216,29 @@ def test_a_key_that_the_server_put_in_is_refused(field):
     play = Play()
     roster = entries(play)
     own = KeyPair(bytes(range(32))).public
-    roster[2] = replace(roster[2], **{field: own + (own if field == "signature" else b"")})
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "signature of client 2")
+    roster[2] = roster[2]._replace(**{field: own + (own if field == "signature" else b"")})
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "signature of client 2")
 
 
 def test_keys_under_another_number_are_refused():
     play = Play()
     roster = entries(play)
     roster[1], roster[2] = roster[2], roster[1]
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "signature of client 1")
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "signature of client 1")
 
 
 def test_the_same_keys_twice_are_refused():
     play = Play()
     roster = entries(play)
     roster[2] = roster[1]
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "distinct keys")
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "distinct keys")
 
 
 def test_ones_own_keys_must_come_back_unchanged():
     play = Play()
     roster = entries(play)
-    roster[0] = replace(roster[0], commitment=bytes(32))
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "own keys")
+    roster[0] = roster[0]._replace(commitment=bytes(32))
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "own keys")
 
 
 def test_clients_that_nobody_knows_are_refused():
@@ -236,27 +246,27 @@ def test_clients_that_nobody_knows_are_refused():
     play = Play()
     roster = entries(play)
     sybil = Identities(counting(5)).of(9)
-    keys = replace(roster[3], channel=KeyPair(bytes(32)).public, mask=KeyPair(b"\1" * 32).public)
-    roster[9] = replace(keys, signature=sybil.sign(keys.signed(play.session, 9)))
+    keys = roster[3]._replace(channel=KeyPair(bytes(32)).public, mask=KeyPair(b"\1" * 32).public)
+    roster[9] = keys._replace(signature=sybil.sign(keys.signed(play.session, 9)))
     del roster[3]
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "but got client 9")
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "but got client 9")
 
 
 @pytest.mark.parametrize("field", ["channel", "mask"])
 def test_a_key_of_low_order_is_refused_though_its_owner_signed_it(field):
     play = Play()
     roster = entries(play)
-    keys = replace(roster[2], **{field: bytes(32)})
-    roster[2] = replace(keys, signature=play.identities.of(2).sign(keys.signed(play.session, 2)))
-    refuses(play, 0, lambda: play.clients[0].share(wire.write_roster(play.session, roster)), "low order")
+    keys = roster[2]._replace(**{field: bytes(32)})
+    roster[2] = keys._replace(signature=play.identities.of(2).sign(keys.signed(play.session, 2)))
+    refuses(play, 0, lambda: play.clients[0].share(write_roster(play.session, roster)), "low order")
 
 
 def boxes(play: Play, number: int = 0) -> dict[int, bytes]:
-    return wire.read_sealed(play.session, play.inboxes()[number], SERVER)
+    return dict(wire.read_records(play.session, play.inboxes()[number], Stage.INBOX, SERVER))
 
 
 def deliver(play: Play, sealed: dict[int, bytes], number: int = 0):
-    inbox = wire.write_sealed(play.session, SERVER, sealed)
+    inbox = wire.write_records(play.session, Stage.INBOX, SERVER, sealed.items())
     return lambda: play.clients[number].masked_code(inbox, play.codes[number])
 
 
@@ -278,8 +288,8 @@ def test_a_swapped_sender_is_refused():
 def test_shares_for_somebody_else_are_refused():
     play = Play()
     inboxes = play.inboxes()
-    sealed = wire.read_sealed(play.session, inboxes[0], SERVER)
-    sealed[2] = wire.read_sealed(play.session, inboxes[1], SERVER)[2]
+    sealed = dict(wire.read_records(play.session, inboxes[0], Stage.INBOX, SERVER))
+    sealed[2] = dict(wire.read_records(play.session, inboxes[1], Stage.INBOX, SERVER))[2]
     refuses(play, 0, deliver(play, sealed), "sealed by client 2")
 
 
@@ -297,7 +307,7 @@ def test_an_inbox_below_the_threshold_or_from_strangers_is_refused():
 def test_survivors_that_cannot_be_are_not_signed(said_to_survive):
     play = Play()
     play.survivors()
-    message = wire.write_survivors(play.session, said_to_survive)
+    message = write_survivors(play.session, said_to_survive)
     refuses(play, 0, lambda: play.clients[0].consistency(message), "Expected")
 
 
@@ -305,7 +315,7 @@ def test_a_second_list_of_survivors_is_not_signed():
     play = Play()
     survivors = play.survivors()
     play.clients[0].consistency(survivors)
-    other = wire.write_survivors(play.session, (0, 1, 2))
+    other = write_survivors(play.session, (0, 1, 2))
     with pytest.raises(ProtocolError, match="answered once, in order"):
         play.clients[0].consistency(other)
     answers_nothing_more(play, 0)
@@ -364,9 +374,9 @@ def test_two_stories_of_who_survived_do_not_come_together():
     """The server tells half of the cohort that client 4 survived and the other half that it was dropped: nobody reveals a share."""
     play = Play(5, 3)
     truth = play.survivors()
-    lie = wire.write_survivors(play.session, (0, 1, 2, 3))
+    lie = write_survivors(play.session, (0, 1, 2, 3))
     signatures = {i: play.clients[i].consistency(truth if i in (0, 1) else lie) for i in range(4)}
-    signed = {i: wire.read_signature(play.session, message, i) for i, message in signatures.items()}
+    signed = {i: wire.read_records(play.session, message, Stage.CONSISTENCY_CHECK, i)[0][0] for i, message in signatures.items()}
     everybody = Request((0, 1, 2, 3, 4), (), signed)
     without = Request((0, 1, 2, 3), (4,), signed)
     refuses(play, 0, ask(play, everybody), "signature of client 2")
@@ -376,12 +386,12 @@ def test_two_stories_of_who_survived_do_not_come_together():
 def signed(play: Play, rosters: dict[int, bytes], sharers: dict[int, tuple[int, ...]], there: tuple[int, ...]) -> dict[int, bytes]:
     """Give every client a roster and an inbox of its own, and return the survivors' signatures."""
     session, clients = play.session, play.clients
-    sealed = {i: wire.read_sealed(session, clients[i].share(roster), i) for i, roster in rosters.items()}
+    sealed = {i: dict(wire.read_records(session, clients[i].share(roster), Stage.SHARE_KEYS, i)) for i, roster in rosters.items()}
     for i in rosters:
-        inbox = wire.write_sealed(session, SERVER, {other: sealed[other][i] for other in sharers[i] if other != i})
+        inbox = wire.write_records(session, Stage.INBOX, SERVER, {other: sealed[other][i] for other in sharers[i] if other != i}.items())
         clients[i].masked_code(inbox, play.codes[i])
-    survivors = wire.write_survivors(session, there)
-    return {i: wire.read_signature(session, clients[i].consistency(survivors), i) for i in there}
+    survivors = write_survivors(session, there)
+    return {i: wire.read_records(session, clients[i].consistency(survivors), Stage.CONSISTENCY_CHECK, i)[0][0] for i in there}
 
 
 @pytest.mark.parametrize("lies", [False, True])
@@ -389,21 +399,21 @@ def test_two_rosters_do_not_come_together(lies):
     """Half of the cohort is told of client 2 and the other half is not; who shared and who survived they are told alike."""
     play, there = Play(5, 3), (0, 1, 3, 4)
     roster = entries(play)
-    whole, without = (wire.write_roster(play.session, {i: roster[i] for i in who}) for who in (range(5), there))
+    whole, without = (write_roster(play.session, {i: roster[i] for i in who}) for who in (range(5), there))
     rosters = {0: whole, 1: whole} | dict.fromkeys((3, 4), without if lies else whole)
     request = Request(there, (), signed(play, rosters, dict.fromkeys(there, there), there))
     if lies:
         refuses(play, 0, ask(play, request), "signature of client 3")
         refuses(play, 3, ask(play, request, 3), "signature of client 0")
     else:
-        assert all(wire.read_unmasking(play.session, ask(play, request, i)(), i).keys() == set(there) for i in there)
+        assert all(dict(wire.read_records(play.session, ask(play, request, i)(), Stage.UNMASKING, i)).keys() == set(there) for i in there)
 
 
 @pytest.mark.parametrize("lies", [False, True])
 def test_two_lists_of_who_shared_do_not_come_together(lies):
     """Half of the cohort has shares of client 4, whose masks are then in their codes, and the other half was told that it sent none."""
     play, there = Play(5, 3), (0, 1, 2, 3)
-    rosters = dict.fromkeys(range(5), wire.write_roster(play.session, entries(play)))
+    rosters = dict.fromkeys(range(5), write_roster(play.session, entries(play)))
     everybody = (0, 1, 2, 3, 4)
     sharers = dict.fromkeys(everybody, everybody) | dict.fromkeys((0, 1), there if lies else everybody)
     signatures = signed(play, rosters, sharers, there)
@@ -412,7 +422,9 @@ def test_two_lists_of_who_shared_do_not_come_together(lies):
         refuses(play, 0, ask(play, without), "signature of client 2")
         refuses(play, 2, ask(play, with_four, 2), "signature of client 0")
     else:
-        assert all(wire.read_unmasking(play.session, ask(play, with_four, i)(), i).keys() == set(everybody) for i in there)
+        assert all(
+            dict(wire.read_records(play.session, ask(play, with_four, i)(), Stage.UNMASKING, i)).keys() == set(everybody) for i in there
+        )
 
 
 def test_a_session_that_is_used_twice_opens_nothing_with_keys_of_the_first_time():
@@ -421,9 +433,9 @@ def test_a_session_that_is_used_twice_opens_nothing_with_keys_of_the_first_time(
     old = entries(play)
     for i in (0, 1, 2):
         play.clients[i] = SecureClient(play.session, i, play.identities.of(i), play.directory, counting(9 + i))
-    new = {i: wire.read_keys(play.session, play.clients[i].advertise(), i) for i in (0, 1, 2)}
-    truth = wire.write_roster(play.session, new | {3: old[3]})
-    mixed = wire.write_roster(play.session, new | {1: old[1], 3: old[3]})
+    new = {i: read_keys(play.session, play.clients[i].advertise(), i) for i in (0, 1, 2)}
+    truth = write_roster(play.session, new | {3: old[3]})
+    mixed = write_roster(play.session, new | {1: old[1], 3: old[3]})
     begun_anew = play.client(3)
     begun_anew.advertise()
     with pytest.raises(ProtocolError, match="own keys"):
@@ -486,9 +498,9 @@ def test_a_client_that_holds_something_else_does_not_take_part(changes, said):
     play = Play()
     other = replace(play.session, **changes)
     play.clients[0] = play.client(0, other)
-    own = wire.read_keys(other, play.clients[0].advertise(), 0)
-    rest = {i: wire.read_keys(play.session, play.clients[i].advertise(), i) for i in (1, 2, 3)}
-    roster = wire.write_roster(play.session, {0: own} | rest)
+    own = read_keys(other, play.clients[0].advertise(), 0)
+    rest = {i: read_keys(play.session, play.clients[i].advertise(), i) for i in (1, 2, 3)}
+    roster = write_roster(play.session, {0: own} | rest)
     refuses(play, 0, lambda: play.clients[0].share(roster), said, MessageError)
     refuses(play, 1, lambda: play.clients[1].share(roster), "signature of client 0")
 
@@ -499,9 +511,9 @@ def test_a_client_that_holds_something_else_does_not_take_part(changes, said):
 def test_the_server_takes_no_keys_with_a_bad_signature():
     play = Play()
     keys = play.keys()
-    forged = replace(wire.read_keys(play.session, keys[1], 1), mask=KeyPair(bytes(32)).public)
+    forged = read_keys(play.session, keys[1], 1)._replace(mask=KeyPair(bytes(32)).public)
     with pytest.raises(ProtocolError, match="signature of client 1"):
-        play.server.collect_keys(1, wire.write_keys(play.session, 1, forged))
+        play.server.collect_keys(1, write_keys(play.session, 1, forged))
     play.server.collect_keys(1, keys[1])  # a message that raised is as good as not sent
 
 
@@ -575,26 +587,26 @@ def test_late_messages_and_strangers_are_refused():
 def test_shares_for_another_list_are_refused():
     play = Play()
     shares = play.shares()
-    sealed = wire.read_sealed(play.session, shares[1], 1)
+    sealed = dict(wire.read_records(play.session, shares[1], Stage.SHARE_KEYS, 1))
     sealed.pop(0)
     with pytest.raises(ProtocolError, match="client 1's shares for each"):
-        play.server.collect_shares(1, wire.write_sealed(play.session, 1, sealed))
+        play.server.collect_shares(1, wire.write_records(play.session, Stage.SHARE_KEYS, 1, sealed.items()))
 
 
 def test_revealed_shares_of_another_list_are_refused():
     play = Play()
-    revealed = wire.read_unmasking(play.session, play.revealed()[1], 1)
+    revealed = dict(wire.read_records(play.session, play.revealed()[1], Stage.UNMASKING, 1))
     revealed.pop(0)
     with pytest.raises(ProtocolError, match="client 1's shares of everybody"):
-        play.server.collect_unmasking(1, wire.write_unmasking(play.session, 1, revealed))
+        play.server.collect_unmasking(1, wire.write_records(play.session, Stage.UNMASKING, 1, revealed.items()))
 
 
 def with_wrong_shares(play: Play, silent: tuple[int, ...], liars: tuple[int, ...], whose: int) -> None:
     messages = play.revealed(silent)
     for liar in liars:
-        revealed = wire.read_unmasking(play.session, messages[liar], liar)
+        revealed = dict(wire.read_records(play.session, messages[liar], Stage.UNMASKING, liar))
         revealed[whose] = bytes([revealed[whose][0] ^ 1 + liar]) + revealed[whose][1:]
-        messages[liar] = wire.write_unmasking(play.session, liar, revealed)
+        messages[liar] = wire.write_records(play.session, Stage.UNMASKING, liar, revealed.items())
     for i, message in messages.items():
         play.server.collect_unmasking(i, message)
 
@@ -626,11 +638,11 @@ def test_keys_that_clients_would_refuse_are_not_collected(changes):
     sent = play.keys()
     for i in (0, 1):
         play.server.collect_keys(i, sent[i])
-    keys = wire.read_keys(play.session, sent[2], 2)
-    forged = replace(keys, **({"mask": play.server._keys[0].mask} if changes == "copied" else changes))
-    forged = replace(forged, signature=play.identities.of(2).sign(forged.signed(play.session, 2)))
+    keys = read_keys(play.session, sent[2], 2)
+    forged = keys._replace(**({"mask": play.server._keys[0].mask} if changes == "copied" else changes))
+    forged = forged._replace(signature=play.identities.of(2).sign(forged.signed(play.session, 2)))
     with pytest.raises(ProtocolError, match="in use already" if changes == "copied" else "low order"):
-        play.server.collect_keys(2, wire.write_keys(play.session, 2, forged))
+        play.server.collect_keys(2, write_keys(play.session, 2, forged))
     play.server.collect_keys(3, sent[3])
     roster = play.server.roster()
     assert play.server.advertised() == (0, 1, 3)
@@ -642,7 +654,7 @@ def test_a_forged_signature_of_the_survivors_is_not_taken():
     play = Play()
     play.survivors()
     with pytest.raises(ProtocolError, match="signature of client 1"):
-        play.server.collect_signature(1, wire.write_signature(play.session, 1, bytes(64)))
+        play.server.collect_signature(1, wire.write_records(play.session, Stage.CONSISTENCY_CHECK, 1, [(bytes(64),)]))
 
 
 @pytest.mark.parametrize("stage", range(5))
@@ -698,7 +710,7 @@ def test_cohorts_smaller_than_declared_work_down_to_the_threshold(clients):
 def test_a_client_in_two_sessions_uses_no_key_twice():
     """Two attempts at one round: every key, commitment and sealed share differs."""
     first, second = Play(seed=0), Play(seed=1)
-    one, two = (wire.read_roster(play.session, play.roster()) for play in (first, second))
+    one, two = (read_roster(play.session, play.roster()) for play in (first, second))
     for i in one:
         for field in ("channel", "mask", "commitment", "signature"):
             assert getattr(one[i], field) != getattr(two[i], field)
@@ -718,5 +730,5 @@ def test_seeds_and_keys_are_forgotten_once_the_masks_are_on():
 def test_default_entropy_makes_new_keys_every_time():
     play = Play()
     made = [SecureClient(play.session, 0, play.identities.of(0), play.directory).advertise() for _ in range(2)]
-    keys = [wire.read_keys(play.session, message, 0) for message in made]
+    keys = [read_keys(play.session, message, 0) for message in made]
     assert len({key for each in keys for key in (each.channel, each.mask, each.commitment)}) == 6

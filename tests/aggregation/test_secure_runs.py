@@ -14,6 +14,7 @@ from fedlight.aggregation import AggregationSetting, SecureAggregator
 from fedlight.aggregation.base import TRAIN, Held
 from fedlight.aggregation.secure import Session, SumFormat
 from fedlight.aggregation.secure import messages as wire
+from fedlight.aggregation.secure.messages import Stage
 from fedlight.aggregation.secure.primitives import Identity, KeyPair, split
 from fedlight.aggregation.secure_aggregator import ADVERTISE_KEYS, UNMASKING
 from fedlight.callbacks import CodecRefresh, FederatedCallback
@@ -40,6 +41,7 @@ from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import ClientSampler, Digits, FederatedDataModule, Poisson, Uniform
 from fedlight.modules import MLP
 from fedlight.rounds import CatchUp, Clients, StageDropOut
+from tests.aggregation.parties import read_keys, write_keys
 from tests.federation import Fixed, History, Spy, federated, federated_data, learned, mlp, pretraining, run, trainer, weights_of
 
 BAD = 3
@@ -617,18 +619,18 @@ class Forges(Clients):
             if reply.payload and reply.stage == ADVERTISE_KEYS and self.forge != "a wrong share":
                 self._keys(reply)
             elif reply.payload and reply.stage == UNMASKING and reply.client == BAD and self.forge == "a wrong share":
-                shares = wire.read_unmasking(self.session, bytes(reply.payload), BAD)
+                shares = dict(wire.read_records(self.session, bytes(reply.payload), Stage.UNMASKING, BAD))
                 shares[0] = bytes([shares[0][0] ^ 1]) + shares[0][1:]
-                reply.payload = wire.write_unmasking(self.session, BAD, shares)
+                reply.payload = wire.write_records(self.session, Stage.UNMASKING, BAD, shares.items())
             yield reply
 
     def _keys(self, reply):
         session = self.session
-        keys = self.keys[reply.client] = wire.read_keys(session, bytes(reply.payload), reply.client)
+        keys = self.keys[reply.client] = read_keys(session, bytes(reply.payload), reply.client)
         if reply.client == BAD:
-            forged = replace(keys, mask=bytes(32) if self.forge == "a key of low order" else self.keys[0].mask)
+            forged = keys._replace(mask=bytes(32) if self.forge == "a key of low order" else self.keys[0].mask)
             signature = self.aggregator.identities.of(BAD).sign(forged.signed(session, BAD))
-            reply.payload = wire.write_keys(session, BAD, replace(forged, signature=signature))
+            reply.payload = write_keys(session, BAD, forged._replace(signature=signature))
 
     def settle(self, key, counted):
         self.simulated.settle(key, counted)

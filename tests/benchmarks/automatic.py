@@ -26,7 +26,7 @@ from throughput import BATCH, CIFAR_FILE, CLIENTS, COHORT, LR
 
 from fedlight.cli import open_cli
 from fedlight.console.prepare import prepare
-from fedlight.core.cores import cores_of_a_process
+from fedlight.core.process import cores_of_a_process
 from fedlight.federated_cli import FederatedCLI
 from fedlight.modules.engines import choose_engine, choose_threads
 

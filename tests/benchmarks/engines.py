@@ -25,9 +25,9 @@ from fedlight.aggregation.base import TRAIN, Held, Sealer
 from fedlight.clients import Engine, FedAvg, LocalModel, Sequential, Threaded, Vectorized
 from fedlight.codecs import IdentityCodec
 from fedlight.core.codec import Context
-from fedlight.core.cores import usable_cores
 from fedlight.core.layout import Layout
 from fedlight.core.model import Model
+from fedlight.core.process import usable_cores
 from fedlight.data import FederatedDataModule
 from fedlight.modules import BenchmarkCNN
 from fedlight.rounds import ClientHost, Download, Request

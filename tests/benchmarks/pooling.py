@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedlight.clients.layers import quicken_pooling
-from fedlight.core.memory import keep_freed_memory
+from fedlight.core.process import keep_freed_memory
 from fedlight.modules import BenchmarkCNN, LeNet5, SmallCNN
 
 SETTINGS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fedlight.clients import ClientTask, Engine, FedAvg, LocalModel, LocalResult, Sequential, Threaded
 from fedlight.clients.layers import OwnDropout, own_dropout
-from fedlight.core.cores import cores_of_a_process
 from fedlight.core.errors import ConfigurationError, LocalTrainingError
+from fedlight.core.process import cores_of_a_process
 from fedlight.modules import BenchmarkCNN
 from tests.clients.conftest import cross_entropy
 from tests.clients.test_algorithms import ALGORITHMS
@@ -151,7 +151,7 @@ def test_no_more_models_are_made_than_there_are_clients() -> None:
 
 
 def test_threads_are_the_processs_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlight.core.cores.usable_cores", lambda: 8)
+    monkeypatch.setattr("fedlight.core.process.usable_cores", lambda: 8)
     assert cores_of_a_process() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert cores_of_a_process() == 2

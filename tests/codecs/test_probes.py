@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fedlight.codecs import TransformCodec, matrices
 from fedlight.codecs.matrices import Matrices
-from fedlight.codecs.probed import ProbedEncoder
-from fedlight.codecs.probes import add_probes, draw_signs, probe, probe_length
+from fedlight.codecs.probes import ProbedEncoder, add_probes, draw_signs, probe, probe_length
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context, Private, ServerContext
 from fedlight.core.errors import ConfigurationError

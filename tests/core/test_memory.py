@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = """
 import resource
-from fedlight.core.memory import keep_freed_memory
+from fedlight.core.process import keep_freed_memory
 import torch
 kept = keep_freed_memory()
 def faults():

@@ -90,8 +90,6 @@ class SecureClient:
         self._forget_keys()
         self._shares = {}
 
-    # -- between two processes -------------------------------------------------------------------------------------------------
-
     def suspend(self) -> bytes:
         """Return everything that the next stage needs, secrets included, and forget it here: nothing once the session is over.
 
@@ -100,25 +98,22 @@ class SecureClient:
         if self._next is None:
             return b""
         pairs = [None if pair is None else pair.secret for pair in (self._channel, self._mask)]
-        keys, roster = vars(self._keys), [[client, vars(keys)] for client, keys in self._roster.items()]
-        tables = [list(map(list, table.items())) for table in (self._channels, self._pair_masks, self._shares)]
+        tables = [list(table.items()) for table in (self._roster, self._channels, self._pair_masks, self._shares)]
         following, self._next = self._next, None
-        state = [int(following), self.session.id, *pairs, self._seeds, keys, roster, self._seen, *tables, self._sharers, self._survivors]
+        state = [int(following), self.session.id, *pairs, self._seeds, self._keys, self._seen, *tables, self._sharers, self._survivors]
         self._forget()
         return pack(state)
 
     def resume(self, state: bytes) -> None:
         """Take over what ``suspend`` returned, in a client of the same session."""
-        following, _, channel, mask, seeds, keys, roster, self._seen, channels, pair_masks, shares, sharers, survivors = unpack(state)
+        following, _, channel, mask, seeds, keys, self._seen, roster, channels, pair_masks, shares, sharers, survivors = unpack(state)
         self._next = Stage(following)
         self._channel, self._mask = (None if secret is None else KeyPair(secret) for secret in (channel, mask))
-        self._seeds, self._keys = (seeds[0], seeds[1]), Keys(**keys)
-        self._roster = {client: Keys(**own) for client, own in roster}
+        self._seeds, self._keys = (seeds[0], seeds[1]), Keys(*keys)
+        self._roster = {client: Keys(*own) for client, own in roster}
         self._channels, self._pair_masks = dict(channels), dict(pair_masks)
         self._shares = {client: (share[0], share[1]) for client, share in shares}
         self._sharers, self._survivors = tuple(sharers), tuple(survivors)
-
-    # -- 0 ---------------------------------------------------------------------------------------------------------------------
 
     def advertise(self) -> bytes:
         """Return two fresh public keys and a commitment to the own mask's seed, signed."""
@@ -128,11 +123,8 @@ class SecureClient:
             own, pair = self._seeds = (self.entropy(SECRET), self.entropy(SECRET))
             mask = self._mask = session.mask_pair(pair)
             unsigned = Keys(channel.public, mask.public, session.commitment(own, client), b"")
-            signature = self.identity.sign(unsigned.signed(session, client))
-            self._keys = Keys(unsigned.channel, unsigned.mask, unsigned.commitment, signature)
-            return messages.write_keys(session, client, self._keys)
-
-    # -- 1 ---------------------------------------------------------------------------------------------------------------------
+            self._keys = unsigned._replace(signature=self.identity.sign(unsigned.signed(session, client)))
+            return messages.write_records(session, Stage.ADVERTISE_KEYS, client, [self._keys])
 
     def share(self, roster: bytes) -> bytes:
         """Check everybody's keys, and return shares of both seeds sealed for each of the others."""
@@ -140,7 +132,7 @@ class SecureClient:
             session, client, channel, mask = self.session, self.client, self._channel, self._mask
             assert channel is not None, "made in the stage before"
             assert mask is not None, "made in the stage before"
-            self._roster = messages.read_roster(session, roster)
+            self._roster = {who: Keys(*keys) for who, *keys in messages.read_records(session, roster, Stage.ROSTER, SERVER)}
             self._check_roster()
             self._seen = messages.digest(roster)
             others = [other for other in sorted(self._roster) if other != client]
@@ -151,11 +143,11 @@ class SecureClient:
             own, pair = (split(seed, session.threshold, len(self._roster)) for seed in self._seeds)
             shares = dict(zip(sorted(self._roster), zip(own, pair, strict=True), strict=True))
             self._shares = {client: shares[client]}
-            sealed = {
-                other: seal(session.channel(self._channels[other], client, other), b"".join(shares[other]), session.bound(client, other))
+            sealed = [
+                (other, seal(session.channel(self._channels[other], client, other), b"".join(shares[other]), session.bound(client, other)))
                 for other in others
-            }
-            return messages.write_sealed(session, client, sealed)
+            ]
+            return messages.write_records(session, Stage.SHARE_KEYS, client, sealed)
 
     def _check_roster(self) -> None:
         """Raise unless the roster is large enough, all keys differ, each is signed by its owner, and the own ones are unchanged."""
@@ -169,8 +161,6 @@ class SecureClient:
             require_known(self.directory, client)
             verify(self.directory[client], keys.signature, keys.signed(session, client), f"client {client}")
 
-    # -- 2 ---------------------------------------------------------------------------------------------------------------------
-
     def masked_code(self, inbox: bytes, code: np.ndarray, weight: int = 1) -> bytes:
         """Open the others' shares, and return the code (signed integers ``[code_length]``) under all masks.
 
@@ -179,7 +169,7 @@ class SecureClient:
         with self._stage(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK):
             session, client = self.session, self.client
             words = session.format.words(code, weight)
-            sealed = messages.read_sealed(session, inbox, SERVER)
+            sealed = dict(messages.read_records(session, inbox, Stage.INBOX, SERVER))
             if not sealed.keys() <= self._channels.keys():
                 raise ProtocolError("Expected shares from clients of the roster alone but got others'")
             require_enough(session, len(sealed) + 1, "shared their seeds")
@@ -194,21 +184,17 @@ class SecureClient:
             self._forget_keys()
             return messages.write(session, Stage.MASKED_INPUT, client, session.format.length, session.format.pack(words))
 
-    # -- 2b --------------------------------------------------------------------------------------------------------------------
-
     def consistency(self, survivors: bytes) -> bytes:
         """Return a signature of who survived; no other list is signed in this session."""
         with self._stage(Stage.CONSISTENCY_CHECK, Stage.UNMASKING):
-            self._survivors = tuple(sorted(messages.read_survivors(self.session, survivors)))
+            self._survivors = tuple(sorted(who for (who,) in messages.read_records(self.session, survivors, Stage.SURVIVORS, SERVER)))
             require_enough(self.session, len(self._survivors), "sent a masked code")
             if self.client not in self._survivors or not set(self._survivors) <= set(self._sharers):
                 raise ProtocolError("Expected survivors among those who shared seeds, this client with them, but got another list")
-            return messages.write_signature(self.session, self.client, self.identity.sign(self._signed()))
+            return messages.write_records(self.session, Stage.CONSISTENCY_CHECK, self.client, [(self.identity.sign(self._signed()),)])
 
     def _signed(self) -> bytes:
         return messages.signed_survivors(self.session, self._seen, self._sharers, self._survivors)
-
-    # -- 3 ---------------------------------------------------------------------------------------------------------------------
 
     def unmask(self, request: bytes) -> bytes:
         """Return shares of survivors' own seeds and of dropped clients' mask keys.
@@ -231,7 +217,7 @@ class SecureClient:
                 verify(self.directory[client], signature, signed, f"client {client}")
             revealed = {client: self._shares[client][0] for client in asked.survivors}
             revealed |= {client: self._shares[client][1] for client in asked.dropped}
-            return messages.write_unmasking(session, self.client, revealed)
+            return messages.write_records(session, Stage.UNMASKING, self.client, sorted(revealed.items()))
 
 
 def session_of(state: bytes) -> bytes:

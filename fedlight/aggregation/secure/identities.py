@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -12,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedlight.aggregation.secure.primitives import KEY, Identity
 from fedlight.core.errors import ConfigurationError
+
+K = TypeVar("K", Ed25519PublicKey, Ed25519PrivateKey)
 
 
 class Identities(Mapping[int, bytes]):
@@ -55,10 +59,13 @@ class Directory(Mapping[int, bytes]):
     """
 
     def __init__(self, folder: Path, names: Sequence[str], own: Path | None = None) -> None:
-        self._keys = {client: _public(folder / f"{name}.pub") for client, name in enumerate(names)}
+        keys = (_load(folder / f"{name}.pub", load_ssh_public_key, Ed25519PublicKey) for name in names)  # type: ignore[type-abstract]
+        self._keys = {client: key.public_bytes_raw() for client, key in enumerate(keys)}
         if len(set(self._keys.values())) < len(self._keys):
             raise ConfigurationError(f"Expected a key of its own for each client but two files in {folder} hold the same: replace one")
-        self._own = None if own is None else _private(own)
+        read = partial(load_ssh_private_key, password=None)
+        key = None if own is None else _load(own, read, Ed25519PrivateKey)  # type: ignore[type-abstract]
+        self._own = None if key is None else Identity(key.private_bytes_raw())
         if self._own is not None and self._own.public not in self._keys.values():
             raise ConfigurationError(f"Expected the public key of {own} in {folder} but it is not there: copy {own}.pub to the directory")
 
@@ -78,22 +85,11 @@ class Directory(Mapping[int, bytes]):
         return len(self._keys)
 
 
-def _public(path: Path) -> bytes:
-    key = _load(path, load_ssh_public_key)
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigurationError(f'Expected an Ed25519 key in {path} but got another kind: make one with ssh-keygen -t ed25519 -N ""')
-    return key.public_bytes_raw()
-
-
-def _private(path: Path) -> Identity:
-    key = _load(path, lambda data: load_ssh_private_key(data, password=None))
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigurationError(f'Expected an Ed25519 key in {path} but got another kind: make one with ssh-keygen -t ed25519 -N ""')
-    return Identity(key.private_bytes_raw())
-
-
-def _load(path: Path, load: Callable[[bytes], object]) -> object:
+def _load(path: Path, load: Callable[[bytes], object], kind: type[K]) -> K:
     try:
-        return load(path.read_bytes())
+        key = load(path.read_bytes())
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(f"Expected a key in OpenSSH's form, without a passphrase, in {path} but: {error}") from error
+    if not isinstance(key, kind):
+        raise ConfigurationError(f'Expected an Ed25519 key in {path} but got another kind: make one with ssh-keygen -t ed25519 -N ""')
+    return key

@@ -43,10 +43,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedlight.aggregation.secure.primitives import KEY, SECRET, SIGNATURE, TAG
 from fedlight.aggregation.secure.session import Session
@@ -58,14 +58,10 @@ HEADER = struct.Struct("<2sBBBIIII16sI")
 SERVER = 0xFFFFFFFF
 
 _UNSUMMED = struct.Struct("<2sBBBIIII16s")
-_KEYS = struct.Struct(f"<{KEY}s{KEY}s{KEY}s{SIGNATURE}s")
-_ROSTER = struct.Struct(f"<I{_KEYS.size}s")
-_SEALED = struct.Struct(f"<I{2 * SECRET + TAG}s")
 _CLIENT = struct.Struct("<I")
-_SIGNATURE = struct.Struct(f"<{SIGNATURE}s")
 _COUNTS = struct.Struct("<II")
 _SIGNED = struct.Struct(f"<I{SIGNATURE}s")
-_SHARE = struct.Struct(f"<I{SECRET}s")
+_SEALED = struct.Struct(f"<I{2 * SECRET + TAG}s")
 
 
 class Stage(IntEnum):
@@ -82,8 +78,19 @@ class Stage(IntEnum):
     UNMASKING = 8
 
 
-@dataclass(frozen=True)
-class Keys:
+_RECORDS: dict[Stage, tuple[struct.Struct, int, Callable[[int], int]]] = {
+    Stage.ADVERTISE_KEYS: (struct.Struct(f"<{KEY}s{KEY}s{KEY}s{SIGNATURE}s"), 1, lambda clients: 1),
+    Stage.ROSTER: (struct.Struct(f"<I{KEY}s{KEY}s{KEY}s{SIGNATURE}s"), 1, lambda clients: clients),
+    Stage.SHARE_KEYS: (_SEALED, 0, lambda clients: clients - 1),
+    Stage.INBOX: (_SEALED, 0, lambda clients: clients - 1),
+    Stage.SURVIVORS: (_CLIENT, 0, lambda clients: clients),
+    Stage.CONSISTENCY_CHECK: (struct.Struct(f"<{SIGNATURE}s"), 1, lambda clients: 1),
+    Stage.UNMASKING: (struct.Struct(f"<I{SECRET}s"), 1, lambda clients: clients),
+}
+"""The records of a stage, the least number of them, and the largest for the declared cohort; two stages have none."""
+
+
+class Keys(NamedTuple):
     """What a client advertises: two X25519 keys, a commitment to its own mask's seed, and its signature of them."""
 
     channel: bytes
@@ -121,9 +128,6 @@ def pack_clients(clients: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(clients)}I", *sorted(clients))
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------------
-
-
 def write(session: Session, stage: Stage, sender: int, entries: int, body: bytes) -> bytes:
     """Return header and body."""
     kind = session.format.kind if stage is Stage.MASKED_INPUT else 0
@@ -131,31 +135,9 @@ def write(session: Session, stage: Stage, sender: int, entries: int, body: bytes
     return fixed + zlib.crc32(body, zlib.crc32(fixed)).to_bytes(4, "little") + body
 
 
-def write_keys(session: Session, client: int, keys: Keys) -> bytes:
-    """Return the message of stage 0."""
-    return write(session, Stage.ADVERTISE_KEYS, client, 1, _pack_keys(keys))
-
-
-def write_roster(session: Session, roster: dict[int, Keys]) -> bytes:
-    """Return the message of stage 1."""
-    body = b"".join(_ROSTER.pack(client, _pack_keys(keys)) for client, keys in sorted(roster.items()))
-    return write(session, Stage.ROSTER, SERVER, len(roster), body)
-
-
-def write_sealed(session: Session, sender: int, sealed: dict[int, bytes]) -> bytes:
-    """Return the message of stage 2 from a client, or of stage 3 from the server."""
-    stage = Stage.INBOX if sender == SERVER else Stage.SHARE_KEYS
-    return write(session, stage, sender, len(sealed), b"".join(_SEALED.pack(*item) for item in sorted(sealed.items())))
-
-
-def write_survivors(session: Session, survivors: Sequence[int]) -> bytes:
-    """Return the message of stage 5."""
-    return write(session, Stage.SURVIVORS, SERVER, len(survivors), pack_clients(survivors))
-
-
-def write_signature(session: Session, client: int, signature: bytes) -> bytes:
-    """Return the message of stage 6."""
-    return write(session, Stage.CONSISTENCY_CHECK, client, 1, signature)
+def write_records(session: Session, stage: Stage, sender: int, records: Collection[tuple[Any, ...]]) -> bytes:
+    """Return the message of a stage that consists of records, one behind the other."""
+    return write(session, stage, sender, len(records), b"".join(_RECORDS[stage][0].pack(*record) for record in records))
 
 
 def write_request(session: Session, request: Request) -> bytes:
@@ -164,18 +146,6 @@ def write_request(session: Session, request: Request) -> bytes:
     signatures = b"".join(_SIGNED.pack(*item) for item in sorted(request.signatures.items()))
     body = counts + pack_clients(request.survivors) + pack_clients(request.dropped) + signatures
     return write(session, Stage.REQUEST, SERVER, len(request.survivors), body)
-
-
-def write_unmasking(session: Session, client: int, shares: dict[int, bytes]) -> bytes:
-    """Return the message of stage 8."""
-    return write(session, Stage.UNMASKING, client, len(shares), b"".join(_SHARE.pack(*item) for item in sorted(shares.items())))
-
-
-def _pack_keys(keys: Keys) -> bytes:
-    return _KEYS.pack(keys.channel, keys.mask, keys.commitment, keys.signature)
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------------
 
 
 def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes: int) -> tuple[int, memoryview]:
@@ -208,22 +178,20 @@ def read(session: Session, message: bytes, stage: Stage, sender: int, most_bytes
     return entries, view[HEADER.size :]
 
 
-def read_keys(session: Session, message: bytes, client: int) -> Keys:
-    """Return what a client advertised. The signature is not checked here."""
-    (record,) = _records(session, message, Stage.ADVERTISE_KEYS, client, _KEYS, 1, 1)
-    return Keys(*record)
+def read_records(session: Session, message: bytes, stage: Stage, sender: int) -> list[tuple[Any, ...]]:
+    """Return the records of a stage's message. Signatures are not checked here.
 
-
-def read_roster(session: Session, message: bytes) -> dict[int, Keys]:
-    """Return everybody's keys by client. Signatures are not checked here."""
-    records = _records(session, message, Stage.ROSTER, SERVER, _ROSTER, 1, session.clients)
-    return {client: Keys(*_KEYS.unpack(keys)) for client, keys in _distinct(records)}
-
-
-def read_sealed(session: Session, message: bytes, sender: int) -> dict[int, bytes]:
-    """Return sealed shares by receiver, or by sender if the message comes from the server."""
-    stage = Stage.INBOX if sender == SERVER else Stage.SHARE_KEYS
-    return dict(_distinct(_records(session, message, stage, sender, _SEALED, 0, session.clients - 1)))
+    Raises:
+        MessageError: if the message is malformed, or has more or fewer records than the stage may.
+        ProtocolError: if a client is listed twice.
+    """
+    record, least, most = _RECORDS[stage][0], _RECORDS[stage][1], _RECORDS[stage][2](session.clients)
+    entries, body = read(session, message, stage, sender, most * record.size)
+    if not least <= entries <= most or len(body) != entries * record.size:
+        raise MessageError(
+            f"Expected {least} to {most} records of {record.size} bytes in a {stage.name.lower()} message but got {entries} in {len(body)}"
+        )
+    return _distinct([*record.iter_unpack(body)])
 
 
 def read_masked(session: Session, message: bytes, client: int) -> memoryview:
@@ -234,18 +202,6 @@ def read_masked(session: Session, message: bytes, client: int) -> memoryview:
             f"Expected {session.format.length} masked coordinates in {session.format.payload_bytes} bytes but got {entries} in {len(body)}"
         )
     return body
-
-
-def read_survivors(session: Session, message: bytes) -> tuple[int, ...]:
-    """Return the clients whose masked codes are in the sum."""
-    records = _records(session, message, Stage.SURVIVORS, SERVER, _CLIENT, 0, session.clients)
-    return tuple(client for client, *_ in _distinct(records))
-
-
-def read_signature(session: Session, message: bytes, client: int) -> bytes:
-    """Return a client's signature of the survivors. It is not checked here."""
-    ((signature,),) = _records(session, message, Stage.CONSISTENCY_CHECK, client, _SIGNATURE, 1, 1)
-    return bytes(signature)
 
 
 def read_request(session: Session, message: bytes) -> Request:
@@ -267,22 +223,6 @@ def read_request(session: Session, message: bytes) -> Request:
     clients = _distinct([*_CLIENT.iter_unpack(body[_COUNTS.size : end])])
     signatures = dict(_distinct([*_SIGNED.iter_unpack(body[end:])]))
     return Request(tuple(c for (c,) in clients[:survivors]), tuple(c for (c,) in clients[survivors:]), signatures)
-
-
-def read_unmasking(session: Session, message: bytes, client: int) -> dict[int, bytes]:
-    """Return the shares that a client tells, by the client whose seed they are of."""
-    return dict(_distinct(_records(session, message, Stage.UNMASKING, client, _SHARE, 1, session.clients)))
-
-
-def _records(
-    session: Session, message: bytes, stage: Stage, sender: int, record: struct.Struct, least: int, most: int
-) -> list[tuple[Any, ...]]:
-    entries, body = read(session, message, stage, sender, most * record.size)
-    if not least <= entries <= most or len(body) != entries * record.size:
-        raise MessageError(
-            f"Expected {least} to {most} records of {record.size} bytes in a {stage.name.lower()} message but got {entries} in {len(body)}"
-        )
-    return [*record.iter_unpack(body)]
 
 
 def _distinct(records: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

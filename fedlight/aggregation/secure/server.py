@@ -63,12 +63,10 @@ class SecureServer:
         self._unmasking: dict[int, dict[int, bytes]] = {}
         self.liars: set[int] = set()
 
-    # -- 0 ---------------------------------------------------------------------------------------------------------------------
-
     def collect_keys(self, sender: int, message: bytes) -> None:
         """Take one client's keys."""
         self._expect(Stage.ADVERTISE_KEYS, sender, self.cohort, self._keys)
-        keys = messages.read_keys(self.session, message, sender)
+        keys = Keys(*messages.read_records(self.session, message, Stage.ADVERTISE_KEYS, sender)[0])
         require_known(self.directory, sender)
         verify(self.directory[sender], keys.signature, keys.signed(self.session, sender), f"client {sender}")
         known = {key for other in self._keys.values() for key in (other.channel, other.mask)}
@@ -81,16 +79,15 @@ class SecureServer:
     def roster(self) -> bytes:
         """Return everybody's keys, for everybody."""
         self._close(Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS, len(self._keys), "advertised keys")
-        message = messages.write_roster(self.session, self._keys)
+        roster = [(client, *keys) for client, keys in sorted(self._keys.items())]
+        message = messages.write_records(self.session, Stage.ROSTER, SERVER, roster)
         self._roster = messages.digest(message)
         return message
-
-    # -- 1 ---------------------------------------------------------------------------------------------------------------------
 
     def collect_shares(self, sender: int, message: bytes) -> None:
         """Take one client's sealed shares."""
         self._expect(Stage.SHARE_KEYS, sender, self._keys, self._sealed)
-        sealed = messages.read_sealed(self.session, message, sender)
+        sealed = dict(messages.read_records(self.session, message, Stage.SHARE_KEYS, sender))
         if sealed.keys() != self._keys.keys() - {sender}:
             raise ProtocolError(f"Expected client {sender}'s shares for each of the others but got them for another list")
         self._sealed[sender] = sealed
@@ -102,10 +99,8 @@ class SecureServer:
 
     def inbox(self, client: int) -> bytes:
         """Return the shares that the others sealed for a client."""
-        boxes = {sender: sealed[client] for sender, sealed in self._sealed.items() if sender != client}
-        return messages.write_sealed(self.session, SERVER, boxes)
-
-    # -- 2 ---------------------------------------------------------------------------------------------------------------------
+        boxes = [(sender, sealed[client]) for sender, sealed in sorted(self._sealed.items()) if sender != client]
+        return messages.write_records(self.session, Stage.INBOX, SERVER, boxes)
 
     def collect_masked(self, sender: int, message: bytes) -> None:
         """Add one client's masked code to the sum."""
@@ -117,14 +112,12 @@ class SecureServer:
     def survivor_list(self) -> bytes:
         """Return who is in the sum, for each of them to sign."""
         self._close(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK, len(self._survivors), "sent a masked code")
-        return messages.write_survivors(self.session, sorted(self._survivors))
-
-    # -- 2b --------------------------------------------------------------------------------------------------------------------
+        return messages.write_records(self.session, Stage.SURVIVORS, SERVER, [(client,) for client in sorted(self._survivors)])
 
     def collect_signature(self, sender: int, message: bytes) -> None:
         """Take one survivor's signature."""
         self._expect(Stage.CONSISTENCY_CHECK, sender, self._survivors, self._signatures)
-        signature = messages.read_signature(self.session, message, sender)
+        ((signature,),) = messages.read_records(self.session, message, Stage.CONSISTENCY_CHECK, sender)
         signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self._survivors))
         verify(self.directory[sender], signature, signed, f"client {sender}")
         self._signatures[sender] = signature
@@ -135,12 +128,10 @@ class SecureServer:
         dropped = tuple(sorted(self._sealed.keys() - self._survivors))
         return messages.write_request(self.session, Request(tuple(sorted(self._survivors)), dropped, self._signatures))
 
-    # -- 3 ---------------------------------------------------------------------------------------------------------------------
-
     def collect_unmasking(self, sender: int, message: bytes) -> None:
         """Take the shares that one client reveals."""
         self._expect(Stage.UNMASKING, sender, self._signatures, self._unmasking)
-        revealed = messages.read_unmasking(self.session, message, sender)
+        revealed = dict(messages.read_records(self.session, message, Stage.UNMASKING, sender))
         if revealed.keys() != self._sealed.keys():
             raise ProtocolError(f"Expected client {sender}'s shares of everybody who shared but got them of another list")
         self._unmasking[sender] = revealed
@@ -200,8 +191,6 @@ class SecureServer:
                 self.liars |= {who for who in others if not fits(made_by((*chosen[1:], who)))}
             return secret
         raise ProtocolError(f"Expected shares of {what} but they make another, whichever are taken: too many are corrupt")
-
-    # -- order -----------------------------------------------------------------------------------------------------------------
 
     def _expect(self, stage: Stage, sender: int, members: Container[int], have: Container[int]) -> None:
         """Raise unless the stage is open, the sender takes part in it, and has not answered yet."""

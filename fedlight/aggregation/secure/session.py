@@ -48,6 +48,8 @@ def check_threshold(clients: int, threshold: int) -> None:
 class Session:
     """The public parameters of one attempt at a round. Every key, signature and sealed share is bound to all of them.
 
+    Each key that both sides derive is used once.
+
     Args:
         id: 16 random bytes that no other attempt has.
         round: the round.
@@ -100,8 +102,6 @@ class Session:
         fixed = struct.pack("<16sII", self.id, self.round & 0xFFFFFFFF, self.codec)
         held = self.encoder + self.model + self.broadcast + self.training
         return hashlib.sha256(b"fedlight secure aggregation" + fixed + self.config + held).digest()
-
-    # -- keys that both sides derive; each is used once ------------------------------------------------------------------------
 
     def mask_pair(self, seed: bytes) -> KeyPair:
         """Return a client's pair of mask keys, made of its seed (16 bytes: X25519 holds out no longer)."""

@@ -10,8 +10,7 @@ from bare import BareLoop, BareThreads, ClientTurn
 from torch import Tensor, distributed, nn
 
 from fedlight.clients.layers import quicken_pooling
-from fedlight.core.cores import usable_cores
-from fedlight.core.memory import keep_freed_memory
+from fedlight.core.process import keep_freed_memory, usable_cores
 from peers.job import Job, Watch, load_job, options
 
 
