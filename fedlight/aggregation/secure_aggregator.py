@@ -252,11 +252,11 @@ class SecureCollector(Collector):
         if stage == TRAIN:
             return {client: server.inbox(client) for client in server.sharers()}
         clients, message = {
-            SHARE_KEYS: (server.advertised, server.roster),
+            SHARE_KEYS: (server.keys, server.roster),
             CONSISTENCY_CHECK: (server.survivors, server.survivor_list),
-            UNMASKING: (server.signers, server.request),
+            UNMASKING: (server.signatures, server.request),
         }[stage]
-        return dict.fromkeys(clients(), message())
+        return dict.fromkeys(sorted(clients), message())
 
     def receive(self, stage: str, client: int, message: Message, weight: int) -> None:
         """Take one client's message of a stage; masked codes are added up, and none is seen."""
@@ -282,7 +282,7 @@ class SecureCollector(Collector):
         self.faults = dict.fromkeys(sorted(self.server.liars), "the share that it revealed, or was dealt, is wrong")
         codes = RunningSum()
         codes.total = torch.from_numpy(total).to(self.device)
-        codes.count = len(self.server.survivors())
+        codes.count = len(self.server.survivors)
         codes.weight = weight
         codes.squares = Fraction(weight * weight, codes.count)
         codes.wrapped, codes.lost = wrapped, lost

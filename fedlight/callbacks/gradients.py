@@ -18,8 +18,7 @@ from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange, wide
-from fedlight.core.layout import as_is, as_real
-from fedlight.core.pieces import piece, put_piece
+from fedlight.core.layout import as_is, as_real, piece, put_piece
 from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"

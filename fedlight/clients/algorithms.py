@@ -14,7 +14,7 @@ from fedlight.clients.local_model import LocalModel
 from fedlight.clients.schedule import Constant, Schedule
 from fedlight.core.codec import State
 from fedlight.core.errors import require
-from fedlight.core.pieces import flat_gradient
+from fedlight.core.layout import flat_gradient
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from fedlight.clients.copying import own_copy
 from fedlight.clients.memento import Memento
 from fedlight.core.buffers import ClientExtras
 from fedlight.core.errors import ConfigurationError
-from fedlight.core.layout import FlatModel, as_real
+from fedlight.core.layout import FlatModel, absent, as_real, derivatives
 from fedlight.core.orders import Ordered, Visit, epoch_lengths, epoch_orders
-from fedlight.core.pieces import absent, derivatives
 from fedlight.core.random import seed_process
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -121,7 +120,7 @@ class LocalModel:
             torch.cuda.default_generators[self.weights.device.index].manual_seed(seed)
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss (detached) and its gradient per parameter tensor on one batch, of any kind (``fedlight.core.pieces``).
+        """Return the loss (detached) and its gradient per parameter tensor on one batch, of any kind (``fedlight.core.layout``).
 
         It is zero where there is none, which ``reached`` says.
         """

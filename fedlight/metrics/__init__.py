@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedlight.core.figures import format_bytes
 from fedlight.core.lazy import import_on_demand
-from fedlight.metrics.client_size import accuracy_by_size
-from fedlight.metrics.functional import cosine, explained, relative_error, spread
+from fedlight.metrics.functional import accuracy_by_size, cosine, explained, relative_error, spread
 from fedlight.metrics.traffic import TrafficCounter
 
 if TYPE_CHECKING:

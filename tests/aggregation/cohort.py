@@ -74,7 +74,7 @@ class SecureCohort:
         """Run the stages after training and return (sum of ``weight * code``, sum of weights) of the survivors."""
         server = self.server
         survivors = server.survivor_list()
-        signers = self._answering("consistency_check", server.survivors())
+        signers = self._answering("consistency_check", sorted(server.survivors))
         for client in signers:
             server.collect_signature(client, self._clients[client].consistency(survivors))
         request = server.request()

@@ -98,13 +98,13 @@ class Play:
 
     def request(self, silent: tuple[int, ...] = ()) -> bytes:
         survivors = self.survivors(silent)
-        for i in self.server.survivors():
+        for i in sorted(self.server.survivors):
             self.server.collect_signature(i, self.clients[i].consistency(survivors))
         return self.server.request()
 
     def revealed(self, silent: tuple[int, ...] = ()) -> dict[int, bytes]:
         request = self.request(silent)
-        return {i: self.clients[i].unmask(request) for i in self.server.survivors()}
+        return {i: self.clients[i].unmask(request) for i in sorted(self.server.survivors)}
 
     def total(self, silent: tuple[int, ...] = ()) -> np.ndarray:
         for i, message in self.revealed(silent).items():

@@ -15,8 +15,7 @@ from fedlight.clients import Algorithm, ClientOptimizer, FedAvg, FedProx, FedSGD
 from fedlight.clients.engine import ClientTask
 from fedlight.codecs import HalfCodec, IdentityCodec, LinearCodec, PowerSGDCodec, QSGDCodec, TopKCodec, TransformCodec, TwoSidedCodec
 from fedlight.core.codec import Codec
-from fedlight.core.layout import FlatModel, Layout, as_is, as_real, flatten
-from fedlight.core.pieces import absent, derivatives, flat_gradient
+from fedlight.core.layout import FlatModel, Layout, absent, as_is, as_real, derivatives, flat_gradient, flatten
 
 ITEMS = torch.randint(12, (40,), generator=torch.Generator().manual_seed(0))
 

@@ -1,15 +1,6 @@
 """Secure aggregation of integer codes: the server learns their sum and no summand (Bonawitz et al. 2017, double masking).
 
 Needs the packages of the extra ``secure``; nothing here needs Lightning.
-
-| file | what it holds |
-|---|---|
-| ``primitives.py`` | the cryptography, from `cryptography` and `pycryptodome` |
-| ``sums.py`` | modulus of every coordinate, packing of masked words |
-| ``session.py`` | what everybody agrees on before an attempt at a round |
-| ``messages.py`` | the bytes of every message |
-| ``client.py``, ``server.py`` | the two sides as state machines that eat and give bytes |
-| ``identities.py`` | identity keys: of simulated clients, and in files |
 """
 
 from fedlight.aggregation.secure.client import SecureClient, session_of

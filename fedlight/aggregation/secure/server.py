@@ -38,6 +38,9 @@ class SecureServer:
         directory: the public identity keys of every client.
 
     Attributes:
+        keys: what clients advertised, by client.
+        survivors: the clients whose codes are in the sum.
+        signatures: those of the survivors that signed, by client.
         liars: clients that revealed a wrong share, or had been dealt one, once there is a sum.
 
     Raises:
@@ -54,41 +57,41 @@ class SecureServer:
         self.cohort = frozenset(cohort)
         self.directory = directory
         self._collecting: Stage | None = Stage.ADVERTISE_KEYS
-        self._keys: dict[int, Keys] = {}
+        self.keys: dict[int, Keys] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._words = np.zeros(session.format.length, np.uint64)
-        self._survivors: set[int] = set()
+        self.survivors: set[int] = set()
         self._roster = b""
-        self._signatures: dict[int, bytes] = {}
+        self.signatures: dict[int, bytes] = {}
         self._unmasking: dict[int, dict[int, bytes]] = {}
         self.liars: set[int] = set()
 
     def collect_keys(self, sender: int, message: bytes) -> None:
         """Take one client's keys."""
-        self._expect(Stage.ADVERTISE_KEYS, sender, self.cohort, self._keys)
+        self._expect(Stage.ADVERTISE_KEYS, sender, self.cohort, self.keys)
         keys = Keys(*messages.read_records(self.session, message, Stage.ADVERTISE_KEYS, sender)[0])
         require_known(self.directory, sender)
         verify(self.directory[sender], keys.signature, keys.signed(self.session, sender), f"client {sender}")
-        known = {key for other in self._keys.values() for key in (other.channel, other.mask)}
+        known = {key for other in self.keys.values() for key in (other.channel, other.mask)}
         if keys.channel == keys.mask or not known.isdisjoint((keys.channel, keys.mask)):
             raise ProtocolError(f"Expected keys of client {sender}'s own but one is in use already")
         for key in (keys.channel, keys.mask):  # every other client would refuse the roster, and nobody's round would take place
             KeyPair(bytes(KEY)).agree(key)  # whatever the private key: a point of low order is found out
-        self._keys[sender] = keys
+        self.keys[sender] = keys
 
     def roster(self) -> bytes:
         """Return everybody's keys, for everybody."""
-        self._close(Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS, len(self._keys), "advertised keys")
-        roster = [(client, *keys) for client, keys in sorted(self._keys.items())]
+        self._close(Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS, len(self.keys), "advertised keys")
+        roster = [(client, *keys) for client, keys in sorted(self.keys.items())]
         message = messages.write_records(self.session, Stage.ROSTER, SERVER, roster)
         self._roster = messages.digest(message)
         return message
 
     def collect_shares(self, sender: int, message: bytes) -> None:
         """Take one client's sealed shares."""
-        self._expect(Stage.SHARE_KEYS, sender, self._keys, self._sealed)
+        self._expect(Stage.SHARE_KEYS, sender, self.keys, self._sealed)
         sealed = dict(messages.read_records(self.session, message, Stage.SHARE_KEYS, sender))
-        if sealed.keys() != self._keys.keys() - {sender}:
+        if sealed.keys() != self.keys.keys() - {sender}:
             raise ProtocolError(f"Expected client {sender}'s shares for each of the others but got them for another list")
         self._sealed[sender] = sealed
 
@@ -104,33 +107,33 @@ class SecureServer:
 
     def collect_masked(self, sender: int, message: bytes) -> None:
         """Add one client's masked code to the sum."""
-        self._expect(Stage.MASKED_INPUT, sender, self._sealed, self._survivors)
+        self._expect(Stage.MASKED_INPUT, sender, self._sealed, self.survivors)
         self._words += self.session.format.unpack(messages.read_masked(self.session, message, sender))
         self._words %= self.session.format.modulus
-        self._survivors.add(sender)
+        self.survivors.add(sender)
 
     def survivor_list(self) -> bytes:
         """Return who is in the sum, for each of them to sign."""
-        self._close(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK, len(self._survivors), "sent a masked code")
-        return messages.write_records(self.session, Stage.SURVIVORS, SERVER, [(client,) for client in sorted(self._survivors)])
+        self._close(Stage.MASKED_INPUT, Stage.CONSISTENCY_CHECK, len(self.survivors), "sent a masked code")
+        return messages.write_records(self.session, Stage.SURVIVORS, SERVER, [(client,) for client in sorted(self.survivors)])
 
     def collect_signature(self, sender: int, message: bytes) -> None:
         """Take one survivor's signature."""
-        self._expect(Stage.CONSISTENCY_CHECK, sender, self._survivors, self._signatures)
+        self._expect(Stage.CONSISTENCY_CHECK, sender, self.survivors, self.signatures)
         ((signature,),) = messages.read_records(self.session, message, Stage.CONSISTENCY_CHECK, sender)
-        signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self._survivors))
+        signed = messages.signed_survivors(self.session, self._roster, sorted(self._sealed), sorted(self.survivors))
         verify(self.directory[sender], signature, signed, f"client {sender}")
-        self._signatures[sender] = signature
+        self.signatures[sender] = signature
 
     def request(self) -> bytes:
         """Return what is asked of those who signed: shares that take off the masks of the living and of the dropped."""
-        self._close(Stage.CONSISTENCY_CHECK, Stage.UNMASKING, len(self._signatures), "signed the survivors")
-        dropped = tuple(sorted(self._sealed.keys() - self._survivors))
-        return messages.write_request(self.session, Request(tuple(sorted(self._survivors)), dropped, self._signatures))
+        self._close(Stage.CONSISTENCY_CHECK, Stage.UNMASKING, len(self.signatures), "signed the survivors")
+        dropped = tuple(sorted(self._sealed.keys() - self.survivors))
+        return messages.write_request(self.session, Request(tuple(sorted(self.survivors)), dropped, self.signatures))
 
     def collect_unmasking(self, sender: int, message: bytes) -> None:
         """Take the shares that one client reveals."""
-        self._expect(Stage.UNMASKING, sender, self._signatures, self._unmasking)
+        self._expect(Stage.UNMASKING, sender, self.signatures, self._unmasking)
         revealed = dict(messages.read_records(self.session, message, Stage.UNMASKING, sender))
         if revealed.keys() != self._sealed.keys():
             raise ProtocolError(f"Expected client {sender}'s shares of everybody who shared but got them of another list")
@@ -147,37 +150,25 @@ class SecureServer:
         self._close(Stage.UNMASKING, None, len(self._unmasking), "revealed their shares")
         session = self.session
         words = self._words.copy()
-        for client in sorted(self._survivors):
-            commitment = self._keys[client].commitment
+        for client in sorted(self.survivors):
+            commitment = self.keys[client].commitment
             what = f"the seed that client {client} committed to"
             seed = self._secret(client, what, lambda s: session.commitment(s, client) == commitment)  # noqa: B023
             add_mask(words, session.self_mask(seed, client), session.format.modulus, negative=True)
-        for client in sorted(self._sealed.keys() - self._survivors):
-            public = self._keys[client].mask
+        for client in sorted(self._sealed.keys() - self.survivors):
+            public = self.keys[client].mask
             pair = session.mask_pair(
                 self._secret(client, f"the mask key of client {client}", lambda s: session.mask_pair(s).public == public)  # noqa: B023
             )
-            for other in sorted(self._survivors):
+            for other in sorted(self.survivors):
                 # What the survivor added for the dropped client (as the lower number) is taken away, and the other way round.
-                key = session.pair_mask(pair.agree(self._keys[other].mask), client, other)
+                key = session.pair_mask(pair.agree(self.keys[other].mask), client, other)
                 add_mask(words, key, session.format.modulus, negative=other < client)
-        return session.format.read_sum(words, len(self._survivors))
-
-    def advertised(self) -> tuple[int, ...]:
-        """Return the clients whose keys arrived."""
-        return tuple(sorted(self._keys))
-
-    def survivors(self) -> tuple[int, ...]:
-        """Return the clients whose codes are in the sum."""
-        return tuple(sorted(self._survivors))
-
-    def signers(self) -> tuple[int, ...]:
-        """Return the survivors that signed."""
-        return tuple(sorted(self._signatures))
+        return session.format.read_sum(words, len(self.survivors))
 
     def _secret(self, client: int, what: str, fits: Callable[[bytes], bool]) -> bytes:
         """Return what a client shared, of the first choice of shares that makes it; whoever's share does not go with them is a liar."""
-        places = {who: place for place, who in enumerate(sorted(self._keys))}
+        places = {who: place for place, who in enumerate(sorted(self.keys))}
 
         def made_by(chosen: Iterable[int]) -> bytes:
             return combine({places[who]: self._unmasking[who][client] for who in chosen})
