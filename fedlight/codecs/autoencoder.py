@@ -68,13 +68,11 @@ class BlockNetwork(nn.Module):
 class AutoencoderHalf(CodecPart):
     """What both halves share: blocks, and a network and a scale for each group of them."""
 
-    scale: Tensor
-
     def __init__(self, blocks: Blocks, networks: list[BlockNetwork]) -> None:
         super().__init__(blocks.layout, CodeFormat(blocks.code_dim))
         self.blocks = blocks
         self.networks = nn.ModuleList(networks)
-        self.register_buffer("scale", torch.ones(len(blocks.groups)))
+        self.scale = nn.Buffer(torch.ones(len(blocks.groups)))
 
 
 class AutoencoderEncoder(AutoencoderHalf, Encoder):
@@ -93,13 +91,10 @@ TRUST = 10.0
 class AutoencoderDecoder(AutoencoderHalf, Decoder):
     """The decoding layers, which see only the mean code."""
 
-    stretch: Tensor
-    rest: Tensor
-
     def __init__(self, blocks: Blocks, networks: list[BlockNetwork]) -> None:
         super().__init__(blocks, networks)
-        self.register_buffer("stretch", torch.tensor(torch.inf))
-        self.register_buffer("rest", torch.zeros(()))
+        self.stretch = nn.Buffer(torch.tensor(torch.inf))
+        self.rest = nn.Buffer(torch.zeros(()))
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return the aggregated update ``[..., dim]`` of a mean code ``[..., code_dim]``."""

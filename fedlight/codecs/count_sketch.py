@@ -34,9 +34,6 @@ class CountSketch(nn.Module):
     often than under independent hashing, and sums have a fixed order: the same bits on a GPU as well.
     """
 
-    order: Tensor
-    signs: Tensor
-
     def __init__(self, dim: int, rows: int, columns: int, seed: int) -> None:
         super().__init__()
         self.dim = dim
@@ -49,8 +46,8 @@ class CountSketch(nn.Module):
             generator = torch_generator(seed, "count sketch", row)
             torch.randperm(dealt, generator=generator, out=order[row])
             signs[row] = 2 * torch.randint(2, (dim,), generator=generator, out=drawn) - 1
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("signs", signs, persistent=False)
+        self.order = nn.Buffer(order, persistent=False)
+        self.signs = nn.Buffer(signs, persistent=False)
 
     def forward(self, update: Tensor) -> Tensor:
         """Return the sketches ``[..., rows * columns]`` of updates ``[..., dim]``."""

@@ -10,7 +10,7 @@ SIAM Review 53(2), section 4). They are linear, so they add up with the rest of 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlight.codecs.matrices import Matrices
 from fedlight.codecs.selection import Selection
@@ -64,13 +64,11 @@ def add_probes(decoded: Tensor, across: Tensor, along: Tensor) -> Tensor:
 class _ProbedHalf(_TwoSidedHalf):
     """What both halves share: ``count`` probes of every matrix after the coefficients, in units of ``unit`` ``[matrices]``."""
 
-    unit: Tensor
-
     def __init__(self, layout: Layout, selection: Selection, factor_bits: float, count: int, coded: int = 0) -> None:
         super().__init__(layout, selection, factor_bits, coded)
         self.count = count
         self.coefficients = self.format.length
-        self.register_buffer("unit", torch.ones(sum(not item.plain for item in self.matrices.items)))
+        self.unit = nn.Buffer(torch.ones(sum(not item.plain for item in self.matrices.items)))
         self.format = CodeFormat(self.coefficients + probe_length(self.matrices, count))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Codec, Context, Decoder, Encoder, Plan, Private, ServerContext, State, TrainCodec
@@ -32,15 +32,14 @@ class QuantizeEncoder(Encoder):
         rounding: variance of rounding a number within the range, in squared steps, averaged over where it lies between two integers.
     """
 
-    step: Tensor
     limit: Tensor
     rounding: float = 1 / 6
 
     def __init__(self, layout: Layout, runs: Runs, one_step: bool = False) -> None:
         super().__init__(layout, integer_format(runs))
-        self.register_buffer("step", torch.ones(1 if one_step else layout.dim))
+        self.step = nn.Buffer(torch.ones(1 if one_step else layout.dim))
         limits = [torch.full((count,), float((1 << (bits - 1)) - 1)) for bits, count in runs]
-        self.register_buffer("limit", torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
+        self.limit = nn.Buffer(torch.cat(limits) if len(runs) > 1 else limits[0][:1], persistent=False)
 
     def common_step(self, context: Context) -> float | None:
         """Return the step with the gain, if there is one for all coefficients."""
@@ -62,17 +61,13 @@ class QuantizeDecoder(Decoder):
 
     linear_map = True
 
-    step: Tensor
-    line: Tensor
-    moments: Tensor
-
     def __init__(self, layout: Layout, runs: Runs, smoothing: float, one_step: bool = False) -> None:
         super().__init__(layout, integer_format(runs))
         self.smoothing = smoothing
-        self.register_buffer("step", torch.ones(1 if one_step else layout.dim))
-        self.register_buffer("line", torch.tensor([0.0, 0.0, 0.0]))  # slope, intercept, log gain of the first round
+        self.step = nn.Buffer(torch.ones(1 if one_step else layout.dim))
+        self.line = nn.Buffer(torch.tensor([0.0, 0.0, 0.0]))  # slope, intercept, log gain of the first round
         # Energy between rounds and within one, the bank's cohort size, and the variance of rounding one code: all a coefficient's mean.
-        self.register_buffer("moments", torch.tensor([1.0, 0.0, 1.0, 1 / 6]))
+        self.moments = nn.Buffer(torch.tensor([1.0, 0.0, 1.0, 1 / 6]))
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]`` and move the next round's gain to what this mean predicts."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlight.codecs.quantize import QuantizeDecoder, QuantizeEncoder
 from fedlight.core.bank import UpdateBank
@@ -73,14 +73,12 @@ class WindowEncoder(QuantizeEncoder):
 
     rounding = 1 / 12
 
-    order: Tensor
-
     def __init__(self, layout: Layout, format: WindowFormat, order: Tensor, step: float) -> None:
         super().__init__(layout, [(2, layout.dim)], one_step=True)
         self.format = format
         self.step.fill_(step)
         self.limit = torch.cat([torch.full((run.length,), float(run.limit)) for run in format.parts])
-        self.register_buffer("order", order, persistent=False)
+        self.order = nn.Buffer(order, persistent=False)
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return integers ``[..., code_dim]`` (int32), within the limits of their windows."""
@@ -91,13 +89,11 @@ class WindowEncoder(QuantizeEncoder):
 class WindowDecoder(QuantizeDecoder):
     """Scales the mean integer back, and keeps sums at the size that windows are made for: one public gain, from the last sum's size."""
 
-    order: Tensor
-
     def __init__(self, layout: Layout, format: WindowFormat, order: Tensor, step: float) -> None:
         super().__init__(layout, [(2, layout.dim)], smoothing=0.0, one_step=True)
         self.format = format
         self.step.fill_(step)
-        self.register_buffer("order", order, persistent=False)
+        self.order = nn.Buffer(order, persistent=False)
 
     def decode(self, mean_code: Tensor, context: Context, state: State) -> Tensor:
         """Return ``mean_code * step * gain`` ``[..., dim]``, 0 for coefficients that are left out; set the next round's gain."""
