@@ -55,13 +55,7 @@ class SecureAggregator(Aggregator):
     hides_messages = True
     opened_by = UNMASKING
 
-    def __init__(
-        self,
-        cohort: int,
-        threshold: int | None = None,
-        max_weight: int = 1,
-        sim_logs: bool = False,
-    ) -> None:
+    def __init__(self, cohort: int, threshold: int | None = None, max_weight: int = 1, sim_logs: bool = False) -> None:
         from fedlight.aggregation import secure  # needs packages that the rest does without
 
         if max_weight < 1:

@@ -11,6 +11,7 @@ Vogels, Karimireddy & Jaggi 2019, "PowerSGD: Practical Low-Rank Gradient Compres
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,75 +25,62 @@ from fedlight.core.wire import CodeFormat, Format
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """One tensor of the layout, seen as a matrix ``[rows, columns]`` of which ``rank`` directions are sent."""
-
-    tensor: int
-    rows: int
-    columns: int
-    rank: int
-
-
-@dataclass(frozen=True)
 class LowRank:
     """The low-rank tensors of a layout; vectors, and matrices that two factors do not make smaller, are sent in full."""
 
     layout: Layout
-    matrices: tuple[Matrix, ...]
+    rank: int
 
-    @classmethod
-    def of(cls, layout: Layout, rank: int) -> LowRank:
-        """Return the low-rank view of a layout; convolutions ``[out, ...]`` are matrices of ``out`` rows."""
-        matrices = []
-        for index, shape in enumerate(layout.shapes):
-            if len(shape) > 1 and layout.sizes[index]:
-                rows, columns = shape[0], layout.sizes[index] // shape[0]
-                if (r := min(rank, rows, columns)) * (rows + columns) < rows * columns:
-                    matrices.append(Matrix(index, rows, columns, r))
-        return cls(layout, tuple(matrices))
+    @cached_property
+    def matrices(self) -> dict[int, tuple[int, int, int]]:
+        """Rows, columns and sent directions of the low-rank tensors, by place; convolutions ``[out, ...]`` are matrices of ``out`` rows."""
+        found = {}
+        for index, (shape, size) in enumerate(zip(self.layout.shapes, self.layout.sizes, strict=True)):
+            if len(shape) > 1 and size:
+                rows, columns = shape[0], size // shape[0]
+                if (r := min(self.rank, rows, columns)) * (rows + columns) < rows * columns:
+                    found[index] = rows, columns, r
+        return found
 
     @property
     def left_length(self) -> int:
         """Total numbers in all P."""
-        return sum(m.rows * m.rank for m in self.matrices)
+        return sum(rows * r for rows, _, r in self.matrices.values())
 
     @property
     def right_length(self) -> int:
         """Total numbers in all Q."""
-        return sum(m.columns * m.rank for m in self.matrices)
+        return sum(columns * r for _, columns, r in self.matrices.values())
 
-    @property
-    def rest(self) -> tuple[int, ...]:
-        """The tensors that are sent in full."""
-        taken = {m.tensor for m in self.matrices}
-        return tuple(i for i in range(len(self.layout.shapes)) if i not in taken)
+    @cached_property
+    def rest(self) -> dict[int, int]:
+        """The sizes of the tensors that are sent in full, by place."""
+        return {index: size for index, size in enumerate(self.layout.sizes) if index not in self.matrices}
 
     @property
     def rest_length(self) -> int:
         """Total numbers in the tensors that are sent in full."""
-        return sum(self.layout.sizes[i] for i in self.rest)
+        return sum(self.rest.values())
 
     def cut(self, update: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the matrices ``[..., rows, columns]`` and the rest ``[..., rest_length]`` of updates ``[..., dim]``."""
         tensors = torch.split(update, list(self.layout.sizes), dim=-1)
-        matrices = [tensors[m.tensor].reshape(*update.shape[:-1], m.rows, m.columns) for m in self.matrices]
+        matrices = [tensors[i].reshape(*update.shape[:-1], rows, columns) for i, (rows, columns, _) in self.matrices.items()]
         return matrices, torch.cat([update[..., :0], *(tensors[i] for i in self.rest)], dim=-1)
 
     def join(self, matrices: list[Tensor], rest: Tensor) -> Tensor:
         """Return the updates ``[..., dim]``: the inverse of ``cut``."""
-        found = {m.tensor: matrix.flatten(-2) for m, matrix in zip(self.matrices, matrices, strict=True)}
-        found.update(zip(self.rest, torch.split(rest, [self.layout.sizes[i] for i in self.rest], dim=-1), strict=True))
+        found = {i: matrix.flatten(-2) for i, matrix in zip(self.matrices, matrices, strict=True)}
+        found.update(zip(self.rest, torch.split(rest, list(self.rest.values()), dim=-1), strict=True))
         return torch.cat([found[i] for i in range(len(found))], dim=-1)
 
     def lefts(self, flat: Tensor) -> list[Tensor]:
         """View ``[..., left_length]`` as one P ``[..., rows, rank]`` per matrix."""
-        parts = torch.split(flat, [m.rows * m.rank for m in self.matrices], dim=-1)
-        return [part.reshape(*flat.shape[:-1], m.rows, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
+        return _views(flat, [(rows, r) for rows, _, r in self.matrices.values()])
 
     def rights(self, flat: Tensor) -> list[Tensor]:
         """View ``[..., right_length]`` as one Q ``[..., columns, rank]`` per matrix."""
-        parts = torch.split(flat, [m.columns * m.rank for m in self.matrices], dim=-1)
-        return [part.reshape(*flat.shape[:-1], m.columns, m.rank) for part, m in zip(parts, self.matrices, strict=True)]
+        return _views(flat, [(columns, r) for _, columns, r in self.matrices.values()])
 
     def start(self, seed: int, round: int) -> Tensor:
         """Return a random Q for every matrix ``[right_length]``, from public seeds."""
@@ -103,6 +91,11 @@ def orthonormal(factor: Tensor) -> Tensor:
     """Return orthonormal columns that span those of ``factor`` ``[..., n, rank]``; zero columns become arbitrary orthonormal ones."""
     # In float64, where no float32 magnitude overflows or vanishes.
     return qr(factor.double())[0].to(factor.dtype)
+
+
+def _views(flat: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    parts = torch.split(flat, [n * r for n, r in shapes], dim=-1)
+    return [part.reshape(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _flat(factors: list[Tensor], like: Tensor) -> Tensor:
@@ -203,8 +196,8 @@ class PowerSGDCodec(Codec):
 
     def make_encoder(self, layout: Layout, plan: Plan) -> Encoder:
         """Return the encoder."""
-        return PowerSGDEncoder(LowRank.of(layout, self.rank), self.seed, self.feedback)
+        return PowerSGDEncoder(LowRank(layout, self.rank), self.seed, self.feedback)
 
     def make_decoder(self, layout: Layout, plan: Plan) -> Decoder:
         """Return the decoder."""
-        return PowerSGDDecoder(LowRank.of(layout, self.rank), self.warm_start)
+        return PowerSGDDecoder(LowRank(layout, self.rank), self.warm_start)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from fedlight.core.errors import CodecMismatchError
 
-_SIZED = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros)
 _NEW = (Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_zeros)
+_SIZED = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros)
 _MAKERS = frozenset((*_SIZED, *_NEW, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm))
-_WHOLE = frozenset((torch.arange, torch.full, torch.randint, torch.randperm))
-"""Those that make tensors of eight bytes a number if nothing is said."""
 
 _WORK_PER_BYTE = 150
 """Multiplications of a QR decomposition that are allowed for each byte of memory: 64 MiB allow 1e10, some seconds of one core."""
@@ -63,30 +60,12 @@ class Budget(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _take(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count the bytes that a call is about to take."""
-        kind = kwargs.get("dtype") or (args[0].dtype if func in _NEW else torch.int64 if func in _WHOLE else torch.get_default_dtype())
-        size = _numbers(func, args, kwargs) * kind.itemsize
+        """Count the bytes that a call is about to take: those of the same tensor on the device without memory."""
+        apart = {name: value for name, value in kwargs.items() if name not in ("generator", "pin_memory")} | {"device": "meta"}
+        try:
+            size = func(*args, **apart).nbytes
+        except (RuntimeError, TypeError) as error:  # more bytes than torch can count
+            raise CodecMismatchError(f"Expected tensors of at most {self.limit:,} bytes in all but one cannot be made: {error}") from error
         self.memory += size
         if self.memory > self.limit:
             raise CodecMismatchError(f"Expected tensors of at most {self.limit:,} bytes in all but one of {size:,} bytes is asked for")
-
-
-def _numbers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many numbers the tensor of a call has."""
-    if func is torch.arange:
-        start, end, step = args if len(args) == 3 else (*args, 1) if len(args) == 2 else (0, *args, 1)
-        return int(max(0, (end - start + step - 1) // step))
-    if func is torch.linspace:
-        return int(kwargs.get("steps", args[-1]))
-    if func is torch.randperm:
-        return int(args[0])
-    if func is torch.eye:
-        return int(args[0]) * int(args[-1])
-    sizes: Sequence[Any] = args[1:] if func in _NEW else args
-    if "size" in kwargs:
-        sizes = kwargs["size"]
-    elif func is torch.randint:
-        sizes = args[-1]
-    elif sizes and isinstance(sizes[0], (tuple, list)):
-        sizes = sizes[0]  # of `full` the number follows
-    return math.prod(int(size) for size in sizes)

@@ -120,15 +120,11 @@ def restore_codec(codec: Codec, state: dict[str, Any]) -> None:
             f"{json.dumps(codec.config())}: resume with the configuration of that run, or start a new one"
         )
     with Budget(LIMIT + WORTH * size):
-        _rebuild(codec, description, state["encoder"], state["decoder"])
-
-
-def _rebuild(codec: Codec, description: dict[str, Any], encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
-    codec.version = description["version"]
-    codec.bind(Layout.from_json(description["layout"]), description["plan"])
-    codec.encoder.load_state_dict(encoder)
-    codec.decoder.load_state_dict(decoder)
-    codec.update_digest()
+        codec.version = description["version"]
+        codec.bind(Layout.from_json(description["layout"]), description["plan"])
+        codec.encoder.load_state_dict(state["encoder"])
+        codec.decoder.load_state_dict(state["decoder"])
+        codec.update_digest()
 
 
 def save_codec(codec: Codec, folder: Path) -> None:

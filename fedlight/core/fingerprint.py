@@ -96,7 +96,9 @@ class _Walk:
         name = name_of(value)
         if isinstance(value, types.FunctionType) and ("<lambda>" in name or "<locals>" in name):
             cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-            made_of = (value.__code__.co_code.hex(), value.__code__.co_names, _constants(value.__code__), value.__defaults__, cells)
+            code = value.__code__
+            constants = [one.co_code.hex() if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+            made_of = (code.co_code.hex(), code.co_names, constants, value.__defaults__, cells)
             return f"{name}#{hashlib.sha256(self.text(list(made_of)).encode()).hexdigest()[:16]}"
         return name
 
@@ -146,10 +148,6 @@ def _plain(value: Any) -> str | None:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError, RecursionError):
         return None
-
-
-def _constants(code: types.CodeType) -> list[str]:
-    return [one.co_code.hex() if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
 
 
 def _filled(cell: types.CellType) -> bool:

@@ -73,11 +73,7 @@ RESULTS = {
 }
 """What a run comes to, for TensorBoard's HParams tab, in this order."""
 
-_SPREAD = {
-    "mean": "mean over clients",
-    "std": "standard deviation over clients",
-    "worst": "mean of the worst tenth of clients",
-}
+_SPREAD = {"mean": "mean over clients", "std": "standard deviation over clients", "worst": "mean of the worst tenth of clients"}
 
 
 def shown(name: str) -> Shown:

@@ -76,11 +76,7 @@ def spread(correct: Tensor, total: Tensor, worst: float = 0.1) -> dict[str, Tens
     # 0.1 * 70 is 7.000000000000001: rounding keeps the tail at 7 clients
     tail = math.ceil(round(worst * len(accuracy), 9))
     mean = accuracy.mean()
-    return {
-        "mean": mean,
-        "std": (accuracy - mean).square().mean().sqrt(),
-        "worst": accuracy.sort().values[:tail].mean(),
-    }
+    return {"mean": mean, "std": (accuracy - mean).square().mean().sqrt(), "worst": accuracy.sort().values[:tail].mean()}
 
 
 def accuracy_by_size(correct: Tensor, total: Tensor, sizes: Tensor, groups: int = 4) -> dict[str, Tensor]:

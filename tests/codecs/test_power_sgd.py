@@ -108,7 +108,7 @@ def test_only_what_clients_cannot_know_is_announced(warm: bool) -> None:
 def test_both_passes_together_send_no_more_than_the_update(rank: int, shapes: list[tuple[int, ...]]) -> None:
     layout = Layout(tuple(map(str, range(len(shapes)))), tuple(shapes))
     codec = PowerSGDCodec(rank).bind(layout)
-    view = LowRank.of(layout, rank)
+    view = LowRank(layout, rank)
     lengths = [codec.encoder.format_at(step).length for step in (0, 1)]
     assert lengths == [view.left_length + view.rest_length, view.right_length] and sum(lengths) <= layout.dim
     sizes: list[tuple[int, int]] = []

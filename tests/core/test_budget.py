@@ -48,6 +48,20 @@ def test_a_tensor_beyond_the_limit_is_refused_and_not_made() -> None:
         torch.zeros(10**12)
 
 
+@pytest.mark.parametrize("sizes", [(10**20,), (2**40, 2**40)])
+def test_more_bytes_than_can_be_counted_are_refused(sizes: tuple[int, ...]) -> None:
+    with Budget(1000), pytest.raises(CodecMismatchError, match="at most 1,000 bytes in all but one cannot be made"):
+        torch.zeros(sizes)
+
+
+def test_counting_draws_nothing() -> None:
+    drawn, before = torch.Generator().manual_seed(0), torch.get_rng_state()
+    with Budget(1000):
+        made = torch.randn(5, generator=drawn)
+    assert torch.equal(made, torch.randn(5, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_tensors_count_together() -> None:
     with Budget(1000):
         torch.zeros(200)
