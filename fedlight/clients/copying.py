@@ -94,7 +94,7 @@ def _plain_copies(found: list[Step]) -> dict[int, Any]:
     for _, _, held in reversed(found):  # what is held mostly comes after its holder
         kind = type(held)
         if is_flat(held):
-            made[id(held)] = held if kind in (tuple, frozenset) else held.copy()  # type: ignore[attr-defined]
+            made[id(held)] = held if kind in (tuple, frozenset) else held.copy()
         elif kind in (dict, list, tuple) and isinstance(held, (dict, list, tuple)):
             parts = held.values() if isinstance(held, dict) else held
             if kind is dict and not EXACT_ATOMS.issuperset(map(type, held)):

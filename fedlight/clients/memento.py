@@ -35,7 +35,7 @@ class Memento:
         # What was noted must live on, or another object might take its address.
         self._noted: list[Any] = []
         self._contents: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        self._restores = [functools.partial(_put_hooks, p, *map(dict, hooks(p))) for p in network.parameters()]
+        self._restores: list[Restore] = [functools.partial(_put_hooks, p, *map(dict, hooks(p))) for p in network.parameters()]
         self._seeds: list[Callable[[int], Any]] = []
         self._large: list[tuple[str, Tensor, int]] = []
         for step in walk(network, type(network).__name__):
