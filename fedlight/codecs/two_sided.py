@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import Factors, code_columns
+from fedlight.codecs.kept import KeptProjection
 from fedlight.codecs.matrices import Matrices, project, turn_back
 from fedlight.codecs.moments import TwoSidedMoments, measure
 from fedlight.codecs.selection import Selection, select, split_grids
@@ -63,9 +64,14 @@ class _TwoSidedHalf(CodecPart):
 class TwoSidedEncoder(_TwoSidedHalf, Encoder):
     """Projects from both sides and keeps the chosen coefficients."""
 
+    def __init__(self, layout: Layout, selection: Selection, factor_bits: float, coded: int = 0) -> None:
+        super().__init__(layout, selection, factor_bits, coded)
+        self.projection = KeptProjection(self.matrices, selection)
+
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
-        return project(self.matrices, update, self.bases()).index_select(-1, self.order)
+        projected: Tensor = self.projection(update, self.bases())
+        return projected
 
 
 class TwoSidedDecoder(_TwoSidedHalf, Decoder):

@@ -32,6 +32,9 @@ ROUNDS, CLIENTS = 20, 2
 CODECS: dict[str, Callable[[], Codec]] = {
     "TransformCodec(128)": lambda: TransformCodec(128),
     "TwoSidedCodec(6.4), EntropyCodec(20)": lambda: ChainCodec([TwoSidedCodec(6.4, factor_bits=6, encoder_share=0.22), EntropyCodec(20)]),
+    "the same, entropy-coded factors": lambda: ChainCodec(
+        [TwoSidedCodec(6.4, cohort=10, factor_bits=2.5, factor_coding="entropy", encoder_share=0.03), EntropyCodec(20)]
+    ),
     "TwoSidedCodec(16), QuantizeCodec(4)": lambda: ChainCodec([TwoSidedCodec(16), QuantizeCodec(4)]),
 }
 """All at 128 times or more, beside 32-bit updates."""

@@ -84,6 +84,17 @@ def test_codes_add_up_and_survive_a_file_and_a_wire(codec: Codec, sides: int, tm
         assert again.encode_message(update, context, Private(torch_generator("client", i))) == message
 
 
+@pytest.mark.parametrize("ratio", [1.0, 3, 8, 100])
+def test_kept_coefficients_are_those_of_the_whole_projection(ratio: float, sides: int) -> None:
+    codec = fitted(TwoSidedCodec(ratio, encoder_share=10.0))
+    updates = bank(1, 5).updates
+    whole, private = codec.decoder.coordinates(updates), Private(torch.Generator())
+    assert torch.equal(codec.encoder.encode(updates, Context(), private), whole) or sides == 3
+    for update, expected in ((updates, whole), (updates[0, 0], whole[0, 0])):
+        code = codec.encoder.encode(update, Context(), private)
+        assert torch.allclose(code, expected, atol=1e-5 * float(whole.abs().max())) and code.shape == expected.shape
+
+
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
 def test_factors_of_three_sides_weigh_no_more_than_they_may(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrices, "LONGEST_SIDE", 100)
