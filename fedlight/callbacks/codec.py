@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -74,11 +75,15 @@ def codec_callbacks(codec: Codec) -> tuple[GradientEncoder, GradientDecoder]:
     return GradientEncoder(codec), GradientDecoder(codec)
 
 
+_FEWEST_ROUNDS, _FEW_STEPS = 6, 10
+"""What a `fast_dev_run` records and trains: the least that is possible, and a few steps."""
+
+
 class CodecPretraining(Callback):
     """Records updates on proxy data and trains the module's codec on them before round 0.
 
-    Nothing happens if the codec needs no training, was given trained, or comes from a checkpoint. Under several processes
-    rank 0 trains and broadcasts.
+    Nothing happens if the codec needs no training, was given trained, or comes from a checkpoint. A `fast_dev_run` records 6 rounds and
+    trains 10 steps at most. Under several processes rank 0 trains and broadcasts.
 
     Args:
         proxy: How updates are recorded.
@@ -105,8 +110,12 @@ class CodecPretraining(Callback):
         """Train the codec if need be, on rank 0, and send it to all; raises ``ConfigurationError`` if there is no proxy data to do so."""
         module = cast("FederatedRun", pl_module)
         if not module.codec.fitted:
+            proxy, training = self.proxy, self.training
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                proxy = replace(proxy, rounds=min(proxy.rounds, _FEWEST_ROUNDS))
+                training = replace(training, steps=min(training.steps, _FEW_STEPS), check_every=min(training.check_every, _FEW_STEPS))
             with section(trainer, "pretraining"):
-                module.pretrain(self.proxy, self.training)
+                module.pretrain(proxy, training)
 
 
 class CodecRefresh(FederatedCallback):

@@ -11,6 +11,20 @@ NO_ROUNDS = (
 )
 
 
+FLAGS = (
+    "gradient_clip_val",
+    "accumulate_grad_batches",
+    "overfit_batches",
+    "limit_train_batches",
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "min_steps",
+    "val_check_interval",
+)
+"""What ``refused_flag`` looks at."""
+
+
 def refused_flag(flags: Mapping[str, Any]) -> str | None:
     """Return the sentence that refuses one of a Trainer's flags, or None: those that are not among ``flags`` are as they are by default."""
     if flags.get("gradient_clip_val"):
@@ -40,5 +54,19 @@ def refused_flag(flags: Mapping[str, Any]) -> str | None:
         return (
             f"Expected no `trainer.max_epochs` beside `trainer.max_steps` {rounds} but got {epochs}: a federated run is one endless epoch, "
             "and its number of rounds is `trainer.max_steps`"
+        )
+    if isinstance(epochs := flags.get("min_epochs"), int) and epochs > 1 and not isinstance(share, int):
+        return (
+            f"Expected no `trainer.min_epochs` but got {epochs}: a federated run is one endless epoch. Set `trainer.min_steps` to the "
+            "least number of rounds"
+        )
+    least = flags.get("min_steps")
+    if isinstance(least, int) and isinstance(rounds, int) and 0 < rounds < least:
+        return f"Expected `trainer.min_steps` of at most `trainer.max_steps` {rounds} but got {least}: raise the one or lower the other"
+    interval = flags.get("val_check_interval")
+    if isinstance(interval, float) and interval != 1.0 and not isinstance(share, int):
+        return (
+            f"Expected `trainer.val_check_interval` to be a number of rounds but got {interval}: a federated run is one endless epoch, "
+            "which has no parts. Set e.g. 10"
         )
     return None

@@ -85,7 +85,12 @@ def silent_flags(trainer: Trainer, validates: bool, own: bool = False) -> list[s
     given: Any = trainer
     told = []
     rounds = trainer.max_steps
-    interval, endless = given.val_check_interval, isinstance(given.limit_train_batches, float)
+    if given.fast_dev_run:
+        told.append(
+            f"`trainer.fast_dev_run` tries the code with {rounds} round{'s' * (rounds > 1)}, pretrains a codec on 6 recorded rounds for 10 "
+            "steps at most, and writes no files: its figures tell nothing of a run without it"
+        )
+    interval, endless = getattr(given, "val_check_interval", None), isinstance(given.limit_train_batches, float)
     by_time = getattr(given, "_val_check_time_interval", None) is not None
     never = (isinstance(interval, float) and endless) or (isinstance(interval, int) and 0 < rounds < interval)
     never = never and not by_time
@@ -191,7 +196,10 @@ def suit_rounds(trainer: Trainer) -> None:
     settings: Any = trainer
     if settings.log_every_n_steps == _EVERY_N_STEPS:
         settings.log_every_n_steps = 1
-    if settings.check_val_every_n_epoch == 1 and settings.val_check_interval == 1.0 and isinstance(settings.val_check_interval, float):
+    if not isinstance(settings.limit_train_batches, int):  # an endless epoch: `min_steps` makes it 1, and the run would never stop early
+        settings.fit_loop.min_epochs = 0
+    interval = getattr(settings, "val_check_interval", None)  # there is none where validations are timed
+    if settings.check_val_every_n_epoch == 1 and interval == 1.0 and isinstance(interval, float):
         settings.check_val_every_n_epoch = None
         settings.val_check_interval = max(1, settings.max_steps // _VALIDATIONS) if settings.max_steps > 0 else _VALIDATIONS
     callbacks: list[Any] = settings.callbacks

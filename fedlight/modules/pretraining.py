@@ -128,6 +128,7 @@ class CodecPretrainingModule(LightningModule):
         """Return Adam with a warm-up and a cosine decay, stepped every batch."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.training_settings.lr)
         steps = max(self.training_settings.steps, 2)
+        steps += steps == 10  # a tenth of these is one step, which OneCycleLR would divide by
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.training_settings.lr, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

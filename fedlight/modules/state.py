@@ -17,15 +17,14 @@ from fedlight.core.checkpoint import RUN
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import codec_state, restore_codec
 from fedlight.core.fingerprint import describe, describe_network, name_of
-from fedlight.core.flags import NO_ROUNDS, refused_flag
+from fedlight.core.flags import FLAGS, NO_ROUNDS, refused_flag
 from fedlight.core.layout import trainable
 from fedlight.modules.checkpoints import CLIENTS, CLIENTS_FILE
 
 
 def check_trainer(trainer: Trainer) -> None:
     """Refuse Trainer flags that mean something else in a federated run; raises ``ConfigurationError`` naming the flag and the way out."""
-    flags = ("gradient_clip_val", "accumulate_grad_batches", "overfit_batches", "limit_train_batches", "max_epochs", "max_steps")
-    if refused := refused_flag({name: getattr(trainer, name) for name in flags}):
+    if refused := refused_flag({name: getattr(trainer, name, None) for name in FLAGS}):
         raise ConfigurationError(refused)
     if trainer.state.fn == "fit" and not trainer.fit_loop._data_source.is_module():
         raise ConfigurationError(

@@ -31,7 +31,7 @@ from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
 from fedlight.data import IID, Explicit, LightningData, build_arrays
 from fedlight.modules import FederatedModule
-from tests.federation import Blobs, History, federated, federated_data, mlp, trainer
+from tests.federation import Blobs, History, federated, federated_data, learned, mlp, trainer
 
 ALL = {"limit_val_batches": 1.0}
 NEVER = {"val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -82,6 +82,47 @@ def test_a_run_that_shows_nothing_says_so_once_and_names_the_flag(flags, expecte
 def test_callbacks_that_cannot_do_what_they_say_are_refused(callback, message):
     with pytest.raises(ConfigurationError, match=message):
         trainer(1, callbacks=[callback()]).fit(federated(), datamodule=federated_data())
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_fast_dev_run_says_what_it_does_and_pretrains_briefly(rounds, recwarn):
+    recorded, runner = [], trainer(5, fast_dev_run=rounds)
+    module = federated(codec=learned())
+    fit = module.pretrain
+    module.pretrain = lambda proxy, training: recorded.append((proxy.rounds, training.steps)) or fit(proxy, training)
+    runner.fit(module, datamodule=federated_data())
+    assert recorded == [(6, 10)] and runner.global_step == rounds
+    assert told(recwarn, f"`trainer.fast_dev_run` tries the code with {rounds} round") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"min_epochs": 2}, "no `trainer.min_epochs` but got 2.*`trainer.min_steps`"),
+        ({"min_steps": 5}, "`trainer.min_steps` of at most `trainer.max_steps` 2 but got 5"),
+        ({"val_check_interval": 0.5}, "`trainer.val_check_interval` to be a number of rounds but got 0.5"),
+    ],
+)
+def test_flags_of_epochs_are_refused_before_anything_is_trained(flags, message):
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(2, **flags).fit(federated(), datamodule=federated_data())
+
+
+class Enough(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = True
+
+
+def test_a_run_that_is_to_stop_does_so_after_its_least_number_of_rounds():
+    runner = trainer(20, min_steps=3, callbacks=[Enough()])
+    runner.fit(federated(), datamodule=federated_data())
+    assert runner.global_step == 3
+
+
+def test_validations_may_be_timed(tmp_path):
+    runner = trainer(2, limit_val_batches=1.0, val_check_interval="00:00:00:01", check_val_every_n_epoch=None)
+    runner.fit(federated(), datamodule=federated_data())
+    assert runner.global_step == 2
 
 
 def test_a_notice_is_shown_as_its_sentence_alone(monkeypatch):
