@@ -11,9 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedlight.callbacks.base import FederatedCallback, FederatedRun, section
-from fedlight.core.codec import Codec, Context, Decoder, Encoder, Private, State
+from fedlight.core.codec import Codec, exactly
 from fedlight.core.errors import ConfigurationError, require
-from fedlight.core.precision import exactly
 from fedlight.core.pretraining import CodecTraining, ProxyFederation
 from fedlight.rounds.call import Call
 from fedlight.rounds.host import encode_update
@@ -55,19 +54,21 @@ class _CodecCallback(FederatedCallback):
 
 
 class GradientEncoder(_CodecCallback):
-    """Provides the client side of a round with its encoding step: every client's update becomes a code."""
+    """Provides the client side of a round with its encoding step: every client's update becomes a code.
 
-    def encode(self, encoder: Encoder, update: Tensor, context: Context, private: Private) -> Tensor:
-        """Return the code ``[code_dim]`` of an update ``[dim]``; what leaves the client is made of the code alone."""
-        return encode_update(encoder, update, context, private)
+    Override ``encode`` to intercept it; what leaves the client is made of the code alone.
+    """
+
+    encode = staticmethod(encode_update)
 
 
 class GradientDecoder(_CodecCallback):
-    """Provides the server side of a round with its decoding step: the mean of the cohort's codes becomes the aggregated update."""
+    """Provides the server side of a round with its decoding step: the mean of the cohort's codes becomes the aggregated update.
 
-    def decode(self, decoder: Decoder, mean: Tensor, context: Context, state: State) -> Tensor:
-        """Return the aggregated update ``[dim]`` of a mean code ``[code_dim]``, once a pass; ``state`` is the server's."""
-        return decode_mean(decoder, mean, context, state)
+    Override ``decode`` to intercept it, once a pass.
+    """
+
+    decode = staticmethod(decode_mean)
 
 
 def codec_callbacks(codec: Codec) -> tuple[GradientEncoder, GradientDecoder]:

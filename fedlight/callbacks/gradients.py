@@ -13,13 +13,12 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from fedlight.callbacks.base import tell
-from fedlight.core.codec import Codec
+from fedlight.core.codec import Codec, exactly
 from fedlight.core.codec_needs import require_additive, require_fixed_width
 from fedlight.core.collectives import LARGEST_BYTE, Reduce
 from fedlight.core.errors import ConfigurationError, require_least
 from fedlight.core.gradients import Channel, exchange, wide
 from fedlight.core.layout import as_is, as_real, piece, put_piece
-from fedlight.core.precision import exactly
 
 STATE_KEY = "fedlight_gradients"
 

@@ -21,7 +21,8 @@ from fedlight.core.layout import flat_gradient
 class LocalResult:
     """The result of local training: the update ``[dim]``, the mean loss over its steps (0-d) and the number of steps.
 
-    The server needs the means of ``others`` (vectors ``[dim]``, in the update's units) and ``scalars`` as well.
+    The server needs the means of ``others`` (vectors ``[dim]``, in the update's units) and ``scalars`` as well; ``upload`` is all that is
+    averaged as one vector ``[vectors * dim + scalars]``, the codec's input.
     """
 
     update: Tensor
@@ -29,12 +30,11 @@ class LocalResult:
     steps: int
     others: tuple[Tensor, ...] = ()
     scalars: tuple[float, ...] = ()
+    upload: Tensor = field(init=False, repr=False)
 
-    def upload(self) -> Tensor:
-        """Return everything to average over clients as one vector ``[vectors * dim + scalars]``, the codec's input."""
-        if not self.others and not self.scalars:
-            return self.update
-        return torch.cat([self.update, *self.others, self.update.new_tensor(self.scalars)])
+    def __post_init__(self) -> None:
+        more = [*self.others, self.update.new_tensor(self.scalars)] if self.others or self.scalars else []
+        object.__setattr__(self, "upload", torch.cat([self.update, *more]) if more else self.update)
 
 
 @dataclass

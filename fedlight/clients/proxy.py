@@ -76,7 +76,7 @@ def record_bank(
                     model.load(weights, buffers)
                     model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
-                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload()
+                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload
             mean = updates.mean(0)
             require(torch.isfinite(mean.sum()), f"Local training on proxy data diverged in round {step}: lower the client learning rate")
             weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # new clients: no share, no memory

@@ -150,11 +150,15 @@ class ClientExtras:
     Args:
         module: the client's model.
         network: the model that it is a copy of, whose tensors are the values to put back: they are read, not copied.
+
+    Attributes:
+        any_sent: whether there is anything that a client might have to send.
     """
 
     def __init__(self, module: nn.Module, network: nn.Module) -> None:
         first = extras(network) | {place.name: place for place in kept_apart(network)}
         self._sent = {name: _loaded(place, first[name]) for name, place in extras(module).items()}
+        self.any_sent = bool(self._sent)
         self._kept = [_loaded(place, first[place.name]) for place in kept_apart(module)]
         self._layers = [(layer, set(layer._buffers), set(layer._non_persistent_buffers_set)) for layer in module.modules()]
         self._within = [(layer, dict(layer._modules)) for layer in module.modules()]
@@ -213,19 +217,17 @@ class ClientExtras:
                         f"Expected every buffer from the start but training added `{key}` to {type(layer).__name__}: register it in "
                         "`__init__` (as None, if its shape is not known there), or with persistent=False"
                     )
-        found = {name: one.changed() for name, one in self._sent.items()}
-        for name, value in found.items():
-            if value is not None and value.layout != torch.strided:
+        found = {}
+        for name, one in self._sent.items():
+            if (value := one.changed()) is None:
+                continue
+            if value.layout != torch.strided:
                 raise ConfigurationError(
                     f"Expected training to leave {name} as it is, or dense, because it is {value.layout} and sent where it changes: "
                     "register it with persistent=False, or make it dense"
                 )
-        return {name: value for name, value in found.items() if value is not None}
-
-    @property
-    def any_sent(self) -> bool:
-        """Whether there is anything that a client might have to send."""
-        return bool(self._sent)
+            found[name] = value
+        return found
 
     def diverged(self, changed: Mapping[str, Tensor]) -> str | None:
         """Return why changed extras must not enter a mean, or None: a number is not finite that was, or is not a number."""

@@ -22,7 +22,8 @@ import inspect
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -375,6 +376,18 @@ class Codec(ABC):
             result = self.decoder.decode(codes.to(updates.dtype).mean(-2), ServerContext.of(context, updates.shape[-2]), state)
             broadcast = {**self.decoder.broadcast(state), "reply": result.unsqueeze(-2)}
         return result
+
+
+def exactly(device: torch.device) -> AbstractContextManager[None]:
+    """Run without gradients and in full precision, whatever the process trains in: codecs' laws hold in float32."""
+    # Entering `autocast` for every message where there is none would cost more than the message.
+    return _without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.no_grad()
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def codec_digest(description: Mapping[str, Any], encoder: Encoder) -> bytes:

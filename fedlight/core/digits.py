@@ -1,4 +1,4 @@
-"""Unsigned numbers packed into bytes: in whole bits each, or together in the base of a modulus."""
+"""Unsigned numbers packed into bytes together, in the base of a modulus."""
 
 from __future__ import annotations
 
@@ -7,25 +7,7 @@ from functools import cache
 import numpy as np
 
 from fedlight.core.errors import MessageError
-
-
-def pack_unsigned(values: np.ndarray, bits: int) -> bytes:
-    """Pack integers ``[n]`` of 0 to ``2**bits - 1`` (not checked) into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits."""
-    if bits in (8, 16, 32):
-        return values.astype(f"<u{bits // 8}").tobytes()
-    places = np.unpackbits(values.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little")
-    return np.packbits(places, bitorder="little").tobytes()
-
-
-def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
-    """Return the int64 integers ``[length]`` that ``pack_unsigned`` packed."""
-    raw = np.frombuffer(payload, dtype=np.uint8)
-    if bits in (8, 16, 32):
-        return raw.view(f"<u{bits // 8}").astype(np.int64)
-    places = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
-    values = np.zeros((length, 8), np.uint8)
-    values[:, : -(-bits // 8)] = np.packbits(places, axis=1, bitorder="little")
-    return values.view("<i8")[:, 0].astype(np.int64)
+from fedlight.core.wire import pack_unsigned, unpack_unsigned
 
 
 @cache

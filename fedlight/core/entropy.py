@@ -75,6 +75,11 @@ class EntropyFormat:
         return _LIMIT
 
     @property
+    def parts(self) -> tuple[EntropyFormat]:
+        """All of it has one range."""
+        return (self,)
+
+    @property
     def payload_bytes(self) -> int:
         """Most bytes of ``pack``'s result: every entry at the least probability that a model has, 2**-24."""
         return 2 + 4 * (-(-24 * self.length // 32) + 2)

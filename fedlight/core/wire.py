@@ -6,16 +6,13 @@ import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.digits import pack_unsigned, unpack_unsigned
-from fedlight.core.entropy import EntropyFormat
 from fedlight.core.errors import MessageError
-from fedlight.core.windows import WindowFormat
 
 MAGIC = b"FL"
 WIRE_VERSION = 1
@@ -26,6 +23,52 @@ Message = bytes | bytearray
 
 _FLOATS = {torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8"}
 _FLOAT_KINDS = {torch.float32: 64, torch.float16: 65, torch.float64: 66}
+
+
+class Run(Protocol):
+    """Integers of a code, one behind the other, that have one range."""
+
+    @property
+    def length(self) -> int:
+        """How many there are."""
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of one."""
+
+
+class Format(Protocol):
+    """How a code lies on the wire: `CodeFormat` and `JointFormat`, and the formats of ``core.entropy`` and ``core.windows``."""
+
+    @property
+    def kind(self) -> int:
+        """One byte that says which format this is."""
+
+    @property
+    def length(self) -> int:
+        """Number of entries."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of the largest integer, 0 for floats."""
+
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """The runs of integers that have a range of their own."""
+
+    @property
+    def fixed_width(self) -> bool:
+        """Whether all payloads have the same length."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of ``pack``'s result, the most where it varies."""
+
+    def pack(self, code: Tensor) -> bytes | memoryview:
+        """Return the payload of a code ``[length]``; raises ``MessageError`` for what is none."""
+
+    def unpack(self, payload: bytes | memoryview) -> Tensor:
+        """Return the code ``[length]`` of a payload; raises ``MessageError`` for what ``pack`` would not write."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +98,11 @@ class CodeFormat:
     def limit(self) -> int:
         """Largest magnitude of an integer entry."""
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def parts(self) -> tuple[CodeFormat]:
+        """All of it has one range."""
+        return (self,)
 
     @cached_property
     def payload_bytes(self) -> int:
@@ -134,11 +182,9 @@ class JointFormat:
         """
         if code.shape != (self.length,):
             raise MessageError(f"Expected a code of shape [{self.length}] but got {list(code.shape)}")
-        pieces = torch.split(code, [part.length for part in self.parts])
-        return b"".join(
-            part.pack(piece.long() if part.bits and piece.is_floating_point() else piece)
-            for part, piece in zip(self.parts, pieces, strict=True)
-        )
+        pieces = zip(self.parts, torch.split(code, [part.length for part in self.parts]), strict=True)
+        whole = code.is_floating_point()
+        return b"".join([part.pack(piece.long() if whole and part.bits else piece) for part, piece in pieces])
 
     def unpack(self, payload: bytes | memoryview) -> Tensor:
         """Return the code ``[length]`` that ``pack`` wrote: int32 if all parts hold integers, else float64.
@@ -155,16 +201,12 @@ class JointFormat:
         return torch.cat(pieces if self.bits else [piece.double() for piece in pieces])
 
 
-Format = CodeFormat | JointFormat | EntropyFormat | WindowFormat
-
-
 def saturation(code: Tensor, format: Format) -> float:
     """Return the share of an integer code's entries ``[length]`` that lie at the end of their range, 0 for float codes."""
     if not format.bits or not format.length:
         return 0.0
-    parts = format.parts if isinstance(format, JointFormat | WindowFormat) else (format,)
-    pieces = torch.split(code, [part.length for part in parts])
-    return sum(int((piece.abs() >= part.limit).sum()) for part, piece in zip(parts, pieces, strict=True)) / format.length
+    pieces = torch.split(code, [part.length for part in format.parts])
+    return sum(int((piece.abs() >= part.limit).sum()) for part, piece in zip(format.parts, pieces, strict=True)) / format.length
 
 
 def pack_integers(values: np.ndarray, bits: int) -> bytes:
@@ -187,6 +229,25 @@ def unpack_integers(payload: bytes | memoryview, bits: int, length: int) -> np.n
     if length and int(values.max()) > limit:
         raise MessageError(f"Expected integers within +-{limit} ({bits} bits) but the payload holds {int(values.max())}")
     return values.astype(np.int32)
+
+
+def pack_unsigned(values: np.ndarray, bits: int) -> bytes:
+    """Pack integers ``[n]`` of 0 to ``2**bits - 1`` (not checked) into ``ceil(n * bits / 8)`` bytes, first value in the lowest bits."""
+    if bits in (8, 16, 32):
+        return values.astype(f"<u{bits // 8}").tobytes()
+    places = np.unpackbits(values.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, count=bits, bitorder="little")
+    return np.packbits(places, bitorder="little").tobytes()
+
+
+def unpack_unsigned(payload: bytes | memoryview, bits: int, length: int) -> np.ndarray:
+    """Return the int64 integers ``[length]`` that ``pack_unsigned`` packed."""
+    raw = np.frombuffer(payload, dtype=np.uint8)
+    if bits in (8, 16, 32):
+        return raw.view(f"<u{bits // 8}").astype(np.int64)
+    places = np.unpackbits(raw, count=length * bits, bitorder="little").reshape(length, bits)
+    values = np.zeros((length, 8), np.uint8)
+    values[:, : -(-bits // 8)] = np.packbits(places, axis=1, bitorder="little")
+    return values.view("<i8")[:, 0].astype(np.int64)
 
 
 def write_message(payload: bytes | memoryview, kind: int, length: int, round: int, codec: int) -> bytearray:

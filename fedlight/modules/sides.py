@@ -21,7 +21,7 @@ from fedlight.core.model import Model
 from fedlight.core.orders import epoch_lengths
 from fedlight.modules.checks import check_batches
 from fedlight.rounds import ClientHost, Clients, Connection, ReplyFormat, Server, Simulated
-from fedlight.rounds.server import Watch
+from fedlight.rounds.call import Watch
 
 
 class LightningModel:

@@ -12,20 +12,20 @@
 | ``availability.py`` | simulations: which of the invited clients answer |
 | ``privacy.py``, ``reduce.py`` | the noisy release of a sum, and sums over processes |
 | ``stop.py`` | a request to stop, which processes tell each other of |
-| ``watch.py`` | hooks on the clients' side (the server's are in ``server.py``) |
+| ``watch.py`` | hooks on the clients' side (the server's are in ``call.py``) |
 
 Nothing here needs Lightning.
 """
 
 from fedlight.rounds.availability import Availability, Deadline, DropOut, FirstToAnswer, Full, Several, StageDropOut, Times
-from fedlight.rounds.call import Call
+from fedlight.rounds.call import Call, Watch
 from fedlight.rounds.clients import Clients, Connection, Simulated, ThroughBytes
 from fedlight.rounds.coded_model import CodedModel
 from fedlight.rounds.downlink import CatchUp, Downlink, FullModel, GlobalModel
 from fedlight.rounds.host import ClientHost
 from fedlight.rounds.messages import ClientUpdate, Download, Reply, ReplyFormat, Request
 from fedlight.rounds.run import run_round
-from fedlight.rounds.server import Server, ServerState, Watch
+from fedlight.rounds.server import Server, ServerState
 
 __all__ = [
     "Availability",

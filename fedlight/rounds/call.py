@@ -20,9 +20,26 @@ from fedlight.rounds.messages import LACKS, Reply, Request
 from fedlight.rounds.privacy import release
 from fedlight.rounds.reduce import merge, reduce_total, several_processes
 from fedlight.rounds.stop import SIGNALS
+from fedlight.rounds.watch import ClientWatch
 
 if TYPE_CHECKING:
     from fedlight.rounds.server import Server
+
+
+class Watch(ClientWatch):
+    """Sees what happens on both sides of a round; this one does nothing. Hooks may change what they are given."""
+
+    def on_round_start(self, call: Call) -> None:
+        """Called before the first request of every pass."""
+
+    def on_client_message(self, call: Call, reply: Reply) -> None:
+        """Called on the server's side when a code has arrived."""
+
+    def on_cohort_end(self, call: Call) -> None:
+        """Called when the sum of a pass has been decoded."""
+
+    def on_round_end(self, call: Call) -> None:
+        """Called when the server has taken its step."""
 
 
 class Observed:

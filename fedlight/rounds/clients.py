@@ -121,21 +121,19 @@ class Simulated(Clients):
 
     def exchange(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield the replies of this process's clients that are still there."""
-        if not requests:
-            return
-        if requests[0].context.key != self._key:
+        if requests and requests[0].context.key != self._key:
             self._invite(requests)
-        mine = [request for request in requests if request.client in self._mine]
-        stage = self.stages.index(requests[0].stage)
         answering = []
-        for request in mine:
+        for request in requests:
+            if request.client not in self._mine:
+                continue
             silent = self._silent.get(request.client)
-            if silent is None or self.stages.index(silent) > stage:
+            if silent is None or self.stages.index(silent) > self.stages.index(request.stage):
                 answering.append(request)
             else:
                 with suppress(MessageError):
                     self.host.receive(request)  # it downloads the model, and says nothing
-        yield from self.host.answers(answering)
+        return self.host.answers(answering)
 
     def settle(self, key: Key, counted: Collection[int]) -> None:
         """Have the host keep or forget what clients changed; every process keeps all of it, whoever ran them."""

@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Context, Decoder
+from fedlight.core.codec import Context, Decoder, exactly
 from fedlight.core.entropy import TOP, EntropyFormat
 from fedlight.core.errors import ConfigurationError, MessageError
-from fedlight.core.precision import exactly
-from fedlight.core.windows import WindowFormat
-from fedlight.core.wire import CodeFormat, Format, JointFormat
+from fedlight.core.wire import CodeFormat, Format
 
 MAGIC = b"FC"
 VERSION = 1
@@ -88,8 +86,7 @@ def levels_of(format: Format) -> bytes:
     """Return what is public of how far a code's entries spread, a level an entry (`EntropyFormat`): wider ones have more bits."""
     if isinstance(format, EntropyFormat):
         return format.levels
-    parts = format.parts if isinstance(format, JointFormat | WindowFormat) else (format,)
-    limits = [(1 << part.bits, part.length) if isinstance(part, CodeFormat) else part for part in parts]
+    limits = [(1 << part.bits if isinstance(part, CodeFormat) else part.limit, part.length) for part in format.parts]
     return b"".join(bytes([min(TOP, round(2 * math.log2(limit)))]) * length for limit, length in limits)
 
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from fedlight.clients.algorithms import Algorithm
-from fedlight.core.codec import Codec, Context
+from fedlight.core.codec import Codec, Context, exactly
 from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor
-from fedlight.core.precision import exactly
 from fedlight.core.running_sum import RunningSum
 from fedlight.rounds.coded import change_of, coded_weights, levels_of, unit_exponent, write_change
 from fedlight.rounds.downlink import CatchUp, Current, GlobalModel, Sums

@@ -17,11 +17,10 @@ from fedlight.clients.engine import ClientTask, Engine, Sequential
 from fedlight.clients.local_model import LocalModel
 from fedlight.clients.personal import PersonalNorm
 from fedlight.clients.store import ClientStore
-from fedlight.core.codec import Context, Encoder, Private, State
+from fedlight.core.codec import Context, Encoder, Private, State, exactly
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.core.model import Model
 from fedlight.core.packing import as_bytes, as_tensor
-from fedlight.core.precision import exactly
 from fedlight.core.random import derive_seed, torch_generator, untouched_generators
 from fedlight.core.wire import Message, saturation
 from fedlight.privacy import PrivacyMechanism
@@ -107,29 +106,20 @@ class ClientHost:
 
     def answers(self, requests: Sequence[Request]) -> Generator[Reply]:
         """Yield one reply a request, in their order; all are of one stage and one attempt."""
-        if requests:
-            context = requests[0].context
-            self._compares = self.compares(context.round)
-            with closing(self._answers(requests)) as replies:
-                for reply in replies:
-                    reply.key = context.key
-                    yield reply
+        context, stage = (requests[0].context, requests[0].stage) if requests else (Context(), "")
+        self._compares = self.compares(context.round)
+        train = stage == TRAIN and not context.step
+        return self._train(requests) if train else (self._answer(request) for request in requests)
 
-    def _answers(self, requests: Sequence[Request]) -> Generator[Reply]:
-        if requests[0].stage != TRAIN:
-            answer = self._shake_hands
-        elif requests[0].context.step:
-            answer = self._next_pass
-        else:
-            yield from self._train(requests)
-            return
-        for request in requests:
-            try:
-                yield answer(request, self.receive(request))
-            except Lacks:
-                yield Reply(request.client, request.stage, LACKS)
-            except MessageError as error:
-                yield self._nothing(request, str(error))
+    def _answer(self, request: Request) -> Reply:
+        """Return what a client sends in a handshake, or in a further pass of the codec."""
+        try:
+            held = self.receive(request)
+            if request.stage == TRAIN:
+                return self._next_pass(request, held)
+            return request.reply(self.sealer.answer(request.stage, request.client, request.payload, held))
+        except MessageError as error:
+            return self._unable(request, error)
 
     @property
     def stateful(self) -> bool:
@@ -143,9 +133,6 @@ class ClientHost:
         """
         self.store.commit(gather(self.store.take_draft(counted)))
         self._handshake, self._pending = {}, {}
-
-    def _shake_hands(self, request: Request, held: Held) -> Reply:
-        return Reply(request.client, request.stage, self.sealer.answer(request.stage, request.client, request.payload, held))
 
     # -- clients whose process ends between two messages -------------------------------------------------------------------------
 
@@ -200,19 +187,17 @@ class ClientHost:
         for request in requests:
             try:
                 held = self.receive(request)
-            except Lacks:
-                early.append(Reply(request.client, TRAIN, LACKS))
             except MessageError as error:
-                early.append(self._nothing(request, str(error)))
+                early.append(self._unable(request, error))
             else:
                 yield self._task(request.client, held)
 
     def _task(self, client: int, held: Held) -> ClientTask:
         context, weights, buffers = held.context, held.model.weights, held.model.buffers
-        norm = self.store.draft(client).setdefault("norm", {}) if self.personal else {}
+        norm = self._own(client, "norm", self.personal is not None)
         if self.personal:
             weights, buffers = self.personal.restore(norm, weights, buffers)
-        own = self.store.draft(client).setdefault("algorithm", {}) if self.algorithm.client_state else {}
+        own = self._own(client, "algorithm", self.algorithm.client_state)
         x, y = self.data(client)
         seed = self.private_seed(context)
         generator = torch_generator(seed, *context.key, client, "batches")
@@ -222,11 +207,15 @@ class ClientHost:
         extras = {name: tensor.to(device) for name, tensor in held.model.extras.items()}
         return ClientTask(client, x, y, weights.to(device), buffers.to(device), generator, noise, memory, norm, extras)
 
+    def _own(self, client: int, part: str, kept: bool) -> State:
+        """Return a part of the client's state, to change in this attempt: of what keeps none, one that is forgotten."""
+        return self.store.draft(client).setdefault(part, {}) if kept else {}
+
     def _update(self, task: ClientTask, result: LocalResult, model: LocalModel) -> ClientUpdate:
-        buffers, extras = model.buffers.clone(), model.extras.changed()
+        buffers, extras = model.buffers.clone() if len(task.buffers) else task.buffers, model.extras.changed()
         if self.personal:
             extras = {name: tensor for name, tensor in extras.items() if name not in self.personal.counters}
-            self.personal.keep(task.norm, model.weights, model.buffers, result.update)
+            self.personal.keep(task.norm, model.weights, buffers, result.upload)
             buffers = buffers[:0]
         protected = self.privacy is not None or self.hides_messages
         if extras and protected:
@@ -236,10 +225,10 @@ class ClientHost:
             )
         loss = float(result.loss)
         grew = math.isfinite(loss) or model.first is None or math.isfinite(float(model.first))
-        weight, spoilt = len(task.y) if self.by_samples else 1, model.extras.diverged(extras)
+        weight, spoilt = len(task.y) if self.by_samples else 1, model.extras.diverged(extras) if extras else None
         sent = extras if model.extras.any_sent and not protected else None
         reason = None if spoilt is None else f"{spoilt}, {BESIDE}"
-        return ClientUpdate(task.client, result.upload(), buffers, weight, loss, extras=sent, reason=reason, grew=grew)
+        return ClientUpdate(task.client, result.upload, buffers, weight, loss, extras=sent, reason=reason, grew=grew)
 
     def _reply(self, request: Request, update: ClientUpdate) -> Reply:
         """Return the reply of a client that has trained; one whose training failed sends zeros under privacy, and else nothing."""
@@ -256,11 +245,14 @@ class ClientHost:
         except MessageError as error:
             return self._nothing(request, str(error))
 
+    def _unable(self, request: Request, error: MessageError) -> Reply:
+        return request.reply(LACKS) if isinstance(error, Lacks) else self._nothing(request, str(error))
+
     def _nothing(self, request: Request, reason: str) -> Reply:
         if request.stage == TRAIN:  # of what comes after, the code is in the sum already
             self.store.drop(request.client)
             self._pending.pop(request.client, None)
-        return Reply(request.client, request.stage, b"", simulation=Simulation(reason=reason))
+        return request.reply(b"", simulation=Simulation(reason=reason))
 
     def _send(self, request: Request, held: Held, update: ClientUpdate) -> Reply:
         """Encode, protect and seal one update."""
@@ -276,9 +268,7 @@ class ClientHost:
             loss=update.loss,
             saturation=saturation(code, held.encoder.format_at(context.step)) if self._compares else None,
         )
-        return Reply(
-            client,
-            TRAIN,
+        return request.reply(
             message,
             weight=update.weight if first and self.by_samples and not self.hides_messages else None,
             buffers=update.buffers.cpu() if first else update.buffers[:0].cpu(),
@@ -291,7 +281,7 @@ class ClientHost:
         """Return the message, the clipping bit where it is sent, and the code itself."""
         context, encoder, client = held.context, held.encoder, update.client
         generator = torch_generator(self.private_seed(context), *context.key, client, "encode", context.step)
-        private = Private(generator, self.store.draft(client).setdefault("codec", {}))
+        private = Private(generator, self._own(client, "codec", self.held.codec.client_state or self.passes > 1))
         plain = update.update if update.usable else torch.zeros_like(update.update, dtype=torch.float32)
         code, inside = self.encode(encoder, plain, context, private), None
         if self.privacy is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,10 @@ class Request:
         """Length of ``to_bytes``."""
         download = 0 if self.download is None else self.download.nbytes
         return len(self._head) + len(context_bytes(self.context)) + download + len(self.payload)
+
+    def reply(self, payload: Message, **more: Any) -> Reply:
+        """Return a reply to this request, with ``more`` of its attributes."""
+        return Reply(self.client, self.stage, payload, key=self.context.key, **more)
 
     def to_bytes(self) -> bytes:
         """Return the request as bytes."""
@@ -309,9 +314,8 @@ class ReplyFormat:
             MessageError: if it is shorter than what must follow the payload, the clipping bit is none, or there are other extras than the
                 model has.
         """
-        client, stage, key = request.client, request.stage, request.context.key
-        if stage != TRAIN or request.context.step > 0 or not data or data == LACKS:  # a payload alone
-            return Reply(client, stage, data, key=key)
+        if request.stage != TRAIN or request.context.step > 0 or not data or data == LACKS:  # a payload alone
+            return request.reply(data)
         size = self.buffers * self.dtype.itemsize
         end = len(data) - size - 4 * self.weight - self.inside
         if end - (self.extras is not None) < 1:
@@ -321,7 +325,8 @@ class ReplyFormat:
         if self.inside and data[-1] > 1:
             raise MessageError(f"Expected a clipping bit of 0 or 1 but got {data[-1]}")
         extras, end = self._read_extras(data, end)
-        return Reply(client, stage, data[:end], weight, buffers, bool(data[-1]) if self.inside else None, key=key, extras=extras)
+        inside = bool(data[-1]) if self.inside else None
+        return request.reply(data[:end], weight=weight, buffers=buffers, inside=inside, extras=extras)
 
     def _read_extras(self, data: bytes, end: int) -> tuple[dict[str, Tensor] | None, int]:
         """Return the extras that end at ``end``, and where the payload ends."""

@@ -14,17 +14,14 @@ from torch import Tensor
 from fedlight.aggregation.base import Aggregator
 from fedlight.clients.algorithms import Algorithm
 from fedlight.core.buffers import combine
-from fedlight.core.codec import Codec, Context, Decoder, Key, State
+from fedlight.core.codec import Codec, Context, Decoder, Key, State, exactly
 from fedlight.core.model import Model
-from fedlight.core.precision import exactly
 from fedlight.metrics.traffic import TrafficCounter
 from fedlight.privacy import PrivacyMechanism
-from fedlight.rounds.call import Call
+from fedlight.rounds.call import Call, Watch
 from fedlight.rounds.downlink import Downlink, GlobalModel
-from fedlight.rounds.messages import Reply
 from fedlight.rounds.reduce import gather, weighted_mean
 from fedlight.rounds.stop import Stop
-from fedlight.rounds.watch import ClientWatch
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +33,6 @@ def decode_mean(decoder: Decoder, mean: Tensor, context: Context, state: State) 
     """Return the aggregated update ``[dim]`` of a mean code ``[code_dim]``, in full precision whatever the process trains in."""
     with exactly(mean.device):
         return decoder.decode(mean, context, state)
-
-
-class Watch(ClientWatch):
-    """Sees what happens on both sides of a round; this one does nothing. Hooks may change what they are given."""
-
-    def on_round_start(self, call: Call) -> None:
-        """Called before the first request of every pass."""
-
-    def on_client_message(self, call: Call, reply: Reply) -> None:
-        """Called on the server's side when a code has arrived."""
-
-    def on_cohort_end(self, call: Call) -> None:
-        """Called when the sum of a pass has been decoded."""
-
-    def on_round_end(self, call: Call) -> None:
-        """Called when the server has taken its step."""
 
 
 @dataclass

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlight.core.codec import Context, Decoder
+from fedlight.core.codec import Context, Decoder, exactly
 from fedlight.core.errors import MessageError
-from fedlight.core.precision import exactly
 from fedlight.core.running_sum import RunningSum
 
 MAGIC = b"FS"

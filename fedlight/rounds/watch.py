@@ -1,4 +1,4 @@
-"""What follows the clients' side of a round from outside: callbacks, a profiler, nothing. The server's side: ``rounds.server.Watch``."""
+"""What follows the clients' side of a round from outside: callbacks, a profiler, nothing. The server's side: ``rounds.call.Watch``."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def federation(algorithm, rounds: int, start: Tensor | None = None, clients=CLIE
             model.load(weights.clone(), model.buffers)
             generator = torch.Generator().manual_seed(number)
             memory = Memory(own, algorithm.broadcast(state))
-            uploads.append(algorithm.run(model, x, torch.zeros(1), number, generator, memory).upload())
+            uploads.append(algorithm.run(model, x, torch.zeros(1), number, generator, memory).upload)
         weights = weights - algorithm.step(torch.stack(uploads).mean(0), 1.0, state)
     return weights
 
@@ -132,7 +132,7 @@ def test_fednova_counts_clients_alike_however_many_steps_they_take():
         local, uploads = LocalModel(Point(), linear), []
         for x in (torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([[0.0, 1.0]])):
             local.load(torch.zeros(2), local.buffers)
-            uploads.append(algorithm.run(local, x, torch.zeros(len(x)), 0, torch.Generator().manual_seed(0)).upload())
+            uploads.append(algorithm.run(local, x, torch.zeros(len(x)), 0, torch.Generator().manual_seed(0)).upload)
         return algorithm.step(torch.stack(uploads).mean(0), 1.0, {})
 
     torch.testing.assert_close(step(FedAvg(0.1, 1, epochs=1)), torch.tensor([0.2, 0.05]))

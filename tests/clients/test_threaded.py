@@ -55,7 +55,7 @@ def assert_equal(ours: list[tuple[int, LocalResult, Tensor, Tensor]], theirs: li
     assert [client for client, *_ in ours] == [client for client, *_ in theirs] == list(range(len(SIZES)))
     for (_, mine, *kept), (_, other, *kept_too) in zip(ours, theirs, strict=True):
         assert float(other.update.norm()) > 0
-        assert torch.equal(mine.upload(), other.upload()) and torch.equal(mine.loss, other.loss) and mine.steps == other.steps
+        assert torch.equal(mine.upload, other.upload) and torch.equal(mine.loss, other.loss) and mine.steps == other.steps
         assert all(torch.equal(a, b) for a, b in zip(kept, kept_too, strict=True))
 
 
@@ -66,7 +66,7 @@ def test_every_algorithm_has_the_same_updates_and_memories(name: str) -> None:
     seen = [train(engine, model, algorithm, own) for engine, own in zip((Threaded(3), Sequential()), made, strict=True)]
     if name != "ditto":  # whose personal model is the last in the local one
         assert_equal(*seen)
-    assert all(torch.equal(mine[1].upload(), other[1].upload()) for mine, other in zip(*seen, strict=True))
+    assert all(torch.equal(mine[1].upload, other[1].upload) for mine, other in zip(*seen, strict=True))
     for mine, other in zip(*made, strict=True):
         assert mine.memory.own.keys() == other.memory.own.keys()
         assert all(torch.equal(mine.memory.own[key], other.memory.own[key]) for key in mine.memory.own)

@@ -87,8 +87,7 @@ class SumFormat:
             raise ConfigurationError(
                 "Expected codes of integers, which secure aggregation needs, but these are floats: put a QuantizeCodec behind the codec"
             )
-        parts = format.parts if isinstance(format, JointFormat) else (format,)
-        return cls(tuple((part.limit, part.length) for part in parts if part.length), clients, max_weight)
+        return cls(tuple((part.limit, part.length) for part in format.parts if part.length), clients, max_weight)
 
     @property
     def weighted(self) -> bool:
