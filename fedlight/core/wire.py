@@ -258,6 +258,13 @@ def write_message(payload: bytes | memoryview, kind: int, length: int, round: in
     return bytearray().join((HEADER.pack(MAGIC, WIRE_VERSION, kind, round & 0xFFFFFFFF, codec, length), payload))
 
 
+def require_fields(header: str, *fields: tuple[str, object, object]) -> None:
+    """Raise ``MessageError`` unless the fields of a header, (name, expected, found), are as expected."""
+    for name, want, got in fields:
+        if want != got:
+            raise MessageError(f"Expected {name} {want!r} in {header} but got {got!r}")
+
+
 def read_message(message: Message, expected: Format, round: int, codec: int) -> memoryview:
     """Return the payload of a message after checking every field of its header.
 
@@ -267,7 +274,8 @@ def read_message(message: Message, expected: Format, round: int, codec: int) -> 
     if len(message) < HEADER.size:
         raise MessageError(f"Expected a message of at least {HEADER.size} bytes but got {len(message)}")
     magic, version, kind, for_round, for_codec, length = HEADER.unpack_from(message)
-    checks = (
+    require_fields(
+        "the message header",
         ("magic", MAGIC, magic),
         ("wire version", WIRE_VERSION, version),
         ("format", expected.kind, kind),
@@ -275,7 +283,4 @@ def read_message(message: Message, expected: Format, round: int, codec: int) -> 
         ("codec fingerprint", codec, for_codec),
         ("code length", expected.length, length),
     )
-    for name, want, got in checks:
-        if want != got:
-            raise MessageError(f"Expected {name} {want!r} in the message header but got {got!r}")
     return memoryview(message)[HEADER.size :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,21 +42,21 @@ class Watch(ClientWatch):
         """Called when the server has taken its step."""
 
 
+@dataclass
 class Observed:
     """What a simulation adds up of its clients, for logs alone (law 9).
 
     Attributes:
+        true: the sum of the plain updates, in the rounds in which the simulation compares.
         loss: sum of the losses of the clients that trained.
         trained: how many did.
-        true: the sum of the plain updates, in the rounds in which the simulation compares.
         saturation: share of every code at the end of its range, in the same rounds.
     """
 
-    def __init__(self, compares: bool) -> None:
-        self.loss = 0.0
-        self.trained = 0
-        self.true = RunningSum() if compares else None
-        self.saturation: list[float] = []
+    true: RunningSum | None
+    loss: float = 0.0
+    trained: int = 0
+    saturation: list[float] = field(default_factory=list)
 
 
 class Call:
@@ -104,7 +104,7 @@ class Call:
         self.inside = 0
         self.noise = 0.0
         self.uplink = 0
-        self.observed = Observed(server.compares(number))
+        self.observed = Observed(RunningSum() if server.compares(number) else None)
         self.stage = ""
         self.requests: list[Request] = []
         self.over = False
@@ -158,7 +158,7 @@ class Call:
         self.requests = [self._request(client) for client in clients]
 
     def _request(self, client: int) -> Request:
-        server, first = self.server, self.stage == self.server.aggregator.stages[0] and self.context.step == 0
+        server, first = self.server, self._is_first
         download = server.downlink.download(client, self.current) if first else None
         payload = self._payloads.get(client, b"")
         request = Request(client, self.stage, self.context, download, payload, server.state.settled.get(client))
@@ -168,6 +168,11 @@ class Call:
         sent.codec += codec
         sent.handshake_down += handshake
         return request
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the first stage of the attempt, in which clients download."""
+        return self.stage == self.server.aggregator.stages[0] and self.context.step == 0
 
     def _handshake_bytes(self, request: Request) -> int:
         """Return what of a request secure aggregation adds: the payload in the first stage of a pass, and all of later stages."""
@@ -180,39 +185,41 @@ class Call:
         client = reply.client
         if client not in self._asked or reply.stage != self.stage:
             self._drop(client, "it was not asked for this")
-            return
-        if reply.key not in (None, self.context.key):
+        elif reply.key not in (None, self.context.key):
             self._drop(client, "its reply is to an earlier attempt")
-            return
-        if client in self._replied:
+        elif client in self._replied:
             self._drop(client, "it has answered already")
-            return
-        if bytes(reply.payload[: len(LACKS)]) == LACKS and len(reply.payload) == len(LACKS):
+        elif reply.payload == LACKS:
             self._bytes.up += len(LACKS)
-            first = self.stage == self.server.aggregator.stages[0] and self.context.step == 0
-            if not first or client in self._lacked:
-                self._replied.add(client)
-                self._drop(client, "it lacks what this attempt builds on")
+            self._ask_again(client)
+        else:
+            self._replied.add(client)
+            try:
+                self._collect(reply)
+                self._passed.add(client)
+            except MessageError as error:
+                self._drop(client, str(error))
+            if self.stage == TRAIN:
+                self._bytes.up += reply.nbytes
+                self._bytes.sent += bool(reply.payload)
             else:
-                self._lacked.add(client)
-                self._again.append(client)
-            return
-        self._replied.add(client)
-        try:
-            if not reply.payload:
-                reason = reply.simulation.reason if reply.simulation is not None else None
-                raise MessageError(reason or "it had nothing usable to send")
-            self._collect(reply)
-        except MessageError as error:
-            self._drop(client, str(error))
-        finally:
-            self._count(reply)
+                self._bytes.handshake_up += reply.nbytes
+
+    def _ask_again(self, client: int) -> None:
+        """Have a client that lacks something sent everything, once."""
+        if self._is_first and client not in self._lacked:
+            self._lacked.add(client)
+            self._again.append(client)
+        else:
+            self._replied.add(client)
+            self._drop(client, "it lacks what this attempt builds on")
 
     def _collect(self, reply: Reply) -> None:
         server, client = self.server, reply.client
+        if not reply.payload:
+            raise MessageError((reply.simulation and reply.simulation.reason) or "it had nothing usable to send")
         if self.stage != TRAIN:
             self._collector.receive(self.stage, client, reply.payload, 1)
-            self._passed.add(client)
             return
         weight = self._weights.get(client, 1) if reply.weight is None else reply.weight
         if weight < 1:
@@ -226,7 +233,6 @@ class Call:
         with server.watch.section("sum"):
             self._collector.receive(TRAIN, client, reply.payload, weight)
         self.answered.add(client)
-        self._passed.add(client)
         self._bytes.codes += len(reply.payload)
         self.inside += bool(reply.inside)
         if self.context.step == 0:
@@ -247,13 +253,6 @@ class Call:
             if seen.saturation is not None and self.server.codec.additive:
                 self.observed.saturation.append(seen.saturation)
 
-    def _count(self, reply: Reply) -> None:
-        if self.stage == TRAIN:
-            self._bytes.up += reply.nbytes
-            self._bytes.sent += bool(reply.payload)
-        else:
-            self._bytes.handshake_up += reply.nbytes
-
     def _drop(self, client: int, reason: str) -> None:
         self.dropped.append((client, reason))
 
@@ -268,17 +267,18 @@ class Call:
             self.current.made.clear()
             self.requests = [self._request(client) for client in again]
             return
-        stages, at = self.server.aggregator.stages, self.server.aggregator.stages.index(self.stage)
-        if at == 0 and self.context.step == 0:
+        if self._is_first:
             self._first_replies = len(self._replied)
         else:
             silent = sorted(self._asked - self._replied - self.answered)  # whose code is in the sum already, is in the sum
             self.dropped += [(client, f"it fell silent at stage {self.stage}") for client in silent]
         self.requests = []
-        if at + 1 < len(stages):
+        stages = self.server.aggregator.stages
+        following = stages[stages.index(self.stage) + 1 :]
+        if following:
             try:
                 with self.server.watch.section("sum"):
-                    self._ask(stages[at + 1], sorted(self._passed))
+                    self._ask(following[0], sorted(self._passed))
                 return
             except MessageError as error:
                 self._fail(error)
@@ -353,9 +353,15 @@ class Call:
         self.failed, self.requests = str(error), []
 
 
+@dataclass
 class _PassBytes:
     """What this process counts in a pass: bytes up, those of summed codes, down, of handshakes apart; messages, clients dropped."""
 
-    def __init__(self) -> None:
-        self.up = self.codes = self.down = self.codec = self.sent = self.dropped = 0
-        self.handshake_up = self.handshake_down = 0
+    up: int = 0
+    codes: int = 0
+    down: int = 0
+    codec: int = 0
+    sent: int = 0
+    dropped: int = 0
+    handshake_up: int = 0
+    handshake_down: int = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedlight.core.codec import Context, Decoder, exactly
 from fedlight.core.entropy import TOP, EntropyFormat
 from fedlight.core.errors import ConfigurationError, MessageError
-from fedlight.core.wire import CodeFormat, Format
+from fedlight.core.wire import CodeFormat, Format, require_fields
 
 MAGIC = b"FC"
 VERSION = 1
@@ -116,9 +116,8 @@ def read_change(message: bytes, levels: bytes, fingerprint: int) -> Change:
     if len(message) < HEADER.size:
         raise MessageError(f"Expected a change of at least {HEADER.size} bytes but got {len(message)}")
     magic, version, exponent, since, until, codec, count = HEADER.unpack_from(message)
-    for name, want, got in (("magic", MAGIC, magic), ("version", VERSION, version), ("codec", fingerprint, codec)):
-        if want != got:
-            raise MessageError(f"Expected {name} {want!r} in the header of a change but got {got!r}")
+    expected = ("magic", MAGIC, magic), ("version", VERSION, version), ("codec", fingerprint, codec)
+    require_fields("the header of a change", *expected)
     if since >= until or abs(exponent) > _FURTHEST:
         raise MessageError(f"Expected rounds in order and an exponent within +-{_FURTHEST} but got {since} to {until} and {exponent}")
     end = HEADER.size + 8 * count

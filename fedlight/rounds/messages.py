@@ -259,26 +259,27 @@ class Reply:
     @property
     def nbytes(self) -> int:
         """Length of ``to_bytes``."""
-        if not self.payload:
-            return 0
-        flags = (0 if self.weight is None else 4) + (0 if self.inside is None else 1)
-        return len(self.payload) + len(self._extras) + self.buffers.numel() * self.buffers.element_size() + flags
-
-    @cached_property
-    def _extras(self) -> bytes:
-        """One byte if there are extras and none to send; else these, packed, their length (4 bytes) and a one."""
-        if not self.extras:
-            return b"" if self.extras is None else b"\0"
-        packed = pack(dict(self.extras))
-        return packed + _LENGTH.pack(len(packed)) + b"\1"
+        return len(self.payload) + len(self._tail) if self.payload else 0
 
     def to_bytes(self) -> bytes:
-        """Return the payload, then extras, buffers, weight (4 bytes) and clipping bit (1 byte) where they are sent."""
-        if not self.payload:
-            return b""
-        weight = b"" if self.weight is None else _LENGTH.pack(self.weight)
-        inside = b"" if self.inside is None else bytes([self.inside])
-        return b"".join([bytes(self.payload), self._extras, number_bytes(self.buffers), weight, inside])
+        """Return the payload and what follows it; nothing if there is no payload."""
+        return b"".join([self.payload, self._tail]) if self.payload else b""
+
+    @cached_property
+    def _tail(self) -> bytes:
+        """Extras, buffers, weight (4 bytes) and clipping bit (1 byte), where they are sent.
+
+        Extras are a zero byte where there could be some; or their bytes, the length of these (4 bytes) and a one.
+        """
+        extras = pack(dict(self.extras)) if self.extras else b""
+        return b"".join(
+            [
+                extras + _LENGTH.pack(len(extras)) + b"\1" if extras else b"" if self.extras is None else b"\0",
+                number_bytes(self.buffers) if len(self.buffers) else b"",
+                b"" if self.weight is None else _LENGTH.pack(self.weight),
+                b"" if self.inside is None else bytes([self.inside]),
+            ]
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedlight.core.codec import Context, Decoder, exactly
 from fedlight.core.errors import MessageError
 from fedlight.core.running_sum import RunningSum
+from fedlight.core.wire import require_fields
 
 MAGIC = b"FS"
 VERSION = 1
@@ -56,14 +57,8 @@ def read_sum(message: bytes, length: int, round: int, fingerprint: int) -> tuple
     if len(message) < HEADER.size:
         raise MessageError(f"Expected a sum of at least {HEADER.size} bytes but got {len(message)}")
     magic, version, integers, for_round, for_codec, weight, noted = HEADER.unpack_from(message)
-    for name, want, got in (
-        ("magic", MAGIC, magic),
-        ("version", VERSION, version),
-        ("round", round, for_round),
-        ("codec", fingerprint, for_codec),
-    ):
-        if want != got:
-            raise MessageError(f"Expected {name} {want!r} in the header of a sum but got {got!r}")
+    expected = ("magic", MAGIC, magic), ("version", VERSION, version), ("round", round, for_round), ("codec", fingerprint, for_codec)
+    require_fields("the header of a sum", *expected)
     if not weight or integers > 1:
         raise MessageError(f"Expected a sum of positive weight, of integers (1) or not (0), but got {weight} and {integers}")
     body = memoryview(message)[HEADER.size :]
