@@ -36,6 +36,9 @@ class Nodes(Clients):
 
     simulates: ClassVar[bool] = False
 
+    names_clients = True
+    """Whether logs may name who was asked: not where privacy counts on nobody knowing who took part."""
+
     def __init__(self, nodes: Sequence[str], keys: str | None = None, reproducible: bool = False, longest_reply: float = 1024.0) -> None:
         self.nodes = list(nodes)
         if not nodes or len(set(nodes)) < len(nodes):
@@ -70,6 +73,7 @@ class Nodes(Clients):
             )
         accounting = _accounting(run.privacy)
         terms = Terms(run.codec.config(), tuple(self.nodes), self.reproducible, accounting, run.population, run.constants, run.rounds)
+        self.names_clients = run.privacy is None or not run.privacy.amplified
         self._settings = write_settings(self.model, self.augmentation, terms)
         self._digest = settings_digest(self._settings)
         self._told = set()

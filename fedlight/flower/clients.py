@@ -126,8 +126,8 @@ class FlowerClients(Nodes):
             if waiting and not replies:
                 time.sleep(self.poll)
         for id, client in waiting.items():
-            log.warning("Round %s: no reply of %s within %.0f s", what, self.nodes[client], self.timeout)
-            self._late[id] = f"{self.nodes[client]} in round {what}"
+            log.warning("Round %s: no reply of %s within %.0f s", what, self._named(client), self.timeout)
+            self._late[id] = f"{self._named(client)} in round {what}"
 
     def figures(self) -> dict[str, float]:
         """Return the bytes that Flower carried, its own part of every message included; HTTP headers come on top."""
@@ -151,10 +151,14 @@ class FlowerClients(Nodes):
         # An expired request is dropped by its node, which would else train a round that is long over.
         return Message(RecordDict(content), dst_node_id=node, message_type=KIND, ttl=self.timeout, group_id=what)  # type: ignore[arg-type]
 
+    def _named(self, client: int) -> str:
+        """Return how logs call a client that was asked."""
+        return self.nodes[client] if self.names_clients else "a node"
+
     def _answer(self, client: int, reply: Message, what: str) -> bytes | None:
         if reply.has_error():
             reason = ERRORS.get(reply.error.code, f"Flower reports error {reply.error.code}")
-            log.warning("Round %s: no answer of %s: %s", what, self.nodes[client], reason)
+            log.warning("Round %s: no answer of %s: %s", what, self._named(client), reason)
             return None
         record = reply.content.get("answer")
         answer = record.get("answer") if isinstance(record, ConfigRecord) else None

@@ -14,10 +14,14 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlight.aggregation import PlainAggregator
+from fedlight.codecs import IdentityCodec
 from fedlight.core.errors import ConfigurationError
 from fedlight.deploy.protocol import Letter
 from fedlight.flower.clients import CHUNKED, FlowerClients, read_letter
 from fedlight.flower.server import arguments, last_checkpoint
+from fedlight.privacy import AccountingSetting, CentralDP
+from fedlight.rounds import Connection, ReplyFormat
 
 NAMES = ["north", "south", "west"]
 LETTERS = {client: Letter(b"question %d" % client, b"") for client in range(3)}
@@ -127,6 +131,32 @@ def test_a_late_reply_is_taken_from_the_superlink_and_dropped(caplog: pytest.Log
     assert sorted(dict(made.send(LETTERS, "1/0 train"))) == [0, 1, 2]
     assert "A reply of west in round 0/0 train came too late" in caplog.text
     assert not link.ready
+
+
+def test_under_privacy_no_log_names_who_was_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """Cohorts are secret: that is what the smaller of both epsilons rests on."""
+    held: list[Message] = []
+
+    def reply(name: str, message: Message) -> Message | None:
+        if name == "south":
+            return Message(Error(2, "its own words"), reply_to=message)
+        if name == "west" and not held:
+            held.append(said(b"")(name, message))
+            return None
+        return said(b"")(name, message)
+
+    link = Link(NAMES, reply)
+    made = clients(link)
+    made.configure({"network": {"class_path": "torch.nn.Identity"}}, None)
+    privacy = CentralDP(clip=1.0, noise_multiplier=1.0)
+    privacy.setting = AccountingSetting(0.5, 2, 10, length=1, integer=False)
+    made.attach(Connection(ReplyFormat(), lambda: made, IdentityCodec(), PlainAggregator(), privacy, len(NAMES)))
+    dict(made.send(LETTERS, "0/0 train"))
+    link.ready["m2"] = held[0]
+    dict(made.send({0: LETTERS[0]}, "1/0 train"))
+    assert "no reply of a node within" in caplog.text and "no answer of a node: its app failed" in caplog.text
+    assert "A reply of a node in round 0/0 train came too late" in caplog.text
+    assert not any(name in caplog.text for name in NAMES)
 
 
 def test_a_reply_without_an_answer_is_no_status() -> None:
