@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from fedlight.callbacks.base import FederatedCallback, tell
 from fedlight.callbacks.progress import RoundProgressBar
+from fedlight.codecs.chain import ChainCodec
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.codecs.two_sided import TwoSidedOptions
 from fedlight.core.codec import Codec
@@ -164,9 +165,12 @@ def _of_clients(given: Any) -> list[str]:
     return told
 
 
-def tell_ratio(codec: Codec) -> None:
+def tell_ratio(codec: Codec, within: str = "") -> None:
     """Warn of a fitted codec whose messages are more than 1.25 times smaller than was asked for, and of what limits them."""
     one = codec.codec if isinstance(codec, StackedCodec) else codec
+    if isinstance(one, ChainCodec):
+        for stage in one.codecs:
+            tell_ratio(stage, within=" within the chain")
     if not isinstance(one, TwoSidedOptions) or one.fitted_ratio() <= 1.25 * one.ratio:
         return
     limit = (
@@ -174,7 +178,8 @@ def tell_ratio(codec: Codec) -> None:
         if one.factors_full
         else f"recorded updates have energy in no more directions (`rank` allows {one.rank} a side) that more bits would serve"
     )
-    tell(f"`ratio` {one.ratio:g} of {type(one).__name__} was asked for but its messages are {one.fitted_ratio():.1f}x smaller: {limit}")
+    made, reached = "codes" if within else "messages", one.fitted_ratio()
+    tell(f"`ratio` {one.ratio:g} of {type(one).__name__}{within} was asked for but its {made} are {reached:.1f}x smaller: {limit}")
 
 
 _VALIDATIONS = 10  # in a run, where nobody says how many

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedlight.callbacks import CodecPretraining
-from fedlight.codecs import AutoencoderCodec, IdentityCodec, LinearCodec, TransformCodec, TwoSidedCodec
+from fedlight.codecs import AutoencoderCodec, ChainCodec, IdentityCodec, LinearCodec, QuantizeCodec, TransformCodec, TwoSidedCodec
 from fedlight.core.bank import UpdateBank
 from fedlight.core.codec import Context, Private
 from fedlight.core.errors import ConfigurationError
@@ -110,6 +110,15 @@ def test_a_ratio_far_above_the_one_asked_for_is_told_with_what_limits_it(kind, b
     message = codec.encoder.encode_message(bank().updates[0, 0], context, Private(torch.Generator()))
     assert codec.fitted_ratio() == 4 * 600 / len(message)
     assert (codec.fitted_ratio() > 1.25 * 8) == bool(told)
+
+
+@pytest.mark.parametrize("share", [0.05, 10.0])
+def test_a_ratio_within_a_chain_is_told_too(share, recwarn):
+    codec = ChainCodec([TwoSidedCodec(8, encoder_share=share), QuantizeCodec(8)])
+    fit_codec(codec, full_bank(), CodecTraining(steps=0), CPU, None, False, 0)
+    said = [str(item.message) for item in recwarn if "asked for" in str(item.message)]
+    assert len(said) == (share < 1)
+    assert all("`ratio` 8 of TwoSidedCodec within the chain was asked for but its codes are" in one for one in said)
 
 
 def test_the_best_weights_are_put_back():
