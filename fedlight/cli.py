@@ -21,7 +21,7 @@ from fedlight.compare.plan import read_base
 from fedlight.console.arguments import merge
 from fedlight.console.errors import one_sentence
 from fedlight.console.options import TRAINER_DEFAULTS
-from fedlight.console.prepare import prepare
+from fedlight.console.values import prepare
 from fedlight.core.errors import ConfigurationError, own_error
 from fedlight.core.process import quiet
 from fedlight.data import FederatedDataModule

@@ -45,7 +45,7 @@ def _command(args: list[str]) -> None:
         from fedlight.flower.commands import main as deploy  # without Lightning
 
         raise SystemExit(deploy(args))
-    from fedlight.console.prepare import prepare
+    from fedlight.console.values import prepare
 
     sys.argv[1:] = prepare(args)
     from fedlight.cli import main as run

@@ -88,9 +88,14 @@ def report(session: Session, settings: Audit, output: Path, title: str) -> None:
     console.print(show_rows(session.rows, title))
     console.print(READING, highlight=False)
     paths = write_rows(session.rows, output, title)
+    grouped: dict[tuple[str, str], list[tuple[Row, Result, Result]]] = {}  # the results that have images, by model and attack
+    for row, result, control in session.shown:
+        if len(result.psnr):
+            name = row.attack if row.prior == "none" else f"{row.attack} {row.prior}"
+            grouped.setdefault((row.model, name), []).append((row, result, control))
     try:
         figures = {}
-        for (model, attack), shown in _by_attack(session).items():
+        for (model, attack), shown in grouped.items():
             stem = "_".join(attack.lower().replace("(", "").replace(")", "").split())
             figures[f"{model}_{stem}"] = draw(strips(shown, settings.images), f"{attack}, {model} model")
         paths += write_pictures(figures, output, READING)
@@ -98,16 +103,6 @@ def report(session: Session, settings: Audit, output: Path, title: str) -> None:
         print(f"fedlight audit: {error}", file=sys.stderr)
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False)
-
-
-def _by_attack(session: Session) -> dict[tuple[str, str], list[tuple[Row, Result, Result]]]:
-    """Return the results that have images, by model and attack; the attack's name includes its prior."""
-    grouped: dict[tuple[str, str], list[tuple[Row, Result, Result]]] = {}
-    for row, result, control in session.shown:
-        if len(result.psnr):
-            name = row.attack if row.prior == "none" else f"{row.attack} {row.prior}"
-            grouped.setdefault((row.model, name), []).append((row, result, control))
-    return grouped
 
 
 def strips(shown: list[tuple[Row, Result, Result]], images: int) -> list[Strip]:

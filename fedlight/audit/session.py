@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlight.audit.attacks import Attack, Case
-from fedlight.audit.controls import Controls
-from fedlight.audit.metrics import identification_rate, matched, psnr, ssim
+from fedlight.audit.metrics import Controls, identification_rate, matched, psnr, ssim
 from fedlight.audit.plan import Audit, Parts
 from fedlight.audit.rows import Row, inversion_verdict, label_verdict
 from fedlight.audit.target import Target

@@ -106,7 +106,10 @@ def arguments(name: str, below: tuple[str, ...] = ()) -> Arguments | None:
 
 def family(base: str) -> dict[str, Class]:
     """Return the classes to choose from where a ``base`` is wanted, by name: those in `fedlight.__all__` that build on it."""
-    return {name: found for name, found in sorted(classes().items()) if name in _public() and not found.abstract and is_a(name, base)}
+    import fedlight
+
+    public = {*fedlight.__all__}
+    return {name: found for name, found in sorted(classes().items()) if name in public and not found.abstract and is_a(name, base)}
 
 
 def is_a(name: str, base: str, known: dict[str, Class] | None = None, below: tuple[str, ...] = ()) -> bool:
@@ -127,13 +130,6 @@ def trainer() -> Class:
     """Return Lightning's Trainer as its source tells it, without arguments if that is not found."""
     path = source("lightning.pytorch.trainer.trainer")
     return next((one for one in (read_classes(path) if path else ()) if one.name == "Trainer"), Class("Trainer"))
-
-
-@cache
-def _public() -> frozenset[str]:
-    import fedlight
-
-    return frozenset(fedlight.__all__)
 
 
 def source(module: str) -> Path | None:

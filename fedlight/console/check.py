@@ -48,8 +48,7 @@ def check(args: Sequence[str]) -> None:
     if given.loose:
         raise ConfigurationError(f"Expected options after `{subcommand}` but got {given.loose[0]}: options begin with --")
     for name in given.missing:
-        if "bool" not in (annotation_of(subcommand, name) or "bool"):
-            raise ConfigurationError(f"Expected a value after --{name} but got none")
+        require("bool" in (annotation_of(subcommand, name) or "bool"), f"Expected a value after --{name} but got none")
     for path, tree in given.files:
         require_command(path, subcommand, SETTINGS)
         _Checker(f" in {path.name}").keys(scope, tree, "")
@@ -179,8 +178,7 @@ class _Checker:
                 raise ConfigurationError(f"{path}: there is no {kind} {named}{self.where}{did_you_mean(named, shown)}{lists}")
             return known[short]
         problem = exists(named)
-        if problem is not None:
-            raise ConfigurationError(f"{path}: {problem}{self.where}")
+        require(problem is None, f"{path}: {problem}{self.where}")
         return ours.get(short) if named.startswith("fedlight.") else None
 
     def _plain(self, annotation: str, value: Any, path: str) -> None:
@@ -193,8 +191,7 @@ class _Checker:
         if len(kinds) != 1:
             return
         (kind,) = kinds
-        if kind == "str" and isinstance(value, (dict, list)):
-            raise ConfigurationError(f"Expected {path} to be text but got {value}{self.where}")
+        require(kind != "str" or not isinstance(value, (dict, list)), f"Expected {path} to be text but got {value}{self.where}")
         if kind in _NUMBERS and not _is_number(value, kind):
             words = "a whole number" if kind == "int" else "a number"
             raise ConfigurationError(f"Expected {path} to be {words} but got {value}{self.where}")

@@ -1,4 +1,4 @@
-"""Mistakes in values, which show when a part of a run is made: torch is imported for it, Lightning is not."""
+"""What happens to arguments before Lightning is imported: help that they ask for, checks, and parts of the run made to try their values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any
 from fedlight.console import catalogue
 from fedlight.console.arguments import Tree, read
 from fedlight.console.catalogue import source
+from fedlight.console.check import check
+from fedlight.console.configs import with_files
+from fedlight.console.help import asked_for
 from fedlight.console.options import RUNS, annotation_of
 from fedlight.core.errors import ConfigurationError, DataError, require
 from fedlight.core.flags import refused_flag
@@ -37,6 +40,17 @@ _PARTS = {
 
 class _Unclear(Exception):
     """A value that only the parser can make."""
+
+
+def prepare(args: Sequence[str]) -> list[str]:
+    """Return checked arguments with files for names of configurations, or print the help that they ask for and end."""
+    listed = asked_for(args)
+    if listed is not None:
+        print(listed, flush=True)
+        raise SystemExit(0)
+    check(args)
+    try_values(args)
+    return with_files(args)
 
 
 def try_values(args: Sequence[str]) -> None:

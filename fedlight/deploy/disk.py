@@ -23,13 +23,8 @@ class RunFolder:
     """One run's part of a client's state folder; only its owner can read it.
 
     ``states/ROUND-ATTEMPT.pt`` holds the client's own state as an attempt left it. The server names the last attempt that counted, and the
-    client goes on from there: after a resume from an older checkpoint too, as long as that state is still here.
-
-    Args:
-        root: the client's state folder.
-        run: the name of the run.
-        attempts: how many attempts' states are kept.
-        runs: how many runs are kept.
+    client goes on from there: after a resume from an older checkpoint too, as long as that state is still here. Of the client's state
+    folder ``root``, the last ``runs`` runs are kept, and the states of the last ``attempts`` attempts.
     """
 
     def __init__(self, root: Path, run: str, attempts: int = 16, runs: int = 4) -> None:
@@ -56,10 +51,10 @@ class RunFolder:
         path = self.folder / f"{name}.json"
         return path.read_text() if path.is_file() else ""
 
-    def write_text(self, name: str, text: str) -> None:
-        """Replace a text."""
-        with _own(self.folder / f"{name}.json") as file:
-            file.write(text.encode())
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replace a text, or a secret for the next message."""
+        with _own(self.folder / name) as file:
+            file.write(content)
 
     def delete(self, name: str) -> None:
         """Delete a file, if there is one."""
@@ -88,11 +83,6 @@ class RunFolder:
             pass
         path.unlink()
         return secret or None
-
-    def keep_secret(self, name: str, secret: bytes) -> None:
-        """Write a secret for the next message."""
-        with _own(self.folder / name) as file:
-            file.write(secret)
 
     def _forget_runs(self, count: int) -> None:
         folders = sorted((path for path in self.root.iterdir() if (path / "states").is_dir()), key=lambda path: path.stat().st_mtime)

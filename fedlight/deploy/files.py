@@ -18,11 +18,7 @@ SECTIONS = {"node": "what the client's owner decides", "flower": "how the node r
 
 
 def read_section(path: Path, name: str, cls: type[T]) -> T:
-    """Return what a section of a `node.yaml` describes: an object of ``cls``, whose arguments are the section's keys.
-
-    Raises:
-        ConfigurationError: if there is no such file or section, or something in it is wrong.
-    """
+    """Return what a section of a `node.yaml` describes: an object of ``cls``, whose arguments are the section's keys."""
     require(path.is_file(), f"Expected the configuration of a node but there is no file {path}: `fedlight flower init` writes one")
     tree = read_yaml(path)
     for key in tree:

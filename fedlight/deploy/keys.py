@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_ssh_private_key
 
@@ -13,22 +13,21 @@ from fedlight.core.errors import ConfigurationError
 from fedlight.core.files import write_private
 from fedlight.deploy.files import require_file
 
-
-def make_identity(path: Path) -> None:
-    """Write a new Ed25519 key to ``path`` (for its owner alone) and its public half to ``path.pub``; never over an old one.
-
-    The same as ``ssh-keygen -t ed25519 -N "" -f PATH``.
-    """
-    key = Ed25519PrivateKey.generate()
-    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    path.with_name(f"{path.name}.pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
-
-
 _KINDS: dict[str, tuple[type, str, str]] = {
     "node.identity": (Ed25519PrivateKey, "an Ed25519 key", "ed25519"),
     "flower.key": (EllipticCurvePrivateKey, "an EC key", "ecdsa -b 384"),
 }
-"""What each of the keys of a `node.yaml` that name a private key has to be, and how it is made."""
+"""What each of the keys of a `node.yaml` that name a private key has to be, and how `ssh-keygen` makes it."""
+
+
+def make_key(path: Path, key: str = "node.identity") -> None:
+    """Write a new key for ``key`` of a `node.yaml` (for its owner alone) and its public half to ``path.pub``; never over an old one.
+
+    The same as ``ssh-keygen -t ed25519 -N "" -f PATH``, or ``ssh-keygen -t ecdsa -b 384 -N "" -f PATH`` for ``flower.key``.
+    """
+    made = Ed25519PrivateKey.generate() if key == "node.identity" else generate_private_key(SECP384R1())
+    write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.with_name(f"{path.name}.pub").write_bytes(made.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
 
 
 def require_key(path: Path, key: str, file: Path) -> None:

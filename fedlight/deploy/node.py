@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,14 +144,12 @@ class Node:
             return answer(Status.LACKS_SETTINGS)
         request = Request.parse(envelope.client, envelope.request)
         if download:
-            request = Request(request.client, request.stage, request.context, Download.parse(download), request.payload, request.settled)
+            request = replace(request, download=Download.parse(download))
         host = self._host(parts)
-        visit = Visit(host, folder, request)
-        visit.begin()
-        reply = next(host.answers([request]))
+        with _visit(host, folder, request):
+            reply = next(host.answers([request]))
         if reply.simulation is not None and reply.simulation.reason:
             log.warning("Round %d: nothing usable to send: %s", request.context.round, reply.simulation.reason)
-        visit.end()
         log.info("Round %d, %s: %d bytes", request.context.round, request.stage, reply.nbytes)
         return answer(Status.ANSWER, reply.to_bytes())
 
@@ -161,7 +160,7 @@ class Node:
             if not text or settings_digest(text) != envelope.digest:
                 return None
             if envelope.settings:
-                folder.write_text("settings", text)
+                folder.write_bytes("settings.json", text.encode())
             self._parts[envelope.digest] = self._built(text)
         parts = self._parts[envelope.digest]
         if parts.terms.nodes[envelope.client : envelope.client + 1] != (self.config.name,):
@@ -228,60 +227,39 @@ class Node:
         )
 
 
-class Visit:
-    """What a client reads from its disk before it answers one request, and writes before the answer leaves.
+@contextmanager
+def _visit(host: ClientHost, folder: RunFolder, request: Request) -> Iterator[None]:
+    """Read from the disk what a client needs for the block, in which it answers; write what later requests build on, if that went well.
 
-    Args:
-        host: the client's side of a round.
-        folder: the run's part of the disk.
-        request: the request.
+    It begins with the state as the last attempt that counted left it, and what the attempt in progress holds. The answer may leave after.
     """
-
-    def __init__(self, host: ClientHost, folder: RunFolder, request: Request) -> None:
-        self.host = host
-        self.folder = folder
-        self.request = request
-        self.client = request.client
-
-    def begin(self) -> None:
-        """Take up the client's state as the last attempt that counted left it, and what the attempt in progress holds."""
-        host, folder, request, client = self.host, self.folder, self.request, self.client
-        first, key = request.download is not None, request.context.key
-        held = folder.read("held")
-        if held is not None:
-            host.held.load_state_dict(held)
-        kept = folder.state(request.settled)
-        if kept is None and request.settled is not None and host.stateful:
-            log.warning("What this client keeps between rounds is gone: it begins anew")
-        draft = None if first else folder.state(key)
-        host.store.load_state_dict(
-            {"kept": {} if kept is None else {client: kept}, "drafts": {} if draft is None else {client: (key, draft)}}
-        )
-        secret = folder.take_secret("session")  # deleted before it is used
-        if first:
-            return
-        attempt = folder.read("attempt")
-        if attempt is not None:
-            now = host.resume(client, attempt)
-            if secret:
-                host.sealer.resume(client, secret, now)
-
-    def end(self) -> None:
-        """Write what later requests build on; the answer may leave once it is on the disk."""
-        host, folder, request, client = self.host, self.folder, self.request, self.client
-        download = request.download
-        if download is not None and (download.keep or download.encoders or download.decoders):
-            folder.write("held", host.held.state_dict())
-        draft = host.store.take_draft([client]).get(client)
-        if draft is not None:
-            folder.keep_state(request.context.key, draft, request.settled)
-        secret = host.sealer.suspend(client)
-        if secret or host.waits(client):
-            folder.write("attempt", host.suspend(client))
-        else:
-            folder.delete("attempt")
+    client, download, key = request.client, request.download, request.context.key
+    held = folder.read("held")
+    if held is not None:
+        host.held.load_state_dict(held)
+    kept = folder.state(request.settled)
+    if kept is None and request.settled is not None and host.stateful:
+        log.warning("What this client keeps between rounds is gone: it begins anew")
+    draft = None if download is not None else folder.state(key)
+    host.store.load_state_dict({"kept": {} if kept is None else {client: kept}, "drafts": {} if draft is None else {client: (key, draft)}})
+    secret = folder.take_secret("session")  # deleted before it is used
+    if download is None and (attempt := folder.read("attempt")) is not None:
+        now = host.resume(client, attempt)
         if secret:
-            folder.keep_secret("session", secret)
+            host.sealer.resume(client, secret, now)
+    yield
+    if download is not None and (download.keep or download.encoders or download.decoders):
+        folder.write("held", host.held.state_dict())
+    draft = host.store.take_draft([client]).get(client)
+    if draft is not None:
+        folder.keep_state(key, draft, request.settled)
+    secret = host.sealer.suspend(client)
+    if secret or host.waits(client):
+        folder.write("attempt", host.suspend(client))
+    else:
+        folder.delete("attempt")
+    if secret:
+        folder.write_bytes("session", secret)
 
 
 _STATUSES: tuple[tuple[type[Exception], Status], ...] = (

@@ -13,7 +13,6 @@ from fedlight.aggregation.base import Aggregator
 from fedlight.core.errors import ConfigurationError, MessageError
 from fedlight.deploy.protocol import REASONS, Envelope, Letter, Status, read_answer, settings_digest, split
 from fedlight.deploy.settings import Terms, write_settings
-from fedlight.privacy import PrivacyMechanism
 from fedlight.rounds.clients import Clients, Connection
 from fedlight.rounds.messages import Reply, ReplyFormat, Request, Simulation
 
@@ -54,8 +53,6 @@ class Nodes(Clients):
         self._told: set[int] = set()  # who was sent the settings
         self._format: ReplyFormat
 
-    # -- before a run ----------------------------------------------------------------------------------------------------------
-
     def configure(self, model: Mapping[str, Any], augmentation: Any) -> None:
         """Take the configured `model` and `data.augmentation`, of which clients are told their part."""
         self.model, self.augmentation = model, augmentation
@@ -71,7 +68,7 @@ class Nodes(Clients):
             raise ConfigurationError(
                 f"Expected as many `nodes` as clients but got {len(self.nodes)} names and {run.population} clients: set `data.num_clients`"
             )
-        accounting = _accounting(run.privacy)
+        accounting = None if run.privacy is None else run.privacy.setting
         terms = Terms(run.codec.config(), tuple(self.nodes), self.reproducible, accounting, run.population, run.constants, run.rounds)
         self.names_clients = run.privacy is None or not run.privacy.amplified
         self._settings = write_settings(self.model, self.augmentation, terms)
@@ -104,8 +101,6 @@ class Nodes(Clients):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint, if it was one of this kind."""
         self.run = state.get("run", self.run)
-
-    # -- in a round ------------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def send(self, letters: Mapping[int, Letter], what: str) -> Generator[tuple[int, bytes]]:
@@ -173,7 +168,3 @@ class InProcess(Nodes):
             answer = self.answer(client, letter)
             if answer is not None:
                 yield client, answer
-
-
-def _accounting(privacy: PrivacyMechanism | None) -> Any:
-    return None if privacy is None else privacy.setting

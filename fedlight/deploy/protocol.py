@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib.metadata import version
 from typing import NamedTuple
@@ -52,23 +52,14 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Envelope:
-    """A request, and what a client has to know before it reads it.
+    """A request, and what a client has to know before it reads it."""
 
-    Attributes:
-        run: names the run; what clients keep of different runs is kept apart.
-        client: the number of the client in the run.
-        name: the name of the client in the server's list of nodes.
-        digest: digest (32 bytes) of the settings of the run.
-        settings: the settings themselves (``deploy.settings``), for a client that lacks them; else empty.
-        request: the request without its download.
-    """
-
-    run: str
-    client: int
-    name: str
-    digest: bytes
-    settings: str
-    request: bytes
+    run: str  # names the run; what clients keep of different runs is kept apart
+    client: int  # its number in the run
+    name: str  # its name in the server's list of nodes
+    digest: bytes  # 32 bytes, of the settings of the run
+    settings: str  # the settings themselves (`deploy.settings`), for a client that lacks them; else empty
+    request: bytes  # without its download
 
     def to_bytes(self) -> bytes:
         """Return the envelope as bytes."""
@@ -76,12 +67,7 @@ class Envelope:
 
     @classmethod
     def parse(cls, data: bytes) -> Envelope:
-        """Return what ``to_bytes`` wrote.
-
-        Raises:
-            OtherVersionError: if another version of fedlight wrote it.
-            MessageError: if it is damaged.
-        """
+        """Return what ``to_bytes`` wrote; raises ``OtherVersionError`` if another fedlight wrote it, ``MessageError`` if it is damaged."""
         values = unpack(data)
         if not isinstance(values, list) or len(values) < 2:
             raise MessageError("Expected an envelope but got something else")
@@ -106,8 +92,7 @@ def settings_digest(settings: str) -> bytes:
 
 def split(request: Request) -> tuple[bytes, bytes]:
     """Return a request without its download, and the download (empty if there is none)."""
-    bare = Request(request.client, request.stage, request.context, None, request.payload, request.settled)
-    return bare.to_bytes(), b"" if request.download is None else request.download.to_bytes()
+    return replace(request, download=None).to_bytes(), b"" if request.download is None else request.download.to_bytes()
 
 
 def answer(status: Status, reply: bytes = b"") -> bytes:

@@ -39,25 +39,15 @@ class NotAllowedError(ConfigurationError):
 
 @dataclass(frozen=True)
 class Terms:
-    """What a run fixes beyond its YAML.
+    """What a run fixes beyond its YAML."""
 
-    Attributes:
-        codec: the codec that updates are encoded with, as ``Codec.config`` tells it.
-        nodes: the names of all clients; a client's number is its place.
-        reproducible: whether batches and rounding are drawn from the public seed.
-        accounting: what the noise of privacy is calibrated to.
-        population: how many clients there are.
-        constants: digests of frozen parameters and buffers by name, which every client has to have and nobody is sent.
-        rounds: how many rounds there will be, which schedules of a LightningModule may ask for; -1 if that is not set.
-    """
-
-    codec: Mapping[str, Any]
-    nodes: tuple[str, ...]
-    reproducible: bool = False
-    accounting: AccountingSetting | None = None
+    codec: Mapping[str, Any]  # that updates are encoded with, as ``Codec.config`` tells it
+    nodes: tuple[str, ...]  # the names of all clients; a client's number is its place
+    reproducible: bool = False  # whether batches and rounding are drawn from the public seed
+    accounting: AccountingSetting | None = None  # what the noise of privacy is calibrated to
     population: int = 0
-    constants: Mapping[str, str] = field(default_factory=dict)
-    rounds: int = -1
+    constants: Mapping[str, str] = field(default_factory=dict)  # digests of what is frozen by name: all have it, nobody is sent it
+    rounds: int = -1  # how many there will be, which schedules of a LightningModule may ask for; -1 if that is not set
 
 
 def write_settings(model: Mapping[str, Any], augmentation: Any, terms: Terms) -> str:

@@ -1,15 +1,5 @@
 """A federation on Flower's deployment engine: SuperLink and SuperNodes carry the letters of `fedlight.deploy`.
 
-| file | what it holds |
-|---|---|
-| ``server.py`` | the ServerApp: `fedlight fit` with clients that are nodes |
-| ``clients.py`` | the nodes as the server reaches them |
-| ``client.py`` | the ClientApp: one client, without Lightning |
-| ``worker.py`` | `fedlight node`: a process that stays and forks for every message |
-| ``superlink.py``, ``run.py`` | `fedlight flower superlink` and `fedlight flower run`: Flower's own programs, watched |
-| ``processes.py`` | programs that a command starts and ends |
-| ``commands.py``, ``files.py``, ``lab.py``, ``demo.py`` | the commands, the files that they write, and the demonstration |
-
 Needs the extra ``flower``.
 """
 

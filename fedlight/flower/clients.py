@@ -118,7 +118,8 @@ class FlowerClients(Nodes):
             for reply in replies:
                 client = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if client is None:
-                    self._forget(reply)
+                    sender = self._late.pop(reply.metadata.reply_to_message_id, "a node that was not asked")
+                    log.warning("A reply of %s came too late, and was dropped", sender)
                 else:
                     answer = self._answer(client, reply, what)
                     if answer is not None:
@@ -163,10 +164,6 @@ class FlowerClients(Nodes):
         record = reply.content.get("answer")
         answer = record.get("answer") if isinstance(record, ConfigRecord) else None
         return answer if isinstance(answer, bytes) else b"\xff"  # no status: dropped, and named
-
-    def _forget(self, reply: Message) -> None:
-        sender = self._late.pop(reply.metadata.reply_to_message_id, "a node that was not asked")
-        log.warning("A reply of %s came too late, and was dropped", sender)
 
 
 def carried_bytes(message: Message) -> int:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fedlight.core.progress import waiting
 from fedlight.flower import program
 from fedlight.flower.commands import NAMES
 from fedlight.flower.files import write_lab
-from fedlight.flower.processes import answers
+from fedlight.flower.processes import answers, end_session
 from fedlight.flower.run import flwr, listed, require_completed, stream
 
 START = 120.0
@@ -29,8 +29,8 @@ START = 120.0
 def demonstrate(folder: Path | None, rounds: int) -> int:
     """Run the demonstration and return its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with everything stopped
-    with _folder(folder) as root:
-        start, lab = time.monotonic(), Lab(root / "lab")
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="fedlight-") as root:
+        start, lab = time.monotonic(), Lab(Path(root) / "lab")
         kept = f": {lab.root}" if folder else ""  # else it goes when the demonstration ends
         try:
             lab.start()
@@ -48,12 +48,7 @@ def demonstrate(folder: Path | None, rounds: int) -> int:
 
 
 class Lab:
-    """A deployment on this machine.
-
-    Args:
-        root: a new folder for its files.
-        names: the nodes.
-    """
+    """A deployment on this machine, whose files are in a new folder ``root``."""
 
     def __init__(self, root: Path, names: Sequence[str] = NAMES) -> None:
         self.root = root
@@ -149,32 +144,23 @@ class Lab:
 
     def stop(self) -> None:
         """Stop the nodes, then the SuperLink, with all that they started."""
-        names = [name for name in self._running if name != "superlink"]
-        for group in (names, ["superlink"]):
-            for name in group:
-                self.end(name, signal.SIGTERM)
-            for name in group:
-                self._reap(name)
+        self.end(*(name for name in self._running if name != "superlink"))
+        self.end("superlink")
 
-    def end(self, name: str, number: int) -> None:
-        """Send a program a signal, if it runs."""
-        if name in self._running and self._running[name].poll() is None:
-            self._running[name].send_signal(number)
+    def end(self, *names: str) -> None:
+        """End programs together, with all that they started."""
+        ended = [self._running.pop(name) for name in names if name in self._running]
+        for process in ended:
+            process.terminate()
+        for process in ended:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            end_session(process)
 
     def kill(self, name: str) -> None:
         """Kill a program and all that it started."""
         process = self._running.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _reap(self, name: str) -> None:
-        process = self._running.pop(name, None)
-        if process is None:
-            return
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # whatever of its session is left
         process.wait()
 
 
@@ -185,13 +171,3 @@ def free_ports(count: int) -> list[int]:
     for made in sockets:
         made.close()
     return ports
-
-
-@contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="fedlight-") as made:
-        yield Path(made)

@@ -1,13 +1,24 @@
-"""The files of a deployment: the app that the server runs, and a `node.yaml` for each client."""
+"""The files of a deployment: the app that the server runs, a `node.yaml` for each client, and on one machine certificates and keys."""
 
 from __future__ import annotations
 
+import datetime
+import inspect
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlight.core.errors import ConfigurationError
-from fedlight.deploy.keys import make_identity
-from fedlight.flower.lab import make_authority, make_node_key
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from fedlight.core.errors import require
+from fedlight.core.files import write_private
+from fedlight.deploy.keys import make_key
+
+DAYS = 365
 
 APP = """\
 # The app that `flwr run` sends to the SuperLink. All of it is in fedlight, so that this folder holds no code.
@@ -125,19 +136,67 @@ def write_lab(folder: Path, nodes: Sequence[str], superlink: str = "127.0.0.1:80
     Raises:
         ConfigurationError: if the folder is there already.
     """
-    if folder.exists():
-        raise ConfigurationError(f"Expected a new folder but {folder} is there already: choose another name")
+    require(not folder.exists(), f"Expected a new folder but {folder} is there already: choose another name")
     root = folder.absolute()
     (root / "keys").mkdir(parents=True, mode=0o700)
     (root / "directory").mkdir()
     make_authority(root)
     write_app(root / "app", nodes, str(root / "logs"), root / "directory")
     for client, name in enumerate(nodes):
-        make_identity(root / "keys" / name)
+        make_key(root / "keys" / name)
         (root / "directory" / f"{name}.pub").write_bytes((root / "keys" / f"{name}.pub").read_bytes())
-        make_node_key(root / "keys" / f"{name}.node")
+        make_key(root / "keys" / f"{name}.node", "flower.key")
         port = ports[client] if ports else 9094 + client
         text = NODE.format(name=name, client=client, count=len(nodes), directory="directory", superlink=superlink, port=port)
         (root / f"{name}.yaml").write_text(text)
     (root / "flower").mkdir()
     (root / "flower" / "config.toml").write_text(CONNECTION.format(superlink=superlink, root=root))
+
+
+def make_authority(folder: Path) -> None:
+    """Write `ca.crt`, and `superlink.crt` and `superlink.key` that it signed for 127.0.0.1 and localhost.
+
+    The authority's own key is not kept.
+    """
+    key, name = ec.generate_private_key(ec.SECP384R1()), _name("fedlight lab")
+    authority = _certificate(name, key, name, key, authority=True)
+    own = ec.generate_private_key(ec.SECP384R1())
+    hosts = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    certificate = _certificate(_name("superlink"), own, name, key, authority=False, hosts=hosts)
+    (folder / "ca.crt").write_bytes(authority.public_bytes(Encoding.PEM))
+    (folder / "superlink.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    write_private(folder / "superlink.key", own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _certificate(
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    signer: ec.EllipticCurvePrivateKey,
+    authority: bool,
+    hosts: Sequence[x509.GeneralName] = (),
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.BasicConstraints(authority, 0 if authority else None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if authority:
+        nothing = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
+        usage = x509.KeyUsage(**{**nothing, "key_cert_sign": True, "crl_sign": True})
+        builder = builder.add_extension(usage, critical=True)
+    if hosts:
+        builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+    return builder.sign(signer, hashes.SHA256())

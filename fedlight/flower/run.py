@@ -19,11 +19,7 @@ STARTED = re.compile(r"Successfully started run (\d+)")
 
 
 def run_app(arguments: Sequence[str]) -> int:
-    """Run `flwr run` with these arguments and return the exit status: with `--stream` 0 only if the run ended as it should.
-
-    Raises:
-        ConfigurationError: if it did not.
-    """
+    """Run `flwr run` with these arguments and return the exit status; raises ``ConfigurationError`` with `--stream` if the run failed."""
     command = [program("flwr"), "run", *arguments]
     if "--stream" not in arguments:
         os.execv(command[0], command)

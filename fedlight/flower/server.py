@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedlight.cli import open_cli
 from fedlight.console.errors import mendable
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.federated_cli import FederatedCLI
 from fedlight.flower.clients import FlowerClients
 
@@ -46,7 +46,8 @@ def main(grid: Grid, context: Context) -> None:
     _GRID.set(grid)
     sys.argv[1:] = []  # Flower's own, which Lightning's command line would warn of
     try:
-        open_cli(DeployedCLI, arguments(context.run_config, app_folders()))
+        # Flower puts the app's folder on the import path.
+        open_cli(DeployedCLI, arguments(context.run_config, [Path(entry) for entry in sys.path if entry]))
     except Exception as error:
         sentence = mendable(error)
         if sentence is None:
@@ -55,19 +56,11 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigurationError(sentence) from None
 
 
-def app_folders() -> list[Path]:
-    """Return where the app's files may be: Flower puts its folder on the import path."""
-    return [Path(entry) for entry in sys.path if entry]
-
-
 def arguments(config: Mapping[str, Any], folders: list[Path]) -> list[str]:
     """Return the command line of a run's configuration.
 
     ``config`` names the YAML in the app's folder; ``out`` is the folder of the results; ``resume`` goes on from the last checkpoint there;
     ``options`` are further options of `fedlight fit`.
-
-    Raises:
-        ConfigurationError: if there is no such YAML, or nothing to resume.
     """
     name = str(config["config"])
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -83,6 +76,5 @@ def arguments(config: Mapping[str, Any], folders: list[Path]) -> list[str]:
 def last_checkpoint(out: Path) -> Path:
     """Return the newest `last.ckpt` below a folder; raises ``ConfigurationError`` if there is none."""
     found = sorted(out.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigurationError(f"Expected a checkpoint to resume from but there is no last.ckpt below {out}: set `resume` to false")
+    require(found, f"Expected a checkpoint to resume from but there is no last.ckpt below {out}: set `resume` to false")
     return found[-1]

@@ -26,11 +26,7 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def run_superlink(arguments: Sequence[str]) -> int:
-    """Run a SuperLink with these options until it is stopped, and return the exit status.
-
-    Raises:
-        ConfigurationError: if the SuperLink or its SuperExec ended by itself.
-    """
+    """Run a SuperLink with these options until it is stopped, and return the exit status; one that ends by itself is an error."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8000)

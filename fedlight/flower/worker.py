@@ -153,13 +153,7 @@ class Supervisor:
 
 
 class Worker:
-    """Asks the SuperNode for messages and answers each in a process of its own, forked from this one.
-
-    Args:
-        path: the node's `node.yaml`.
-        link: its section `flower`.
-        secret: what SuperNode and worker prove themselves with.
-    """
+    """Asks the SuperNode, by a common secret, for messages and answers each in a process of its own, forked from this one."""
 
     def __init__(self, path: Path, link: Link, secret: bytes) -> None:
         self.path = path

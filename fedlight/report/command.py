@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedlight.console.parser import OneSentence
 from fedlight.report.page import page
-from fedlight.report.read import find_runs, one_experiment, read_runs
+from fedlight.report.read import find_runs, names, one_experiment, read_run
 from fedlight.subcommands import SUBCOMMANDS
 
 
@@ -19,7 +19,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--title", help="heading of the page")
     given = parser.parse_args(args)
     folders = find_runs(given.runs)
-    runs, experiment = read_runs(folders), one_experiment(folders)
+    runs, experiment = list(map(read_run, folders, names(folders))), one_experiment(folders)
     several = f"{len(runs)} runs" + (f" of {experiment}" if experiment else "")
     title = given.title or (runs[0].name if len(runs) == 1 else several)
     output = Path(given.output).expanduser()

@@ -61,11 +61,6 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Return the runs in these folders, each named by the part of its path that tells it from the others."""
-    return [read_run(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
-
-
 def names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of paths that all differ: kind and number of a run, before them its experiment unless all have the same.
 

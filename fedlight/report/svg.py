@@ -72,7 +72,7 @@ def line_chart(
     def place_y(y: float) -> float:
         return HEIGHT - _BOTTOM - (y - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_open(f"{y_label} against {x_label}")]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y_label} against {x_label}")}">']
     for value in ticks(low, high):
         y = place_y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -122,10 +122,6 @@ def shortened(text: str, length: int) -> str:
     """
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-(length - 1 - half) :]}"
-
-
-def _open(label: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
 
 
 def _axes(x_label: str, y_label: str) -> str:

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from fedlight.audit.canaries import audited_mechanism, epsilon_lower_bound, p_value, right_guesses, toss_canaries
-from fedlight.audit.controls import Controls
-from fedlight.audit.membership import auc, cosine_scores, likelihood_scores, tpr_at
-from fedlight.audit.metrics import CEILING, identification_rate, match, matched, psnr, ssim
-from fedlight.audit.parties import canary_bounds
+from fedlight.audit.metrics import CEILING, Controls, identification_rate, match, matched, psnr, ssim
+from fedlight.audit.parties import auc, canary_bounds, cosine_scores, likelihood_scores, tpr_at
 from fedlight.audit.plan import Canaries
 from fedlight.audit.rows import Row, canary_verdict, inversion_verdict, label_verdict, membership_verdict, show_rows, write_rows
 from fedlight.audit.session import Result, fill

@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from throughput import BATCH, CIFAR_FILE, CLIENTS, COHORT, LR
 
 from fedlight.cli import open_cli
-from fedlight.console.prepare import prepare
+from fedlight.console.values import prepare
 from fedlight.core.process import cores_of_a_process
 from fedlight.federated_cli import FederatedCLI
 from fedlight.modules.engines import choose_engine, choose_threads

@@ -22,8 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from fedlight.deploy.keys import make_key
 from fedlight.flower.demo import Lab
-from fedlight.flower.lab import make_authority, make_node_key
+from fedlight.flower.files import make_authority
 from tests.flower.deployed import VARIANTS, configure, simulated, weights
 
 NAMES = ["north", "south", "west"]
@@ -146,8 +147,7 @@ def straggler(root: Path) -> str:
 def garbage(root: Path) -> str:
     made = lab(root)
     try:
-        made.end("west", signal.SIGTERM)
-        made._reap("west")
+        made.end("west")
         time.sleep(1)
         made.launch("west", [sys.executable, "-c", GARBAGE, str(made.root / "west.yaml")])
         made.begin(4)
@@ -171,7 +171,7 @@ def wrong_authority(root: Path) -> str:
 def unknown_key(root: Path) -> str:
     made = lab(root)
     try:
-        make_node_key(made.root / "keys" / "stranger.node")
+        make_key(made.root / "keys" / "stranger.node", "flower.key")
         text = (made.root / "west.yaml").read_text().replace("keys/west.node", "keys/stranger.node").replace("state/west", "state/other")
         return _alone(made, text)
     finally:
@@ -180,8 +180,7 @@ def unknown_key(root: Path) -> str:
 
 def _alone(made: Watched, text: str) -> str:
     """Run a node with another node.yaml, in place of west, and return what it says."""
-    made.end("west", signal.SIGTERM)
-    made._reap("west")
+    made.end("west")
     path = made.root / "odd.yaml"
     path.write_text(text)
     start = time.monotonic()
@@ -234,8 +233,7 @@ def superlink_killed(root: Path) -> str:
 def full_disk(root: Path) -> str:
     made = lab(root)
     try:
-        made.end("west", signal.SIGTERM)
-        made._reap("west")
+        made.end("west")
         limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)); from fedlight.flower.commands import main; "
         made.launch("west", [sys.executable, "-c", f"{limit}sys.exit(main(['node', {str(made.root / 'west.yaml')!r}]))"])
         made.begin(4)

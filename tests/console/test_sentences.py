@@ -8,8 +8,7 @@ from argparse import ArgumentError
 import pytest
 
 from fedlight.console.completion import command
-from fedlight.console.errors import mendable, one_sentence
-from fedlight.console.sentences import one_sentence_of
+from fedlight.console.errors import mendable, one_sentence, one_sentence_of
 from fedlight.core.errors import ConfigurationError
 
 TREE = """Parser key "model.codec":

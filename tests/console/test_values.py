@@ -100,7 +100,7 @@ def test_what_is_right_passes(args: list[str], monkeypatch: pytest.MonkeyPatch, 
 
 def test_lightning_is_not_imported_for_it() -> None:
     code = (
-        "import sys\nfrom fedlight.console.prepare import prepare\n"
+        "import sys\nfrom fedlight.console.values import prepare\n"
         "try: prepare('fit --config digits --model.codec.ratio -1'.split())\n"
         "except ValueError as error: print(error, {'lightning', 'torchvision', 'torchmetrics', 'jsonargparse'} & {*sys.modules})"
     )

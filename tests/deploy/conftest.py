@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlight.deploy.keys import make_identity
+from fedlight.deploy.keys import make_key
 from tests.deploy.deployment import NODES
 
 
@@ -15,5 +15,5 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pair of identity keys for every node."""
     folder = tmp_path_factory.mktemp("keys")
     for name in NODES:
-        make_identity(folder / name)
+        make_key(folder / name)
     return folder
