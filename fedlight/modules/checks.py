@@ -24,13 +24,13 @@ from fedlight.codecs.identity import IdentityCodec
 from fedlight.codecs.stacked import StackedCodec
 from fedlight.core.codec import Codec, Context
 from fedlight.core.codec_needs import require_additive, require_fixed_width, require_room
-from fedlight.core.errors import ConfigurationError
+from fedlight.core.errors import ConfigurationError, require
 from fedlight.core.export import load_codec
 from fedlight.core.kinds import refuse_other_lightning
 from fedlight.core.layout import float_buffers
 from fedlight.core.progress import progress
 from fedlight.core.random import untouched_generators
-from fedlight.data import ClientSampler, Everyone, Poisson
+from fedlight.data import ClientSampler, Everyone, Poisson, Uniform
 from fedlight.modules.state import local_settings
 from fedlight.privacy import AccountingSetting, DistributedDP, PrivacyMechanism
 from fedlight.privacy.ledger import JOURNAL
@@ -141,6 +141,18 @@ def upload_codec(codec: Codec, algorithm: Algorithm) -> Codec:
 def uploads_more(algorithm: Algorithm) -> bool:
     """Whether clients upload more than the update."""
     return algorithm.vectors > 1 or algorithm.scalars > 0
+
+
+def check_cohorts(module: FederatedRun) -> None:
+    """Raise ``ConfigurationError`` if no cohort that the sampler can draw has as many clients as a sum needs."""
+    sampler, population = module.data.sampler, module.data.num_population
+    largest = sampler.cohort_size if isinstance(sampler, Uniform) else population
+    drawn = f"`data.sampler` ({type(sampler).__name__}) draws at most {largest} of {population}: sample more, or lower it"
+    least = module.min_clients if module.privacy is None else module.privacy.least_clients(module.min_clients)
+    require(least <= largest, f"Expected `min_clients` that cohorts can reach but got {least} and {drawn}")
+    threshold = getattr(module.aggregator, "threshold", 0)
+    name = type(module.aggregator).__name__
+    require(threshold <= largest, f"Expected a `threshold` of {name} that cohorts can reach but got {threshold} and {drawn}")
 
 
 def aggregation_setting(module: FederatedRun, processes: int) -> AggregationSetting:

@@ -213,6 +213,7 @@ class FederatedModule(Forwarding):
                 "`trainer.devices` to 1, or leave `clients` out, whose simulated clients processes share"
             )
         self.aggregator.check(checks.aggregation_setting(self, self.trainer.world_size))
+        checks.check_cohorts(self)
         self.downlink.check(self.codec, self.algorithm, self.server_optimizer(trainable(self.network)))
         warn_of_unseen_models(self)
         if self.trainer.limit_train_batches != 0:

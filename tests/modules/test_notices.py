@@ -26,10 +26,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 import fedlight
+from fedlight.aggregation import SecureAggregator
 from fedlight.callbacks.base import tell
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
-from fedlight.data import IID, Explicit, LightningData, build_arrays
+from fedlight.data import IID, Explicit, LightningData, Poisson, Uniform, build_arrays
 from fedlight.modules import FederatedModule
 from tests.federation import Blobs, History, federated, federated_data, learned, mlp, trainer
 
@@ -106,6 +107,25 @@ def test_a_fast_dev_run_says_what_it_does_and_pretrains_briefly(rounds, recwarn)
 def test_flags_of_epochs_are_refused_before_anything_is_trained(flags, message):
     with pytest.raises(ConfigurationError, match=message):
         trainer(2, **flags).fit(federated(), datamodule=federated_data())
+
+
+@pytest.mark.parametrize(
+    ("parts", "sampler", "message"),
+    [
+        (
+            {"min_clients": 6},
+            Uniform(4),
+            r"`min_clients` that .* got 6 and `data.sampler` \(Uniform\) draws at most 4 of 8",
+        ),
+        ({"min_clients": 9}, Poisson(0.5), "got 9 and .*Poisson.* at most 8 of 8"),
+        ({"aggregator": SecureAggregator(cohort=8, threshold=6)}, Uniform(4), "`threshold` of SecureAggregator that cohorts can reach but"),
+    ],
+)
+def test_cohorts_that_can_never_be_large_enough_are_refused_before_pretraining(parts, sampler, message, monkeypatch):
+    module = federated(codec=learned(), **parts)
+    monkeypatch.setattr(module, "pretrain", lambda *_: pytest.fail("it was pretrained"))
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(1).fit(module, datamodule=federated_data(sampler=sampler))
 
 
 class Enough(Callback):
