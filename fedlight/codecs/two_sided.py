@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from fedlight.codecs.factors import Factors, code_columns
-from fedlight.codecs.kept import KeptProjection
-from fedlight.codecs.matrices import Matrices, project, turn_back
+from fedlight.codecs.matrices import KeptProjection, Matrices, project, turn_back
 from fedlight.codecs.moments import TwoSidedMoments, measure
 from fedlight.codecs.selection import Selection, select, split_grids
 from fedlight.core.bank import UpdateBank
@@ -66,7 +65,7 @@ class TwoSidedEncoder(_TwoSidedHalf, Encoder):
 
     def __init__(self, layout: Layout, selection: Selection, factor_bits: float, coded: int = 0) -> None:
         super().__init__(layout, selection, factor_bits, coded)
-        self.projection = KeptProjection(self.matrices, selection)
+        self.projection = KeptProjection(self.matrices, split_grids(selection.bits > 0, selection.grids), selection.order)
 
     def encode(self, update: Tensor, context: Context, private: Private) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]``."""
