@@ -26,6 +26,9 @@ DONE_FILE = "done.json"
 OUTPUT_FILE = "output.txt"
 SUMMARY_FILE = "summary.json"
 
+NEEDED = ("test_accuracy", "total_bytes")
+"""What a summary must have to be compared; those of early versions have no total, and their runs are done again."""
+
 Fit = Callable[[list[str]], str | None]
 """Runs `fedlight` with these arguments and returns the run's folder."""
 
@@ -70,9 +73,10 @@ def finished(job: Job) -> Outcome | None:
         done = json.loads((job.folder / DONE_FILE).read_text())
         folder = job.folder / done["folder"]
         summary = json.loads((folder / SUMMARY_FILE).read_text())
-    except (OSError, ValueError, KeyError):
+        whole = done["digest"] == job.digest and all(key in summary for key in NEEDED)
+    except (OSError, ValueError, KeyError, TypeError):  # as of a file that is cut off, or of something else
         return None
-    return Outcome(job.run, folder, summary, again=True) if done["digest"] == job.digest and "test_accuracy" in summary else None
+    return Outcome(job.run, folder, summary, again=True) if whole else None
 
 
 def execute(
@@ -139,9 +143,14 @@ def _work(fit: Fit, job: Job) -> Outcome:
     start = time.monotonic()
     with _output_to(job.folder / OUTPUT_FILE):
         try:
-            left = fit(["fit", "--config", job.config])
-            if left is None or "test_accuracy" not in (summary := json.loads((Path(left) / SUMMARY_FILE).read_text())):
-                raise RoundFailedError(f"The run ended without a test accuracy: see {job.folder / OUTPUT_FILE}")
+            left = fit(["fit", "--config", job.config]) or ""
+            summary = json.loads((Path(left) / SUMMARY_FILE).read_text()) if left else {}
+            if "test_accuracy" not in summary:
+                found = ", ".join(key for key in summary if key.startswith("test_")) or "no test metric"
+                raise RoundFailedError(
+                    f"Expected `test_accuracy` at the end of the run but it has {found}: log the metric to compare under this name in your "
+                    f"module's `test_step`; what the run printed is in {job.folder / OUTPUT_FILE}"
+                )
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -23,7 +23,9 @@ def pretend(args: list[str]) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     folder = Path(task["folder"]) / "version_0"
     folder.mkdir(exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps({"pid": os.getpid()} | ({} if task["do"] == "stop" else {"test_accuracy": 0.5})))
+    (folder / "summary.json").write_text(
+        json.dumps({"pid": os.getpid(), "test_f1": 0.4, "total_bytes": 9} | ({} if task["do"] == "stop" else {"test_accuracy": 0.5}))
+    )
     return str(folder)
 
 
@@ -58,12 +60,15 @@ def mark_as_done(job: Job, digest: str = "a", **summary) -> None:
 def test_what_is_done_with_the_same_configuration_is_not_run_again(tmp_path):
     one = job(tmp_path, 0)
     assert finished(one) is None
-    mark_as_done(one, test_accuracy=0.7)
+    mark_as_done(one, test_accuracy=0.7, total_bytes=9)
     (outcome,) = run([one], forbidden)
-    assert outcome.ok and outcome.again and outcome.summary == {"test_accuracy": 0.7} and outcome.folder == one.folder / "version_3"
+    assert outcome.ok and outcome.again and outcome.summary["test_accuracy"] == 0.7 and outcome.folder == one.folder / "version_3"
 
 
-@pytest.mark.parametrize(("digest", "summary"), [("b", {"test_accuracy": 0.7}), ("a", {"val_accuracy": 0.7})])
+@pytest.mark.parametrize(
+    ("digest", "summary"),
+    [("b", {"test_accuracy": 0.7, "total_bytes": 9}), ("a", {"val_accuracy": 0.7, "total_bytes": 9}), ("a", {"test_accuracy": 0.7})],
+)
 def test_another_configuration_or_half_a_summary_does_not_count(digest, summary, tmp_path):
     one = job(tmp_path, 0)
     mark_as_done(one, digest, **summary)
@@ -72,15 +77,16 @@ def test_another_configuration_or_half_a_summary_does_not_count(digest, summary,
 
 def test_half_a_file_does_not_count(tmp_path):
     one = job(tmp_path, 0)
-    mark_as_done(one, test_accuracy=0.7)
-    (one.folder / DONE_FILE).write_text('{"digest": "a", "fol')
-    assert finished(one) is None
+    mark_as_done(one, test_accuracy=0.7, total_bytes=9)
+    for text in ('{"digest": "a", "fol', "[1, 2]", "3", '{"digest": "a", "folder": 3}'):
+        (one.folder / DONE_FILE).write_text(text)
+        assert finished(one) is None
 
 
 def test_jobs_that_follow_are_run(tmp_path):
     jobs = [job(tmp_path, seed) for seed in range(3)]
     for one in jobs:
-        mark_as_done(one, test_accuracy=0.1)
+        mark_as_done(one, test_accuracy=0.1, total_bytes=9)
     outcomes = run(jobs[:1], forbidden, then=lambda outcome: jobs[outcome.run.seed + 1 : outcome.run.seed + 2])
     assert [outcome.run.seed for outcome in outcomes] == [0, 1, 2]
 
@@ -92,7 +98,9 @@ def test_failures_are_outcomes_and_the_rest_goes_on(tmp_path):
     assert [outcome.ok for outcome in outcomes] == [True, False, False, False, False, True]
     assert outcomes[1].error == "ValueError: learning rate too high"
     assert (
-        "SystemExit" in outcomes[2].error and "died without an error message" in outcomes[3].error and "test accuracy" in outcomes[4].error
+        "SystemExit" in outcomes[2].error
+        and "died without an error message" in outcomes[3].error
+        and "but it has test_f1: log" in outcomes[4].error
     )
     assert "too high" in (tmp_path / "1" / OUTPUT_FILE).read_text()
     assert f"hello from {tmp_path / '0'}" in (tmp_path / "0" / OUTPUT_FILE).read_text()
