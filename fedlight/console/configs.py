@@ -36,7 +36,7 @@ def find(name: str, option: str = "config") -> Path:
     if path.parent in (Path("."), Path("configs")) and plain in known:
         return known[plain]
     raise ConfigurationError(
-        f"Expected `{option}` to be a YAML file or the name of a shipped configuration but got {name}"
+        f"Expected `{option}` to be a YAML file or the name of a shipped configuration but there is no file {name}"
         f"{did_you_mean(plain, known)} (`fedlight configs` lists them)"
     )
 

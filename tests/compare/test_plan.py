@@ -166,7 +166,7 @@ def test_the_base_is_looked_for_beside_the_file_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "`base` to be a YAML file or the name of a shipped configuration but got base.yaml"),
+        (None, "`base` to be a YAML file or the name of a shipped configuration but there is no file base.yaml"),
         ("- 1", "a mapping of options in .*base.yaml but got list"),
         ("a: [", "YAML but .*base.yaml is none: line"),
     ],
