@@ -33,9 +33,9 @@ def test_a_file_in_the_current_folder_comes_first():
 
 
 def test_an_unknown_name_is_told_the_nearest_one():
-    with pytest.raises(ConfigurationError, match="got digitz; did you mean digits"):
+    with pytest.raises(ConfigurationError, match="no file digitz; did you mean digits"):
         find("digitz")
-    with pytest.raises(ConfigurationError, match=r"got other/digits\.yaml"):
+    with pytest.raises(ConfigurationError, match=r"no file other/digits\.yaml"):
         find("other/digits.yaml")
 
 
