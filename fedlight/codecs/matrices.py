@@ -90,6 +90,10 @@ class Matrices:
             views.append(torch.cat([weight, bias[0].unsqueeze(-1)], dim=-1) if bias else weight)
         return views
 
+    def tensors(self, update: Tensor) -> list[Tensor]:
+        """Return one tensor ``[..., n1, n2, ..]`` per matrix, with all of its sides, from updates ``[..., dim]``."""
+        return [view.reshape(*view.shape[:-2], *item.shape) for view, item in zip(self.view(update), self.items, strict=True)]
+
     def join(self, views: list[Tensor]) -> Tensor:
         """Return the updates ``[..., dim]``: the inverse of ``view``."""
         flat: list[Tensor] = []
@@ -112,7 +116,10 @@ def _parts(shape: tuple[int, ...], columns: int, channels: int) -> tuple[int, ..
 
 
 def turn(tensor: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """Return the coefficients ``[..., r1, r2, ..]`` of a tensor ``[..., n1, n2, ..]`` in bases ``[n, r]``, one per side (Tucker 1966)."""
+    """Return the coefficients ``[..., r1, r2, ..]`` of a tensor ``[..., n1, n2, ..]`` in bases ``[n, r]``, one per side (Tucker 1966).
+
+    Without bases they are the tensor.
+    """
     if len(bases) == 2:
         return product(bases[0].T, tensor, bases[1])
     for side in reversed(range(len(bases))):
@@ -147,11 +154,8 @@ def product(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
 
 def project(matrices: Matrices, update: Tensor, bases: list[tuple[Tensor, ...]]) -> Tensor:
     """Return the coefficients ``[..., sum of r1 * r2 ..]`` of updates ``[..., dim]`` in all matrices; vectors are returned unchanged."""
-    parts = []
-    for view, item, each in zip(matrices.view(update), matrices.items, bases, strict=True):
-        tensor = view.reshape(*view.shape[:-2], *item.shape)
-        parts.append((turn(tensor, each) if each else tensor).flatten(-len(item.shape)))
-    return torch.cat(parts, dim=-1)
+    parts = zip(matrices.tensors(update), matrices.items, bases, strict=True)
+    return torch.cat([turn(tensor, each).flatten(-len(item.shape)) for tensor, item, each in parts], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -213,10 +217,9 @@ class KeptProjection(nn.Module):
     def forward(self, update: Tensor, bases: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """Return the coefficients ``[..., code_dim]`` of updates ``[..., dim]`` in bases ``[n, r]`` of every matrix."""
         parts, columns = [], self.columns
-        for view, item, rows, each in zip(self.matrices.view(update), self.matrices.items, self.rows, bases, strict=True):
-            tensor = view.reshape(*view.shape[:-2], *item.shape)
+        for tensor, item, rows, each in zip(self.matrices.tensors(update), self.matrices.items, self.rows, bases, strict=True):
             if rows is None:
-                parts.append((turn(tensor, each) if each else tensor).flatten(-len(item.shape)))
+                parts.append(turn(tensor, each).flatten(-len(item.shape)))
             else:
                 parts.append(rows.turn(tensor, each, columns[: rows.starts[-1]]))
                 columns = columns[rows.starts[-1] :]

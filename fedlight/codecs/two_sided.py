@@ -55,7 +55,7 @@ class _TwoSidedHalf(CodecPart):
         """Return the matrices ``[..., rows, columns]`` of codes ``[..., code_dim]``."""
         views = []
         for item, grid, bases in zip(self.matrices.items, self.middle(code), self.bases(), strict=True):
-            view = turn_back(grid, bases) if bases else grid
+            view = turn_back(grid, bases)
             views.append(view.flatten(-2) if item.parts else view)
         return views
 

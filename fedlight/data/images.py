@@ -71,7 +71,8 @@ class Resized(DataSource):
     """
 
     def __init__(self, source: DataSource, size: int, channels: int = 1) -> None:
-        require(size >= 1 and channels in (1, 3), f"size and channels: expected size >= 1 and channels 1 or 3, got {size} and {channels}.")
+        require_counts(size=size)
+        require(channels in (1, 3), f"channels: expected 1 or 3, got {channels}.")
         self.source = source
         self.size = size
         self.channels = channels

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedlight.core.errors import DataError, require, require_choice
+from fedlight.core.errors import DataError, require, require_choice, require_counts
 from fedlight.data.arrays import Arrays, build_arrays
 from fedlight.data.sources import DataSource
 
@@ -43,7 +43,7 @@ class SpeakerText(DataSource):
     def __init__(
         self, path: str, length: int = 80, stride: int = 4, test_fraction: float = 0.2, speakers: Literal["all", "even", "odd"] = "all"
     ) -> None:
-        require(length >= 1 and stride >= 1, f"length, stride: expected at least 1, got {length} and {stride}.")
+        require_counts(length=length, stride=stride)
         require(0 < test_fraction < 1, f"test_fraction: expected a share between 0 and 1, got {test_fraction}.")
         self.path = path
         self.length = length
