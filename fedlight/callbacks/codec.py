@@ -129,7 +129,8 @@ class CodecRefresh(FederatedCallback):
 
     Args:
         every_n_rounds: Rounds between refreshes.
-        proxy: How updates are recorded; a few rounds are enough.
+        proxy: How updates are recorded; 10 rounds if not given. More rounds, in several trajectories, make a better code, and take the
+            server the time of as many rounds.
         training: How a codec with trainable layers is trained on them.
         growth: If given, a due refresh takes place only where the error on the newly recorded updates has grown by this factor since the
             last fit; the others cost the recording alone.

@@ -43,12 +43,14 @@ def record_bank(
     first_round: int = 0,
     on_round: Callable[[int], None] | None = None,
     in_memory_mb: float = 1024.0,
+    trajectories: int = 1,
     history: Tensor | None = None,
 ) -> UpdateBank:
     """Return the uploads ``[rounds, clients, vectors * dim + scalars]`` of a federated run on proxy data from ``weights`` ``[dim]``.
 
     Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
-    weights by the mean update, so the bank spans a trajectory rather than one point. A bank of more than ``in_memory_mb`` MiB is
+    weights by the mean update, so the bank spans a trajectory rather than one point. Of several ``trajectories`` each has its share of
+    the rounds and begins at ``weights``, with clients of its own. A bank of more than ``in_memory_mb`` MiB is
     recorded to a temporary file (in the folder that ``TMPDIR`` names) that disappears with the bank.
 
     ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank, before the recorded ones.
@@ -61,25 +63,29 @@ def record_bank(
     x, y = proxy
     require(len(y), "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
     labels, simulated = y.cpu().numpy(), rounds
+    length = -(-rounds // trajectories)
     dim = len(weights)
     past = torch.empty(0, len(weights)) if history is None else history
 
-    def trajectory(weights: Tensor) -> Iterator[Tensor]:
+    def trajectory() -> Iterator[Tensor]:
         """Yield each round's updates ``[clients, dim]``, in memory that the next round reuses."""
         rng = numpy_generator(seed, first_round, "proxy clients")
         updates = torch.empty(clients, layout.dim)
         for step in range(simulated):
+            number = first_round + step % length
+            if number == first_round:
+                current = weights.clone()
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
                 with untouched_generators([weights.device] if weights.is_cuda else []):
-                    model.visit = Visit(first_round + step)
-                    model.load(weights, buffers)
+                    model.visit = Visit(number)
+                    model.load(current, buffers)
                     model.seed_noise(derive_seed(seed, first_round + step, client, "proxy noise"))
                     generator = torch_generator(seed, first_round + step, client, "proxy batches")
-                    updates[client] = algorithm.run(model, x[chosen], y[chosen], first_round + step, generator).upload
+                    updates[client] = algorithm.run(model, x[chosen], y[chosen], number, generator).upload
             mean = updates.mean(0)
             require(torch.isfinite(mean.sum()), f"Local training on proxy data diverged in round {step}: lower the client learning rate")
-            weights -= server_lr * algorithm.step(mean, 0.0, {}).to(weights.device)  # new clients: no share, no memory
+            current -= server_lr * algorithm.step(mean, 0.0, {}).to(current.device)  # new clients: no share, no memory
             for aggregate in past[step::simulated]:
                 yield aggregate + (updates - mean) * (aggregate[:dim].norm() / mean[:dim].norm().clamp(min=1e-30))
             yield updates
@@ -87,7 +93,7 @@ def record_bank(
                 on_round(step)
 
     layout = model.flat.layout.stacked(algorithm.vectors, algorithm.scalars)
-    recorded = trajectory(weights.clone())
+    recorded = trajectory()
     rounds += len(past)
     if 4 * rounds * clients * layout.dim <= in_memory_mb * 2**20:
         bank = torch.empty(rounds, clients, layout.dim)

@@ -1,19 +1,21 @@
 """Rate-distortion on real updates: the error of the decoded mean of a cohort at equal bytes, codec beside codec.
 
-    python tests/benchmarks/rate_distortion.py [--table clear | secure | encoders] [--clients 10] [--ratios 64 128 256 512 1024]
+    python tests/benchmarks/rate_distortion.py [--table clear] [--clients 10] [--ratios 64 128 256 512 1024]
 
 MNIST over 100 clients, 10 a round, LeNet-5 (configs/mnist.yaml), trained without a codec. At round 60 every codec is fitted to 20 rounds
 recorded on proxy data; then it carries the updates that clients really made in rounds 60 to 96. The error is the energy of what the decoded
 mean misses, relative to the mean's, averaged over these rounds. Prints a table and writes it to logs/benchmarks/rate_distortion.json.
 
-`secure`: sums of `--clients` masked codes, whose bytes are those of masked messages (with a header of 16 bytes, as in the clear); with more
-than 10, that many clients train beside the round's own in every fourth of the rounds. `encoders`: what codings of the factors weigh.
+Tables: `clear`, the sums of plain codes. `secure`: sums of `--clients` masked codes, whose bytes are those of masked messages (with a
+header of 16 bytes, as in the clear); with more than 10, that many clients train beside the round's own in every fourth of the rounds.
+`encoders`: what codings of the factors weigh. `recordings`: what more recorded rounds on proxy data bring, in one trajectory or in several.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -38,11 +40,14 @@ from fedlight.core.wire import HEADER, Message
 from fedlight.data import Affine, Dirichlet, FederatedDataModule, Torchvision, Uniform
 from fedlight.modules import LeNet5
 
-FITTED, ROUNDS, PROXY_ROUNDS = 60, 97, 20
+FITTED, ROUNDS = 60, 97
+
+RECORDINGS = ((10, 1), (20, 1), (40, 1), (80, 1), (40, 4), (80, 4), (160, 8))
+"""Recorded rounds on proxy data, and the trajectories that share them."""
 
 
-def record(clients: int = 10) -> tuple[UpdateBank, Tensor]:
-    """Return the proxy bank of round ``FITTED`` and the real updates ``[rounds, clients, dim]`` from then on."""
+def record(clients: int = 10, recordings: tuple[tuple[int, int], ...] = ((20, 1),)) -> tuple[list[UpdateBank], Tensor]:
+    """Return a proxy bank of round ``FITTED`` for each recording, and the real updates ``[rounds, clients, dim]`` from then on."""
 
     def objective(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(network(x), y)
@@ -61,7 +66,10 @@ def record(clients: int = 10) -> tuple[UpdateBank, Tensor]:
         if number == FITTED:
             samples, seed = len(data.y) // data.num_population, derive_seed(0, "proxy")
             trained = (weights.clone(), model.buffers.clone(), algorithm, data.proxy, data.num_classes)
-            bank = record_bank(proxies, *trained, PROXY_ROUNDS, 10, samples, 0.5, seed, first_round=number)
+            banks = [
+                record_bank(proxies, *trained, rounds, 10, samples, 0.5, seed, first_round=number, trajectories=trajectories)
+                for rounds, trajectories in recordings
+            ]
         updates, cohort = [], data.cohort(number).tolist()
         more = [client for client in range(data.num_population) if client not in cohort][: clients - len(cohort)]
         measured = number >= FITTED and (not more or number % 4 == 0)
@@ -71,7 +79,7 @@ def record(clients: int = 10) -> tuple[UpdateBank, Tensor]:
         if measured:
             made.append(torch.stack(updates))
         weights = weights - torch.stack(updates[: len(cohort)]).mean(0)
-    return bank, torch.stack(made)
+    return banks, torch.stack(made)
 
 
 def entropy_coded(ratio: float, bits: float = 6, share: float = 0.22, coding: Literal["fixed", "entropy"] = "fixed") -> Codec:
@@ -92,8 +100,13 @@ def codecs(table: str, ratio: float, clients: int) -> dict[str, Codec]:
     if table == "encoders":
         entropy = {f"{bits} bits, {share:.0%}": entropy_coded(ratio, bits, share, "entropy") for bits, share in ENCODERS}
         return {"6 bits, fixed": entropy_coded(ratio), **entropy}
+    if table == "recordings":
+        return {"entropy": entropy_coded(ratio, 2.5, SHARES.get(ratio, 0.22), "entropy")}
     return {"transform": TransformCodec(ratio), "entropy": entropy_coded(ratio)}
 
+
+SHARES = {128: 0.12, 256: 0.09, 512: 0.07, 1024: 0.05}
+"""Encoders of configs/compare_mnist_entropy.yaml, by ratio."""
 
 ENCODERS = ((2.5, 0.22), (2.5, 0.1), (2.5, 0.07))
 """Mean bits of entropy-coded factors, and the share of the model's bytes that they would have if all had these bits."""
@@ -153,19 +166,21 @@ def measure(codec: Codec, rounds: Tensor) -> dict[str, float]:
 def main() -> None:
     """Record, fit, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=["clear", "secure", "encoders"], default="clear")
+    parser.add_argument("--table", choices=["clear", "secure", "encoders", "recordings"], default="clear")
     parser.add_argument("--clients", type=int, default=10, help="clients of a secure sum (default: 10)")
     parser.add_argument("--ratios", type=float, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--out", type=Path, default=Path("logs/benchmarks/rate_distortion.json"))
     given = parser.parse_args()
-    bank, rounds = record(given.clients)
+    recordings = RECORDINGS if given.table == "recordings" else RECORDINGS[1:2]
+    banks, rounds = record(given.clients, recordings)
     rounds = rounds[::5] if given.table == "encoders" else rounds
     rows: list[dict[str, Any]] = []
     last = "overflows put right, lost" if given.table == "secure" else "ideal"
     table = Table("codec", "asked", "ratio", "bytes", "coefficients", "encoder kB", "error", last)
-    for asked in given.ratios:
+    for asked, (bank, recording) in product(given.ratios, zip(banks, recordings, strict=True)):
         for name, codec in codecs(given.table, asked, given.clients).items():
             codec.fit(bank, lambda *_: {})
+            name += f", {recording[0]} rounds in {recording[1]}" if given.table == "recordings" else ""
             row: dict[str, Any] = {"codec": name, "asked": asked}
             row |= measure_masked(codec, rounds) if given.table == "secure" else measure(codec, rounds)
             rows.append(row)

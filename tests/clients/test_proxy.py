@@ -80,23 +80,29 @@ def test_recording_leaves_the_global_generator_and_the_global_weights_alone(mode
     assert torch.equal(start, weights) and torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("server_lr", [1.0, 0.5])
-def test_the_bank_follows_a_training_trajectory(server_lr: float, model: LocalModel, data: Data) -> None:
-    """Round by round from the weights that the mean updates so far lead to."""
+@pytest.mark.parametrize(("server_lr", "trajectories", "begins"), [(1.0, 1, [0] * 5), (0.5, 1, [0] * 5), (0.5, 2, [0, 0, 0, 3, 3])])
+def test_the_bank_follows_training_trajectories(
+    server_lr: float, trajectories: int, begins: list[int], model: LocalModel, data: Data
+) -> None:
+    """Round by round from the weights that the mean updates so far lead to; the next trajectory is again at the first of them."""
     visited: list[Tensor] = []
+    numbers: list[int] = []
 
     class Watched(FedSGD):
-        def run(self, model: LocalModel, *arguments: object):
+        def run(self, model: LocalModel, x: Tensor, y: Tensor, round: int, generator: torch.Generator):
             visited.append(model.start.clone())
-            return super().run(model, *arguments)
+            numbers.append(round)
+            return super().run(model, x, y, round, generator)
 
     start = model.start.clone()
-    bank = record(model, data, algorithm=Watched(), server_lr=server_lr)
+    bank = record(model, data, algorithm=Watched(), server_lr=server_lr, rounds=5, first_round=7, trajectories=trajectories)
     means = bank.updates.mean(1)
-    for round in range(3):
-        expected = start - server_lr * means[:round].sum(0)
+    for round, begin in enumerate(begins):
+        expected = start - server_lr * means[begin:round].sum(0)
         for client in range(2):
             torch.testing.assert_close(visited[2 * round + client], expected)
+            assert numbers[2 * round + client] == 7 + round - begin
+    assert not torch.equal(bank.updates[0], bank.updates[3])
 
 
 def test_recorded_updates_are_the_algorithms(model: LocalModel, data: Data) -> None:
