@@ -108,7 +108,7 @@ class CodecPretrainingModule(LightningModule):
     def validation_step(self, updates: Tensor, batch_idx: int) -> None:
         """Measure what training minimises on one held-out round ``[clients, dim]``: stopping on another error would undo it."""
         weights = updates.new_full((1, len(updates), 1), 1 / len(updates))
-        self.errors.append(float(cohort_loss(self.codec, updates[None], weights, self.norm)))
+        self.errors.append(float(cohort_loss(self.codec, updates[None], weights, self.norm).detach()))
 
     def on_validation_epoch_end(self) -> None:
         """Remember the best weights so far."""
