@@ -34,8 +34,8 @@ tensorboard --logdir logs
 
 A step is a round. A run is named after what differs: `digits/transform-35x/0`.
 
-- **Time series and scalars**: the tags below, by the question that they answer. Each has a description. What never changes in a run is in
-  its card instead.
+- **Time series and scalars**: the tags below, grouped by the question that they answer. Each has a description. Values that never change in
+  a run are in its card instead.
 - **Custom scalars**: accuracy and bytes beside each other.
 - **`by_kilobytes`**: a second run in each run's folder, whose step is kilobytes sent both ways. Select only these, and the curves of
   several runs line up at equal bytes.
@@ -44,11 +44,11 @@ A step is a round. A run is named after what differs: `digits/transform-35x/0`.
 - **HParams**: settings, and the five results that matter.
 
 `metrics.csv` in a run's folder has the same figures by the names in the second column, one row a logged round. Callbacks such as
-`EarlyStopping` monitor these names. A run from Python with Lightning's own logger writes to `lightning_logs/version_<number>`, with
-these names as tags; with [`RunBoard`](../tutorials/own_module.md#keep-the-run) it has the tags, text and images of this page.
+`EarlyStopping` monitor these names. A run from Python with Lightning's own logger writes to `lightning_logs/version_<number>`, with these
+names as tags; with [`RunBoard`](../tutorials/own_module.md#keep-the-run) you get the tags, text and images of this page.
 
-**What a simulation sees** and a real server would not begins with `sim/`. It never feeds back into training. Secure aggregation leaves it
-out unless asked.
+Names that begin with `sim/` are **what a simulation sees** and a real server would not. They never feed back into training. Secure
+aggregation leaves them out unless asked.
 
 The demonstration, `fedlight fit --config digits --baseline true`, in custom scalars, in images, and one of its cards:
 
