@@ -113,7 +113,7 @@ class CodecPretraining(Callback):
         if not module.codec.fitted:
             proxy, training = self.proxy, self.training
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
-                proxy = replace(proxy, rounds=min(proxy.rounds, _FEWEST_ROUNDS))
+                proxy = replace(proxy, rounds=min(proxy.rounds, _FEWEST_ROUNDS), trajectories=1)
                 training = replace(training, steps=min(training.steps, _FEW_STEPS), check_every=min(training.check_every, _FEW_STEPS))
             with section(trainer, "pretraining"):
                 module.pretrain(proxy, training)
@@ -129,8 +129,8 @@ class CodecRefresh(FederatedCallback):
 
     Args:
         every_n_rounds: Rounds between refreshes.
-        proxy: How updates are recorded; 10 rounds if not given. More rounds, in several trajectories, make a better code, and take the
-            server the time of as many rounds.
+        proxy: How updates are recorded; 10 rounds if not given. More rounds in several trajectories make a better code, and cost the server
+            as many rounds of training.
         training: How a codec with trainable layers is trained on them.
         growth: If given, a due refresh takes place only where the error on the newly recorded updates has grown by this factor since the
             last fit; the others cost the recording alone.

@@ -48,10 +48,10 @@ def record_bank(
 ) -> UpdateBank:
     """Return the uploads ``[rounds, clients, vectors * dim + scalars]`` of a federated run on proxy data from ``weights`` ``[dim]``.
 
-    Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the
-    weights by the mean update, so the bank spans a trajectory rather than one point. Of several ``trajectories`` each has its share of
-    the rounds and begins at ``weights``, with clients of its own. A bank of more than ``in_memory_mb`` MiB is
-    recorded to a temporary file (in the folder that ``TMPDIR`` names) that disappears with the bank.
+    Every round draws new simulated clients from the proxy data, trains each from the current weights and moves the weights by the mean
+    update, so the bank spans a trajectory rather than one point. If there are several ``trajectories``, they share the rounds, and each
+    begins at ``weights`` and at ``first_round``. A bank of more than ``in_memory_mb`` MiB is recorded to a temporary file (in the folder
+    that ``TMPDIR`` names) that disappears with the bank.
 
     ``history`` ``[k, dim]``, the last first, are aggregates of real rounds that become rounds of the bank, before the recorded ones.
     The server does not know how the real clients differed, so their clients differ like those of a recorded round, at the scale of
@@ -63,7 +63,6 @@ def record_bank(
     x, y = proxy
     require(len(y), "Expected proxy data to pretrain the codec on but it is empty: raise `data.proxy_samples` or set `data.proxy_source`")
     labels, simulated = y.cpu().numpy(), rounds
-    length = -(-rounds // trajectories)
     dim = len(weights)
     past = torch.empty(0, len(weights)) if history is None else history
 
@@ -72,9 +71,8 @@ def record_bank(
         rng = numpy_generator(seed, first_round, "proxy clients")
         updates = torch.empty(clients, layout.dim)
         for step in range(simulated):
-            number = first_round + step % length
-            if number == first_round:
-                current = weights.clone()
+            if step * trajectories % simulated < trajectories:  # one more trajectory's share of the rounds begins
+                number, current = first_round, weights.clone()
             for client in range(clients):
                 chosen = torch.from_numpy(draw_client(labels, num_classes, samples, alpha, rng)).to(y.device)
                 with untouched_generators([weights.device] if weights.is_cuda else []):
@@ -89,6 +87,7 @@ def record_bank(
             for aggregate in past[step::simulated]:
                 yield aggregate + (updates - mean) * (aggregate[:dim].norm() / mean[:dim].norm().clamp(min=1e-30))
             yield updates
+            number += 1
             if on_round is not None:
                 on_round(step)
 

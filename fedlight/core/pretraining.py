@@ -19,8 +19,8 @@ class ProxyFederation:
         server_lr: learning rate of the recorded trajectory along the mean update.
         in_memory_mb: MiB of recorded updates (4 bytes per number) to hold in memory; more of them go to a temporary file. A
             two-sided codec is fitted to a file one round at a time; other codecs read all of it into memory.
-        trajectories: how many times recording begins at the current model; the rounds are shared out among them. Where the model soon
-            fits the proxy data, several short trajectories show more of what clients will send than one long one.
+        trajectories: how many times recording starts from the current model; they share the rounds. If the model soon fits the proxy
+            data, several short trajectories show more of what clients will send than a long one.
     """
 
     rounds: int = 40
@@ -33,6 +33,8 @@ class ProxyFederation:
 
     def __post_init__(self) -> None:
         require_least(self, rounds=6, clients=1, samples=1, in_memory_mb=0, trajectories=1)
+        told = f"Expected `trajectories` of at most `rounds`, {self.rounds}, but got {self.trajectories}"
+        require(self.trajectories <= self.rounds, told)
         require(self.alpha > 0, f"Expected `alpha` > 0 but got {self.alpha}")
 
 

@@ -46,7 +46,7 @@ RECORDINGS = ((10, 1), (20, 1), (40, 1), (80, 1), (40, 4), (80, 4), (160, 8))
 """Recorded rounds on proxy data, and the trajectories that share them."""
 
 
-def record(clients: int = 10, recordings: tuple[tuple[int, int], ...] = ((20, 1),)) -> tuple[list[UpdateBank], Tensor]:
+def record(clients: int = 10, recordings: tuple[tuple[int, int], ...] = RECORDINGS[1:2]) -> tuple[list[UpdateBank], Tensor]:
     """Return a proxy bank of round ``FITTED`` for each recording, and the real updates ``[rounds, clients, dim]`` from then on."""
 
     def objective(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:

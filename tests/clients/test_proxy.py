@@ -80,7 +80,9 @@ def test_recording_leaves_the_global_generator_and_the_global_weights_alone(mode
     assert torch.equal(start, weights) and torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("server_lr", "trajectories", "begins"), [(1.0, 1, [0] * 5), (0.5, 1, [0] * 5), (0.5, 2, [0, 0, 0, 3, 3])])
+@pytest.mark.parametrize(
+    ("server_lr", "trajectories", "begins"), [(1.0, 1, [0] * 5), (0.5, 1, [0] * 5), (0.5, 2, [0, 0, 0, 3, 3]), (0.5, 4, [0, 0, 2, 3, 4])]
+)
 def test_the_bank_follows_training_trajectories(
     server_lr: float, trajectories: int, begins: list[int], model: LocalModel, data: Data
 ) -> None:

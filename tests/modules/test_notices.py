@@ -27,9 +27,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1S
 
 import fedlight
 from fedlight.aggregation import SecureAggregator
+from fedlight.callbacks import CodecPretraining
 from fedlight.callbacks.base import tell
 from fedlight.clients import ClientOptimizer, FedAvg
 from fedlight.core.errors import ConfigurationError, RoundFailedError
+from fedlight.core.pretraining import ProxyFederation
 from fedlight.data import IID, Explicit, LightningData, Poisson, Uniform, build_arrays
 from fedlight.modules import FederatedModule
 from tests.federation import Blobs, History, federated, federated_data, learned, mlp, trainer
@@ -87,7 +89,8 @@ def test_callbacks_that_cannot_do_what_they_say_are_refused(callback, message):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_fast_dev_run_says_what_it_does_and_pretrains_briefly(rounds, recwarn):
-    recorded, runner = [], trainer(5, fast_dev_run=rounds)
+    many = CodecPretraining(ProxyFederation(rounds=10, clients=4, samples=10, trajectories=8))
+    recorded, runner = [], trainer(5, fast_dev_run=rounds, callbacks=[many])
     module = federated(codec=learned())
     fit = module.pretrain
     module.pretrain = lambda proxy, training: recorded.append((proxy.rounds, training.steps)) or fit(proxy, training)

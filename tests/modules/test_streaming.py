@@ -116,6 +116,14 @@ def test_a_run_that_records_to_a_file_ends_with_the_same_codec() -> None:
         assert states[0][half] and all(torch.equal(states[0][half][name], states[1][half][name]) for name in states[0][half])
 
 
-def test_a_negative_size_of_memory_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="`in_memory_mb` >= 0 but got -1"):
-        ProxyFederation(in_memory_mb=-1)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_memory_mb": -1}, "`in_memory_mb` >= 0 but got -1"),
+        ({"trajectories": 0}, "`trajectories` >= 1 but got 0"),
+        ({"rounds": 6, "trajectories": 7}, "`trajectories` of at most `rounds`, 6, but got 7"),
+    ],
+)
+def test_a_recording_out_of_range_is_refused(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ProxyFederation(**arguments)
